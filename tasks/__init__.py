@@ -1,0 +1,1 @@
+"""Penstock's steps as plain Python: rooms, and the wiring that joins them. Nothing here imports Airflow."""

@@ -1,0 +1,20 @@
+"""The only place that asks what time it is, so that tests can say so themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The current time, timezone-aware UTC."""
+    return datetime.now(UTC)
+
+
+def iso_utc(moment: datetime) -> str:
+    """ISO 8601 in UTC with a `Z`, millisecond precision; `moment` must be timezone-aware."""
+    if moment.tzinfo is None:
+        raise ValueError("iso_utc needs a timezone-aware datetime")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,194 @@
+"""What identifies rows of a table: entity ids, prediction ids and local days, computed for whole columns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.core.errors import DataError
+from tasks.core.spec import PipelineSpec
+
+_QUARTER_US = 900_000_000  # no zone has changed its offset inside a quarter of an hour since 1920
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UUID_ENDS = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
+
+
+def entity_ids(table: pa.Table, spec: PipelineSpec) -> list[str]:
+    """`ids.entity_id` of every row, in row order.
+
+    Raises:
+        DataError: A key column is missing or holds nulls.
+    """
+    joined = _entity_column(table, spec)
+    values: list[str] = joined.to_pylist()
+    return values
+
+
+def prediction_ids(table: pa.Table, spec: PipelineSpec) -> list[str]:
+    """`ids.prediction_id` of every row, in row order (I5).
+
+    Raises:
+        DataError: A key column or the event time is missing or holds nulls, or a time is before 1970.
+    """
+    entities = entity_ids(table, spec)
+    millis = event_micros(table, spec) // 1000
+    if not len(millis):
+        return []
+    if millis.min() < 0 or millis.max() >= 1 << 48:
+        bad = int(millis[(millis < 0) | (millis >= 1 << 48)][0])
+        raise DataError(
+            f"holds a time that no prediction id can carry ({bad} ms since 1970)",
+            which=f"column {spec.event_time}",
+            fix="check the unit and the values of the event time",
+        )
+    blake2b, name = hashlib.blake2b, spec.name
+    tails = b"".join(
+        [
+            blake2b(f"{name}\x1f{entity}\x1f{moment}".encode(), digest_size=10).digest()
+            for entity, moment in zip(entities, millis.tolist(), strict=True)
+        ]
+    )
+    return _uuid8_texts(millis, np.frombuffer(tails, np.uint8).reshape(-1, 10))
+
+
+def local_days(table: pa.Table, spec: PipelineSpec) -> pa.Array:
+    """The day of every row in `source.time_zone`, as date32, in row order.
+
+    Raises:
+        DataError: The event time is missing, is not a timestamp, or holds nulls.
+    """
+    micros = event_micros(table, spec)
+    local = micros + _per_quarter(micros, _utc_offset(ZoneInfo(spec.source.time_zone)))
+    return pa.array((local // 86_400_000_000).astype(np.int32)).cast(pa.date32())
+
+
+def naive_to_utc(column: pa.ChunkedArray, time_zone: str) -> pa.ChunkedArray:
+    """Wall-clock timestamps of `time_zone` as timestamp[us, tz=UTC]; nulls stay.
+
+    A time that the clock shows twice is the first of the two; one that it skips is read with the offset
+    from before the change.
+    """
+    micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    valid = pc.is_valid(micros).to_numpy(zero_copy_only=False)
+    values = pc.fill_null(micros, 0).to_numpy()
+    moved = values - _per_quarter(values, _wall_offset(ZoneInfo(time_zone)))
+    filled = pa.array(moved, pa.int64(), mask=~valid).cast(pa.timestamp("us", tz="UTC"))
+    return pa.chunked_array([filled])
+
+
+def utc_to_naive(column: pa.ChunkedArray, time_zone: str) -> pa.ChunkedArray:
+    """Moments as the wall-clock timestamps of `time_zone`, timestamp[us] without a zone; nulls stay.
+
+    Offsets come from Python's zoneinfo, which has the `tzdata` package where the machine ships no zones.
+    """
+    micros = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64())
+    valid = pc.is_valid(micros).to_numpy(zero_copy_only=False)
+    values = pc.fill_null(micros, 0).to_numpy()
+    moved = values + _per_quarter(values, _utc_offset(ZoneInfo(time_zone)))
+    return pa.chunked_array([pa.array(moved, pa.int64(), mask=~valid).cast(pa.timestamp("us"))])
+
+
+def event_micros(table: pa.Table, spec: PipelineSpec) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Event times, microseconds since 1970 UTC, shape (rows,).
+
+    Raises:
+        DataError: The column is missing, holds nulls, or is not a timestamp with a time zone.
+    """
+    column = _column(table, spec.event_time)
+    if not pa.types.is_timestamp(column.type) or column.type.tz is None:
+        raise DataError(
+            f"is {column.type}, not a timestamp with a time zone",
+            which=f"column {spec.event_time}",
+            fix="store the event time as timestamp[us, tz=UTC]",
+        )
+    micros = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64())
+    values: np.ndarray[Any, np.dtype[np.int64]] = micros.to_numpy()
+    return values
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise DataError(
+            "is missing",
+            which=f"column {name}",
+            fix=f"the table has: {', '.join(table.column_names)}",
+        )
+    column = table.column(name)
+    if column.null_count:
+        raise DataError(
+            f"is null in {column.null_count:,} of {len(column):,} rows",
+            which=f"column {name}",
+            fix="remove or repair those rows: without it a row has no identity",
+        )
+    return column
+
+
+def _entity_column(table: pa.Table, spec: PipelineSpec) -> pa.ChunkedArray:
+    parts = [_as_text(_column(table, name)) for name in spec.entity_key]
+    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "|")
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`str(value)` of every value, escaped as `ids.entity_id` does."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _as_text(column.cast(kind.value_type))
+    if pa.types.is_integer(kind):
+        return column.cast(pa.string())  # digits and a sign: nothing to escape
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        text = column.cast(pa.string())
+    else:  # Python's own text of a date, float or bool differs from Arrow's
+        text = pa.chunked_array([pa.array([str(value) for value in column.to_pylist()], pa.string())])
+    return pc.replace_substring(pc.replace_substring(text, "\\", "\\\\"), "|", "\\|")
+
+
+def _per_quarter(
+    micros: np.ndarray[Any, np.dtype[np.int64]], offset_us: Callable[[int], int]
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """`offset_us` of each value, asked once for every quarter of an hour that occurs."""
+    quarters, index = np.unique(micros // _QUARTER_US, return_inverse=True)
+    offsets = np.array([offset_us(int(quarter) * _QUARTER_US) for quarter in quarters], np.int64)
+    return offsets[index] if len(offsets) else np.zeros(0, np.int64)
+
+
+def _utc_offset(zone: ZoneInfo) -> Callable[[int], int]:
+    def offset_us(moment_us: int) -> int:
+        moment = (_EPOCH + timedelta(microseconds=moment_us)).astimezone(zone)
+        return (moment.utcoffset() or timedelta()) // timedelta(microseconds=1)
+
+    return offset_us
+
+
+def _wall_offset(zone: ZoneInfo) -> Callable[[int], int]:
+    def offset_us(wall_us: int) -> int:
+        wall = (_EPOCH + timedelta(microseconds=wall_us)).replace(tzinfo=zone)
+        return (wall.utcoffset() or timedelta()) // timedelta(microseconds=1)
+
+    return offset_us
+
+
+def _uuid8_texts(
+    millis: np.ndarray[Any, np.dtype[np.int64]], tails: np.ndarray[Any, np.dtype[np.uint8]]
+) -> list[str]:
+    """UUIDv8 texts: 48 bits of time, then the 74 low-cut bits of the 80-bit tail as `ids.prediction_id` lays them."""
+    padded = np.zeros((len(millis), 16), np.uint8)
+    padded[:, 6:] = tails
+    high = padded[:, :8].copy().view(">u8").ravel().astype(np.uint64)  # tail bits 79..64 in its low 16 bits
+    low = padded[:, 8:].copy().view(">u8").ravel().astype(np.uint64)  # tail bits 63..0
+    rand_a = ((high << np.uint64(2)) | (low >> np.uint64(62))) & np.uint64(0xFFF)
+    rand_b = low & np.uint64((1 << 62) - 1)
+    halves = np.empty((len(millis), 2), ">u8")
+    halves[:, 0] = (millis.astype(np.uint64) << np.uint64(16)) | np.uint64(8 << 12) | rand_a
+    halves[:, 1] = np.uint64(0b10 << 62) | rand_b
+    digits = halves.tobytes().hex()
+    return [
+        "-".join([digits[at + start : at + end] for start, end in _UUID_ENDS])
+        for at in range(0, 32 * len(millis), 32)
+    ]

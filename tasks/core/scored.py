@@ -1,0 +1,48 @@
+"""What a scoring shard hands to the audit table's builder: the rows it scored, with everything about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Scored rows of one shard, in order of prediction id. n rows, F features."""
+
+    pipeline: str
+    run_id: str
+    shard: int
+    day: date
+    model_version: int
+    bundle_digest: str
+    feature_version: str
+    source_snapshot: str
+    source_key: str
+    """Key of the partition file that the rows were read from."""
+    scored_at: datetime
+    prediction_ids: list[str]
+    event_times: pa.Array
+    """timestamp[us, tz=UTC], shape (n,)."""
+    entity_ids: list[str]
+    source_rows: npt.NDArray[np.int64]
+    """Row number in the partition file, shape (n,)."""
+    scores: npt.NDArray[np.float32]
+    """Shape (n,)."""
+    features: pa.Table
+    """The F columns of `spec.features.names`, in order: float64 and string."""
+    explained: npt.NDArray[np.bool_]
+    """Shape (n,); which rows have attributions."""
+    attributions: npt.NDArray[np.float32]
+    """Shape (n, F), logit scale; NaN in rows that were not explained."""
+    base_value: float
+    """Logit of the baseline; NaN when no row was explained."""
+    residual: npt.NDArray[np.float32]
+    """Shape (n,): logit - base value - sum of attributions; NaN in rows that were not explained."""
+    explainer: str
+    explainer_version: str
+    background_id: str

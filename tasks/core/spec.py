@@ -1,0 +1,360 @@
+"""`pipeline.yaml` as typed records, with errors that name the file, the field and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from tasks.core.errors import ConfigError, NotFound
+from tasks.core.settings import Settings
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+Column = Annotated[str, StringConstraints(min_length=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(_Record):
+    """Where rows come from.
+
+    `parquet` and `csv` read every file under `uri` (a file, a folder or an `s3://` prefix). `python` calls
+    `load(first_day, last_day) -> pyarrow.Table` of the file `uri` (relative to the pipeline folder).
+    """
+
+    kind: Literal["parquet", "csv", "python"]
+    uri: str
+    time_zone: str = "UTC"
+    """IANA zone whose midnight divides daily partitions."""
+
+
+class LabelSpec(_Record):
+    """What is predicted: a column holding 0 / 1 / null (null: no outcome, for example a cancelled flight)."""
+
+    column: Column
+    delay_days: int = Field(1, ge=0)
+    """Days after a partition's day until its labels are known."""
+    outcome_columns: tuple[Column, ...] = ()
+    """Columns known only afterwards, besides the label; they never reach a feature or a scoring snapshot."""
+
+
+class CategoricalSpec(_Record):
+    """One categorical feature: embedded, with one code kept for null and unseen values."""
+
+    embedding_dim: int = Field(4, ge=1, le=256)
+    min_count: int = Field(20, ge=1)
+    """Categories rarer than this in training share the code of unseen ones."""
+
+
+class FeatureSpec(_Record):
+    """The columns that `features.py` returns."""
+
+    numeric: tuple[Column, ...] = ()
+    categorical: dict[Column, CategoricalSpec] = Field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Numeric first, then categorical: the column order of the encoded matrix."""
+        return (*self.numeric, *self.categorical)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> FeatureSpec:
+        if not self.names:
+            raise ValueError("name at least one feature")
+        twice = sorted({name for name in self.numeric if name in self.categorical})
+        if twice or len(set(self.numeric)) != len(self.numeric):
+            raise ValueError(f"feature names must be distinct; repeated: {twice or sorted(self.numeric)}")
+        return self
+
+
+class Window(_Record):
+    """Days, first and last included."""
+
+    first_day: date
+    last_day: date
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if self.last_day < self.first_day:
+            raise ValueError(f"last_day {self.last_day} is before first_day {self.first_day}")
+        return self
+
+
+class SplitSpec(_Record):
+    """Training and validation windows: fixed days, or counts of days that end at the newest labelled day."""
+
+    train: Window | None = None
+    validation: Window | None = None
+    train_days: int | None = Field(None, ge=1)
+    validation_days: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SplitSpec:
+        fixed, rolling = (self.train, self.validation), (self.train_days, self.validation_days)
+        if all(fixed) and not any(rolling):
+            if self.train and self.validation and self.validation.first_day <= self.train.last_day:
+                raise ValueError("validation must start after train ends")
+            return self
+        if all(rolling) and not any(fixed):
+            return self
+        raise ValueError("give both train and validation windows, or both train_days and validation_days")
+
+
+class ValidationSpec(_Record):
+    """The data gate. `suite` names `great_expectations/expectations/<suite>.json`."""
+
+    suite: Name
+    max_quarantined_share: Share = 0.05
+    """Above this share of quarantined rows the gate fails: the fault is not in single rows any more."""
+    min_rows: int = Field(1, ge=1)
+    """Floor on the rows of one daily partition."""
+
+
+class TrainingSpec(_Record):
+    """How the network is trained."""
+
+    epochs: int = Field(20, ge=1)
+    patience: int = Field(3, ge=1)
+    batch_rows: int = Field(1024, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    seed: int = 7
+    workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0.0, ge=0)
+
+
+class GateSpec(_Record):
+    """When a model may be registered as challenger."""
+
+    min_auc: Share = 0.6
+    max_ece: Share = 0.05
+    auc_margin_baseline: float = 0.0
+    """The lower bound of (AUC - AUC of logistic regression) must exceed this."""
+    noninferiority_margin_auc: float = Field(0.01, ge=0)
+    """The lower bound of (AUC - AUC of champion) must exceed minus this."""
+    slices: tuple[Column, ...] = ()
+    """Columns to evaluate by; a source column or a feature."""
+    slice_min_rows: int = Field(200, ge=10)
+    slice_min_auc: Share = 0.5
+    bootstrap_samples: int = Field(400, ge=100)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class CanarySpec(_Record):
+    """Paired comparison of challenger and champion on labelled days after the validation window."""
+
+    days: int = Field(7, ge=1)
+    margin_brier: float = Field(0.005, gt=0)
+    """Non-inferiority margin on the mean paired difference of Brier losses."""
+    alpha: float = Field(0.025, gt=0, lt=0.5)
+    slice_share: Share = 1.0
+    """Share of entities, by hash, that the challenger scores."""
+
+
+class PromotionSpec(_Record):
+    """Who moves the champion."""
+
+    mode: Literal["automatic", "approval"] = "automatic"
+    approval_timeout_hours: float = Field(48, gt=0)
+
+
+class InferenceSpec(_Record):
+    """Batch scoring."""
+
+    shard_rows: int = Field(200_000, ge=1)
+    """Target rows of a shard; a shard is what is committed, retried and skipped as one."""
+    batch_rows: int = Field(16_384, ge=1)
+    min_workers: int = Field(1, ge=1)
+    max_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    max_dead_letter_share: Share = 0.01
+    max_days_per_run: int = Field(31, ge=1)
+    """A run without explicit days scores the oldest unpublished days, at most this many."""
+    shard_timeout_s: float = Field(1800, gt=0)
+    shard_attempts: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> InferenceSpec:
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers {self.max_workers} is below min_workers {self.min_workers}")
+        return self
+
+
+class ExplanationSpec(_Record):
+    """Which predictions are explained, and how long explanation data stays where."""
+
+    share: Share = 1.0
+    """Share of predictions with attributions, chosen by hash of the prediction id; provenance is always kept."""
+    top_k: int = Field(5, ge=1)
+    hot_days: int = Field(30, ge=1)
+    """After this age a day moves to the archive."""
+    expire_days: int = Field(730, ge=1)
+    """After this age an archived day is deleted."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ExplanationSpec:
+        if self.expire_days <= self.hot_days:
+            raise ValueError(f"expire_days {self.expire_days} must be above hot_days {self.hot_days}")
+        return self
+
+
+class DriftSpec(_Record):
+    """Thresholds of the monitor; the defaults are calibrated (docs/monitoring.md)."""
+
+    z_alarm: float = Field(5.0, gt=0)
+    z_persistent: float = Field(3.5, gt=0)
+    pairs: tuple[tuple[Column, Column], ...] = ()
+    """Pairs of categorical features whose joint distribution is watched."""
+    min_rows: int = Field(200, ge=1)
+    volume_tolerance: float = Field(0.2, gt=0)
+
+
+class ScheduleSpec(_Record):
+    """Cron expressions in UTC; null means: only by asset or by hand."""
+
+    train: str | None = None
+    score: str | None = None
+    monitor: str | None = None
+
+
+class PipelineSpec(_Record):
+    """One pipeline, as its `pipeline.yaml` says."""
+
+    name: Name
+    description: str
+    owner: str
+    tenant: Name = "default"
+    tags: tuple[str, ...] = ()
+    source: SourceSpec
+    entity_key: tuple[Column, ...] = Field(min_length=1)
+    """Columns that, with the event time, identify a row."""
+    event_time: Column
+    """Timestamp column: the moment the prediction is about."""
+    label: LabelSpec
+    features: FeatureSpec
+    split: SplitSpec
+    validation: ValidationSpec
+    training: TrainingSpec = TrainingSpec()
+    gates: GateSpec = GateSpec()
+    canary: CanarySpec = CanarySpec()
+    promotion: PromotionSpec = PromotionSpec()
+    inference: InferenceSpec = InferenceSpec()
+    explanations: ExplanationSpec = ExplanationSpec()
+    drift: DriftSpec = DriftSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+    @property
+    def prefix(self) -> str:
+        """Where this pipeline's objects live in the store: tenant first, so that one policy covers a tenant."""
+        return f"{self.tenant}/{self.name}"
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name in MLflow."""
+        return self.name if self.tenant == "default" else f"{self.tenant}.{self.name}"
+
+    @model_validator(mode="after")
+    def _no_leak_by_name(self) -> PipelineSpec:
+        outcomes = {self.label.column, *self.label.outcome_columns}
+        leaks = sorted(outcomes & set(self.features.names))
+        if leaks:
+            raise ValueError(f"features {leaks} are outcomes: they are not known when a prediction is made")
+        return self
+
+
+def pipeline_names(settings: Settings) -> list[str]:
+    """Names of all folders under `pipelines/` that hold a `pipeline.yaml`, sorted."""
+    return sorted(path.parent.name for path in settings.pipelines_dir.glob("*/pipeline.yaml"))
+
+
+def pipeline_folder(settings: Settings, name: str) -> Path:
+    """The folder of a pipeline.
+
+    Raises:
+        NotFound: There is none of that name; the message lists those there are.
+    """
+    folder = settings.pipelines_dir / name
+    if not (folder / "pipeline.yaml").is_file():
+        known = ", ".join(pipeline_names(settings)) or "none yet"
+        raise NotFound(
+            "is not a pipeline",
+            which=name,
+            fix=f"use one of: {known}; or create it with `penstock new {name} --from PATH ...`",
+        )
+    return folder
+
+
+def load_pipeline(settings: Settings, name: str) -> PipelineSpec:
+    """Read and check `pipelines/<name>/pipeline.yaml`.
+
+    Raises:
+        NotFound: No such pipeline.
+        ConfigError: The file is not YAML, or a field is unknown, missing or wrong; every problem is listed.
+    """
+    path = pipeline_folder(settings, name) / "pipeline.yaml"
+    spec = parse_pipeline(path.read_text(encoding="utf-8"), origin=str(path))
+    if spec.name != name:
+        raise ConfigError(
+            f"says {spec.name!r} but its folder is {name!r}", which=f"{path}: name", fix=f"set name: {name}"
+        )
+    return spec
+
+
+def parse_pipeline(text: str, *, origin: str) -> PipelineSpec:
+    """A `PipelineSpec` from YAML text; `origin` names it in errors. Raises `ConfigError`."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        raise ConfigError(
+            f"is not valid YAML: {getattr(error, 'problem', error)}", which=where, fix="correct that line"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            "must be a mapping of fields", which=origin, fix="start from another pipeline's pipeline.yaml"
+        )
+    try:
+        return PipelineSpec.model_validate(raw)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        first = problems[0][0]
+        raise ConfigError(
+            "; ".join(f"{field}: {message}" for field, message in problems),
+            which=f"{origin}: {first}" if len(problems) == 1 else origin,
+            fix="correct the field"
+            + ("s named" if len(problems) > 1 else "")
+            + "; docs/pipeline.md lists all of them",
+        ) from error
+
+
+def _problem(item: Any) -> tuple[str, str]:
+    location = [str(part) for part in item["loc"]]
+    field = ".".join(location) or "(whole file)"
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], _fields_at(location[:-1]), n=1)
+        return field, f"unknown key{f', did you mean {close[0]!r}?' if close else ''}"
+    if item["type"] == "missing":
+        return field, "is required"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return field, f"{message}{shown}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = PipelineSpec
+    for part in location:
+        fields = getattr(model, "model_fields", {})
+        model = fields[part].annotation if part in fields else None
+    return list(getattr(model, "model_fields", {}))

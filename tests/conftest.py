@@ -1,0 +1,26 @@
+"""What every test shares: an installation of its own in a temporary folder, with the toy pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.core import PipelineSpec, Settings, load_pipeline
+
+TOY_PROJECT = Path(__file__).parent / "toy_project"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A fresh installation whose project folder is a private copy of `tests/toy_project`."""
+    project = tmp_path / "project"
+    shutil.copytree(TOY_PROJECT, project)
+    return Settings.at_home(tmp_path / "home", project=project)
+
+
+@pytest.fixture
+def toy(settings: Settings) -> PipelineSpec:
+    """The toy pipeline of `settings`."""
+    return load_pipeline(settings, "toy")
