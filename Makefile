@@ -1,0 +1,69 @@
+# Two commands matter: `make demo` shows Penstock at work, `make test` proves it. `make help` lists the rest.
+
+PYTHON ?= python3.11
+STATE := .penstock
+VENV := $(STATE)/venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+RUN_READY := $(VENV)/.ready
+DEV_READY := $(VENV)/.ready-dev
+S3_READY := $(STATE)/venv-s3/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check lint up down status lock clean
+
+help: ## list these targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (about 5 minutes after the install)
+	@$(BIN)/penstock demo
+
+test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included
+	@$(BIN)/pytest
+
+test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
+	@$(BIN)/pytest -m "not e2e and not ray and not s3"
+
+check: test ## what CI runs
+
+lint: $(DEV_READY) ## format, lint, types, and who may import whom
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+up: $(RUN_READY) ## start Airflow, MLflow and Ray on this machine
+	@$(BIN)/penstock up
+
+down: $(RUN_READY) ## end them
+	@$(BIN)/penstock down
+
+status: $(RUN_READY) ## show them
+	@$(BIN)/penstock status
+
+lock: $(DEV_READY) ## resolve requirements*.in into requirements*.txt
+	@$(BIN)/python scripts/lock.py
+
+clean: ## end the services and remove all state, the virtual environment included
+	@if [ -x $(BIN)/penstock ]; then $(BIN)/penstock down; fi
+	@rm -rf $(STATE)
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "Penstock needs Python 3.11 with venv, and '$(PYTHON)' is not that. Install it, or: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@mkdir -p $(STATE) && rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(RUN_READY): requirements.txt pyproject.toml $(VENV)/.created
+	@echo "Installing what Penstock needs into $(VENV) (about 2 GB, 1-3 minutes, once)"
+	@$(PIP) install -r requirements.txt
+	@$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt $(RUN_READY)
+	@$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(S3_READY): requirements-s3.txt $(RUN_READY)
+	@echo "Installing the S3 endpoint that the tests run against"
+	@$(PYTHON) -m venv $(STATE)/venv-s3
+	@$(STATE)/venv-s3/bin/pip --disable-pip-version-check install --quiet -r requirements-s3.txt
+	@touch $@

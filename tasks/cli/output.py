@@ -1,0 +1,83 @@
+"""How the terminal speaks: tables for people, `--json` for programs, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.core.errors import PenstockError
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def show(result: Any, *, as_json: bool, title: str = "") -> None:
+    """Print one result: JSON on request, else a table of its fields, or of its rows when it is a list."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2, default=str) + "\n")
+    elif isinstance(result, Mapping):
+        console.print(_fields(result, title))
+    elif isinstance(result, Sequence) and not isinstance(result, str):
+        console.print(_rows(result, title) if result else f"{title or 'Nothing'}: none")
+    else:
+        console.print(str(result))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End with the error's own exit code and its what, which and fix: no traceback for an expected error."""
+    try:
+        yield
+    except PenstockError as error:
+        errors.print(f"[bold red]{type(error).__name__}[/] ", end="")
+        errors.print(str(error), markup=False)
+        raise SystemExit(error.exit_code) from error
+
+
+def _fields(result: Mapping[str, Any], title: str) -> Table:
+    table = Table(
+        title=title or None, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in result.items():
+        table.add_row(key.replace("_", " "), _text(value))
+    return table
+
+
+def _rows(rows: Sequence[Any], title: str) -> Table:
+    table = Table(
+        title=title or None, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0)
+    )
+    if not isinstance(rows[0], Mapping):
+        table.add_column("value")
+        for value in rows:
+            table.add_row(_text(value))
+        return table
+    for key in rows[0]:
+        table.add_column(str(key).replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(key)) for key in rows[0]))
+    return table
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {_text(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return "\n".join(_text(item) for item in value) or "-"
+    return str(value)
