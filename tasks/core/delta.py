@@ -142,7 +142,7 @@ class TableView:
         version: int | None = self._table.transaction_version(application)
         return version
 
-    def commit_note(self, key: str, value: str, *, limit: int = 1000) -> dict[str, Any] | None:
+    def commit_note(self, key: str, value: str, *, limit: int = 100) -> dict[str, Any] | None:
         """The newest commit whose note holds `key: value`, with its `version`; None when not among the last `limit`."""
         return next((entry for entry in self._table.history(limit) if entry.get(key) == value), None)
 
@@ -265,7 +265,7 @@ def _open(store: ObjectStore, folder: str) -> Any:
 
 
 def _create(store: ObjectStore, folder: str, schema: pa.Schema) -> Any:
-    from deltalake import DeltaTable
+    from deltalake import CommitProperties, DeltaTable
     from deltalake.exceptions import DeltaError
 
     try:
@@ -275,6 +275,8 @@ def _create(store: ObjectStore, folder: str, schema: pa.Schema) -> Any:
             mode="error",
             partition_by=["event_date"],
             storage_options=store.storage_options() or None,
+            # With retries, the loser of a race would write the table's metadata once more as version 1.
+            commit_properties=CommitProperties(max_commit_retries=0),
         )
     except (DeltaError, OSError) as error:
         # Somebody else created it meanwhile, or nobody could.

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -130,6 +130,20 @@ def _checked(key: str) -> str:
     return "" if str(path) == "." else str(path)
 
 
+def _object_key(key: str) -> str:
+    """`key`, checked to name an object and not the root."""
+    checked = _checked(key)
+    if not checked:
+        raise TerminalError("names the store itself", which=repr(key), fix="use a key below it")
+    return checked
+
+
+def _source_file(path: Path) -> Path:
+    if not path.is_file():
+        raise NotFound("is not a file", which=str(path), fix="give a file that exists")
+    return path
+
+
 class LocalStore:
     """A folder on a local disk."""
 
@@ -159,11 +173,13 @@ class LocalStore:
             _link(staged, target)
 
     def put_file(self, key: str, path: Path) -> None:
+        _source_file(path)
         with self._staged(key, lambda file: _copy_into(path, file)) as (staged, target):
             staged.replace(target)
             _sync_folder(target.parent)
 
     def put_file_exclusive(self, key: str, path: Path) -> None:
+        _source_file(path)
         with self._staged(key, lambda file: _copy_into(path, file)) as (staged, target):
             _link(staged, target)
 
@@ -180,8 +196,10 @@ class LocalStore:
     def open(self, key: str) -> IO[bytes]:
         try:
             return self._path(key).open("rb")
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotFound("does not exist", which=self.url(key)) from error
+        except OSError as error:
+            raise _local_error(error, self.url(key)) from error
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = self._path(prefix)
@@ -205,7 +223,12 @@ class LocalStore:
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(_object_key(key)).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise _local_error(error, self.url(key)) from error
 
     def sweep_staged(self, before: datetime) -> int:
         count = 0
@@ -223,7 +246,7 @@ class LocalStore:
 
     @contextmanager
     def _staged(self, key: str, write: Any) -> Iterator[tuple[Path, Path]]:
-        target = self._path(key)
+        target = self._path(_object_key(key))
         staged = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +258,8 @@ class LocalStore:
         except OSError as error:
             raise _local_error(error, self.url(key)) from error
         finally:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
 
 
 def _link(staged: Path, target: Path) -> None:
@@ -266,7 +290,15 @@ def _local_error(error: OSError, which: str) -> TerminalError | TransientError:
             "the disk is full", which=which, fix="free space, then retry: nothing was committed"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return TerminalError("cannot be written", which=which, fix="give this user write access to the store")
+        return TerminalError(
+            "cannot be read or written", which=which, fix="give this user read and write access to the store"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+        return TerminalError(
+            f"a file or folder of another kind is in the way: {error.filename2 or error.filename}",
+            which=which,
+            fix="move it away, or use another store folder",
+        )
     return StoreUnavailable(
         f"the disk failed: {error.strerror}", which=which, fix="retry; if it persists, check the disk"
     )
@@ -318,20 +350,25 @@ class S3Store:
 
     def exists(self, key: str) -> bool:
         with _s3_errors(self.url(key)):
-            return bool(self.fs.exists(self.url(key)))
+            # `exists` of s3fs is also true of a folder, which is no object.
+            return bool(self.fs.isfile(self.url(key)))
 
     def put(self, key: str, data: bytes) -> None:
-        with _s3_errors(self.url(key)):
-            self.fs.pipe_file(self.url(key), data)
+        url = self.url(_object_key(key))
+        with _s3_errors(url):
+            self.fs.pipe_file(url, data)
 
     def put_exclusive(self, key: str, data: bytes) -> None:
         self._create(key, lambda: self.fs.pipe_file(self.url(key), data, mode="create"))
 
     def put_file(self, key: str, path: Path) -> None:
-        with _s3_errors(self.url(key)):
-            self.fs.put_file(str(path), self.url(key))
+        url = self.url(_object_key(key))
+        _source_file(path)
+        with _s3_errors(url):
+            self.fs.put_file(str(path), url)
 
     def put_file_exclusive(self, key: str, path: Path) -> None:
+        _source_file(path)
         self._create(key, lambda: self.fs.put_file(str(path), self.url(key), mode="create"))
 
     def get_file(self, key: str, path: Path) -> None:
@@ -347,7 +384,9 @@ class S3Store:
     def open(self, key: str) -> IO[bytes]:
         with _s3_errors(self.url(key)):
             file: IO[bytes] = self.fs.open(self.url(key), "rb")
-            return file
+        if getattr(file, "details", {}).get("type") == "directory":
+            raise NotFound("is a folder and no object", which=self.url(key))
+        return file
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         base = f"{self.root.removeprefix('s3://')}/"
@@ -358,9 +397,10 @@ class S3Store:
             yield ObjectInfo(path.removeprefix(base), info["size"], info["LastModified"])
 
     def delete(self, key: str) -> None:
-        with _s3_errors(self.url(key)):
+        url = self.url(_object_key(key))
+        with _s3_errors(url):
             try:
-                self.fs.rm_file(self.url(key))
+                self.fs.rm_file(url)
             except FileNotFoundError:
                 return
 
@@ -370,7 +410,7 @@ class S3Store:
         return 0
 
     def _create(self, key: str, create: Any) -> None:
-        which = self.url(key)
+        which = self.url(_object_key(key))
         for attempt in range(6):
             try:
                 create()
@@ -385,11 +425,14 @@ class S3Store:
                     continue
                 if isinstance(error, FileNotFoundError | PermissionError):
                     raise _s3_error(error, which) from error
-                raise CommitOutcomeUnknown(
-                    f"the store failed while the object was being created: {error}",
-                    which=which,
-                    fix="read the key: if it holds your bytes the create took effect, else retry",
-                ) from error
+                raise _unknown(error, which) from error
+            except Exception as error:
+                if not _is_botocore(error):
+                    raise
+                if _lacks_credentials(error):
+                    raise _s3_error(error, which) from error
+                # Even a refused connection proves nothing: it may be the answer to a repeated send.
+                raise _unknown(error, which) from error
         raise StoreUnavailable("other creates of this key kept conflicting", which=which, fix="retry")
 
 
@@ -401,16 +444,39 @@ def _open_s3(root: str, endpoint: str | None, region: str) -> S3Store:
 def _s3_errors(which: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        # botocore's own errors (no connection, no credentials) are not OSErrors.
+        if not isinstance(error, OSError) and not _is_botocore(error):
+            raise
         raise _s3_error(error, which) from error
 
 
-def _s3_error(error: OSError, which: str) -> TerminalError | TransientError:
+def _is_botocore(error: Exception) -> bool:
+    from botocore.exceptions import BotoCoreError
+
+    return isinstance(error, BotoCoreError)
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    return isinstance(error, NoCredentialsError | PartialCredentialsError)
+
+
+def _unknown(error: Exception, which: str) -> CommitOutcomeUnknown:
+    return CommitOutcomeUnknown(
+        f"the store failed while the object was being created: {error}",
+        which=which,
+        fix="read the key: if it holds your bytes the create took effect, else retry",
+    )
+
+
+def _s3_error(error: Exception, which: str) -> TerminalError | TransientError:
     if isinstance(error, FileNotFoundError):
         return NotFound("does not exist", which=which, fix="check the bucket and prefix in PENSTOCK_STORE")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or _lacks_credentials(error):
         return TerminalError(
-            "access was denied", which=which, fix="check the credentials and the bucket policy"
+            f"access was denied: {error}", which=which, fix="check the credentials and the bucket policy"
         )
     return StoreUnavailable(
         f"S3 failed: {error}", which=which, fix="retry; if it persists, check the endpoint"

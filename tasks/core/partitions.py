@@ -15,7 +15,6 @@ from contextlib import suppress
 from datetime import date
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.errors import DataError, NotFound
@@ -50,6 +49,8 @@ def write_partition(store: ObjectStore, day: date, table: pa.Table) -> Partition
     if not store.exists(key):
         with suppress(AlreadyExists):  # the key is the content's digest: another writer stored these bytes
             store.put_exclusive(key, data)
+    import pyarrow.parquet as pq
+
     metadata = pq.read_metadata(pa.BufferReader(data))
     return PartitionFile(
         day=day,
@@ -87,6 +88,8 @@ def read_partition(
             fix="restore the object from a backup, or delete it and take the snapshot again: "
             "equal source rows write it anew",
         )
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         present = set(file.schema_arrow.names)
@@ -197,6 +200,8 @@ def _canonical_schema(schema: pa.Schema) -> pa.Schema:
 
 def _parquet_bytes(table: pa.Table) -> bytes:
     """The same bytes for the same rows, under one pyarrow version."""
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.cast(_canonical_schema(table.schema)).combine_chunks(),
