@@ -1,0 +1,200 @@
+"""Connections to the metadata database, one a transaction, and the meaning of its errors.
+
+No connection is kept between transactions: a store may be opened in a process that forks (Airflow's executor
+does) and be forgotten without closing it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
+from sqlalchemy.pool import NullPool
+
+from tasks.core.errors import CommitOutcomeUnknown, ConfigError, PenstockError, ServiceUnavailable
+
+_WRITE = "penstock_write"
+_SECRET_QUERY = ("password", "sslpassword", "passfile")
+
+
+class Database:
+    """A metadata database by its URL.
+
+    Args:
+        url: SQLAlchemy URL: `sqlite:///<absolute path>` or `postgresql://...` (driver psycopg 3).
+        patience_s: How long to wait for a lock or a connection before `ServiceUnavailable`.
+
+    Raises:
+        ConfigError: The URL is malformed, or names a database or driver that this installation cannot use.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = 30.0) -> None:
+        self.url = _parsed(url)
+        self.shown_url = _without_secrets(self.url)
+        self.patience_s = patience_s
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        try:
+            self._engine = self._sqlite() if self.is_sqlite else self._postgres()
+        except (ModuleNotFoundError, NoSuchModuleError) as error:
+            raise ConfigError(
+                f"needs a database driver that is not installed ({error})",
+                which=f"PENSTOCK_METADATA_URL {self.shown_url}",
+                fix="use sqlite:///<path> or postgresql://, and install psycopg[binary] for the latter",
+            ) from None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A consistent read-only look. Raises `ServiceUnavailable` when the database does not answer."""
+        with self._explained(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A write transaction; SQLite's write lock is taken at its start, so a reader never turns writer late.
+
+        Raises:
+            ServiceUnavailable: Locked for longer than `patience_s`, or unreachable; nothing was written.
+            CommitOutcomeUnknown: The connection broke while the commit was under way.
+        """
+        with self._explained(), self._engine.connect() as connection:
+            connection = connection.execution_options(**{_WRITE: True})
+            transaction = connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                if not connection.invalidated:
+                    transaction.rollback()
+                raise
+            try:
+                transaction.commit()
+            except DBAPIError as error:
+                if self.is_sqlite or not error.connection_invalidated:
+                    raise
+                raise CommitOutcomeUnknown(
+                    "the database connection broke during a commit",
+                    which=self.shown_url,
+                    fix="run the same command again: writes here are keyed, so a repeat finds what is there",
+                ) from error
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except PenstockError:
+            raise
+        except (OperationalError, InterfaceError) as error:
+            raise ServiceUnavailable(
+                f"the metadata database does not answer: {_reason(error)}",
+                which=self.shown_url,
+                fix="check that it runs, is reachable and not held by another program; then run again",
+            ) from error
+        except DatabaseError as error:
+            if isinstance(error.orig, sqlite3.DatabaseError) and "not a database" in str(error.orig):
+                raise ConfigError(
+                    "exists but is not an SQLite database",
+                    which=self.shown_url,
+                    fix="point PENSTOCK_METADATA_URL elsewhere, or restore the file from a backup",
+                ) from error
+            if error.connection_invalidated:
+                raise ServiceUnavailable(
+                    f"the metadata database went away: {_reason(error)}",
+                    which=self.shown_url,
+                    fix="run again",
+                ) from error
+            raise
+
+    def _sqlite(self) -> Engine:
+        if not self.url.database or self.url.database == ":memory:":
+            raise ConfigError(
+                "an SQLite database in memory cannot be shared between processes",
+                which="PENSTOCK_METADATA_URL",
+                fix="give a file: sqlite:////absolute/path/metadata.db",
+            )
+        folder = Path(self.url.database).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServiceUnavailable(
+                f"cannot create the folder of the metadata database: {error.strerror}",
+                which=str(folder),
+                fix="make it writable, or set PENSTOCK_HOME to a folder that is",
+            ) from error
+        engine = create_engine(self.url, poolclass=NullPool, connect_args={"timeout": self.patience_s})
+        event.listen(engine, "connect", self._prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _prepare_sqlite(self, connection: Any, _record: object) -> None:
+        connection.isolation_level = (
+            None  # sqlite3 would open transactions late and as readers; `begin` says how
+        )
+        deadline = time.monotonic() + self.patience_s
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            while True:  # the change needs the file for itself and does not wait for it by itself
+                try:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    break
+                except sqlite3.OperationalError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    def _postgres(self) -> Engine:
+        if self.url.get_backend_name() != "postgresql":
+            raise NoSuchModuleError(f"{self.url.get_backend_name()} is not supported")
+        wait_s = max(1, min(10, round(self.patience_s)))
+        engine = create_engine(
+            self.url,
+            poolclass=NullPool,
+            connect_args={
+                "connect_timeout": wait_s,
+                "application_name": "penstock",
+                "keepalives_idle": 30,
+                "tcp_user_timeout": 30_000,
+            },
+        )
+        event.listen(engine, "begin", self._begin_postgres)
+        return engine
+
+    def _begin_postgres(self, connection: Connection) -> None:
+        if connection.get_execution_options().get(_WRITE):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.patience_s * 1000)}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writing = connection.get_execution_options().get(_WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError(
+            "is not a database URL",
+            which="PENSTOCK_METADATA_URL",
+            fix="write it as sqlite:////absolute/path.db or postgresql://user:password@host:5432/name",
+        ) from None  # the cause may print the password
+
+
+def _without_secrets(url: URL) -> str:
+    return url.set(password=None).difference_update_query(_SECRET_QUERY).render_as_string(hide_password=True)
+
+
+def _reason(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__

@@ -1,0 +1,168 @@
+"""Real services for tests: each starts on a free loopback port, keeps its files to itself and is ended by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+_START_S = 90
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_mlflow(tmp: Path, *, port: int | None = None) -> tuple[str, subprocess.Popen[bytes]]:
+    """An MLflow server with SQLite and artifacts under `tmp`; (URL, process). End it with `stop`.
+
+    Starting again with the same `tmp` and `port` finds what the first server kept.
+    """
+    port = port or free_port()
+    tmp.mkdir(parents=True, exist_ok=True)
+    log = (tmp / "mlflow.log").open("ab")
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{tmp / 'mlflow.db'}"),
+            *("--artifacts-destination", str(tmp / "artifacts")),
+        ],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "GIT_PYTHON_REFRESH": "quiet"},
+        cwd=tmp,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+            urllib.request.urlopen(f"{url}/health", timeout=5),
+        ):
+            return url, process
+        time.sleep(0.1)
+    stop(process)
+    raise RuntimeError(f"MLflow did not start:\n{(tmp / 'mlflow.log').read_text()[-4000:]}")
+
+
+def postgres_binaries() -> Path | None:
+    """The folder that holds `initdb` and `postgres`; None when PostgreSQL is not installed."""
+    candidates = [Path("/usr/local/bin"), *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    if found := shutil.which("initdb"):
+        candidates.insert(0, Path(found).resolve().parent)
+    for folder in candidates:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    return None
+
+
+NO_POSTGRES = (
+    "no PostgreSQL server binary: `apt-get install postgresql` (or initdb and postgres on PATH) un-skips it"
+)
+
+
+def start_postgres(tmp: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    """A private PostgreSQL; (SQLAlchemy URL of an empty database, process). End it with `stop`.
+
+    PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`, in a folder of its own outside
+    `tmp` (which that user could not enter) that goes away with `stop`.
+
+    Raises:
+        RuntimeError: It is not installed (ask `postgres_binaries` first) or did not start.
+    """
+    binaries = postgres_binaries()
+    if binaries is None:
+        raise RuntimeError(NO_POSTGRES)
+    as_user: dict[str, object] = {}
+    if os.geteuid() == 0:
+        user = _unprivileged()
+        home = Path(tempfile.mkdtemp(prefix="penstock-postgres-"))
+        os.chown(home, user.pw_uid, user.pw_gid)
+        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    else:
+        home = tmp / "postgres"
+        home.mkdir(parents=True)
+    port = free_port()
+    data = home / "data"
+    environ = {**os.environ, "LC_ALL": "C", "HOME": str(home)}
+    quiet = {"cwd": home, "env": environ, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **as_user}
+    made = subprocess.run(
+        [binaries / "initdb", "-D", data, "-U", "penstock", "--auth=trust", "-E", "UTF8", "--no-sync"],
+        check=False,
+        **quiet,  # type: ignore[call-overload]
+    )
+    if made.returncode:
+        shutil.rmtree(home, ignore_errors=True)
+        raise RuntimeError(f"initdb failed:\n{made.stdout.decode()}")
+    log = (home / "postgres.log").open("wb")
+    process = subprocess.Popen(
+        [
+            binaries / "postgres",
+            *("-D", data, "-p", str(port), "-h", "127.0.0.1", "-c", "unix_socket_directories="),
+            *("-c", "fsync=off", "-c", "max_connections=120"),
+        ],
+        **{**quiet, "stdout": log, "start_new_session": True},  # type: ignore[call-overload]
+    )
+    _HOMES[process.pid] = home
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if b"ready to accept connections" in (home / "postgres.log").read_bytes():
+            return f"postgresql://penstock@127.0.0.1:{port}/postgres", process
+        time.sleep(0.05)
+    text = (home / "postgres.log").read_text()
+    stop(process)
+    raise RuntimeError(f"PostgreSQL did not start:\n{text}")
+
+
+def new_postgres_database(server_url: str) -> str:
+    """The URL of a fresh, empty database on a server that `start_postgres` started."""
+    from sqlalchemy import create_engine, text
+
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with create_engine(server_url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return server_url.removesuffix("/postgres") + f"/{name}"
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a service by its pid, with the children of the session it leads, and remove what only it used."""
+    postgres_home = _HOMES.pop(process.pid, None)
+    if process.poll() is None:
+        if postgres_home is not None:
+            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown; it ends its own children
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+    if postgres_home is not None:
+        shutil.rmtree(postgres_home, ignore_errors=True)
+
+
+_HOMES: dict[int, Path] = {}
+
+
+def _unprivileged() -> pwd.struct_passwd:
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise RuntimeError("PostgreSQL cannot run as root and there is no user `postgres` or `nobody`")
