@@ -1,0 +1,765 @@
+"""Mergeable profiles: what the monitor knows of a day's rows without ever reading them again.
+
+A `ProfileSpec` fixes, once and from training rows, how every channel is counted: bin edges of numeric
+features, categories of categorical ones, cells of watched pairs, score bins. A `Profile` counts rows on
+that grid. Each shard writes one into its commit record; the monitor merges them.
+
+All that a profile sums are integers (moments are sums of fixed-point values), so merging is exact: the
+merge of the parts, in any order, equals the profile of the whole, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.core.errors import ConfigError, DataError
+from tasks.core.ids import digest_json
+from tasks.core.spec import PipelineSpec
+
+PROFILE_VERSION = 1
+"""Layout of both records; it rises when a reader of the older layout would misread the newer one."""
+
+SCORE_BINS = 50
+MAX_BINS = 64
+MAX_CATEGORIES = 256
+MAX_PAIR_CELLS = 1024
+UNSEEN_EXAMPLES = 5
+
+_SEEN_BITS = 512
+_SCORE_ONE = 1 << 30
+_LIMIT = 1 << 23
+"""Fixed-point values are clipped here; `unit` is 1/4096 of a standard deviation, so at 2,048 of them."""
+_BLOCK = 1 << 16
+"""Rows summed in int64 at a time: 2**16 squares of 2**23 stay below 2**63."""
+_FIT_ROWS = 400_000
+_CELLS = 2048
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NumericGrid:
+    """Bins of a numeric feature: below `edges[0]`, `[edges[i], edges[i + 1])`, from `edges[-1]` up.
+
+    The first edge is the reference's minimum and the last one is just above its maximum, so the outer bins
+    count values out of the reference's range. A feature with few distinct values has one bin for each.
+    """
+
+    name: str
+    edges: tuple[float, ...]
+    centre: float
+    unit: float
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) + 1
+
+
+@dataclass(frozen=True)
+class CategoricalGrid:
+    """Categories of a categorical feature, most frequent first; anything else counts as unseen."""
+
+    name: str
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PairGrid:
+    """Cells of two categorical features: `cells` holds `code_first * len(second) + code_second`, sorted."""
+
+    first: str
+    second: str
+    cells: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.first} x {self.second}"
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """The grid on which profiles of one model are counted. Profiles of different grids do not merge."""
+
+    numeric: tuple[NumericGrid, ...]
+    categorical: tuple[CategoricalGrid, ...]
+    pairs: tuple[PairGrid, ...]
+    version: int = PROFILE_VERSION
+
+    @classmethod
+    def fit(cls, features: pa.Table, scores: npt.ArrayLike | None, spec: PipelineSpec) -> ProfileSpec:
+        """The grid of these rows.
+
+        Args:
+            features: Training rows with the columns `spec.features.names`; at most about 400,000 of them,
+                evenly spaced, are used.
+            scores: Unused by this version, whose score bins are fixed; kept so that a grid may follow them.
+            spec: Names the features and, in `drift.pairs`, the pairs to watch.
+
+        Raises:
+            DataError: A column is missing, or holds what its kind cannot.
+            ConfigError: `drift.pairs` names a feature that is not categorical.
+        """
+        del scores
+        step = max(1, features.num_rows // _FIT_ROWS)
+        if step > 1:
+            features = features.take(pa.array(np.arange(0, features.num_rows, step)))
+        numeric = tuple(_fit_numeric(name, _numbers(features, name)) for name in spec.features.numeric)
+        categorical = tuple(_fit_categorical(features, name) for name in spec.features.categorical)
+        by_name = {grid.name: grid for grid in categorical}
+        pairs = []
+        for first, second in spec.drift.pairs:
+            for name in (first, second):
+                if name not in by_name:
+                    raise ConfigError(
+                        f"watches the pair ({first}, {second}), but {name!r} is not a categorical feature",
+                        which=f"pipeline {spec.name}: drift.pairs",
+                        fix=f"use two of: {', '.join(by_name) or 'none'}",
+                    )
+            pairs.append(_fit_pair(features, by_name[first], by_name[second]))
+        return cls(numeric, categorical, tuple(pairs))
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of all channels: features, then pairs, then `score`."""
+        return (
+            *(grid.name for grid in self.numeric),
+            *(grid.name for grid in self.categorical),
+            *(grid.name for grid in self.pairs),
+            "score",
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that name this grid."""
+        return digest_json(self.to_json())[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; floats round-trip exactly."""
+        return {
+            "version": self.version,
+            "numeric": [
+                {"name": g.name, "edges": list(g.edges), "centre": g.centre, "unit": g.unit}
+                for g in self.numeric
+            ],
+            "categorical": [{"name": g.name, "categories": list(g.categories)} for g in self.categorical],
+            "pairs": [{"first": g.first, "second": g.second, "cells": list(g.cells)} for g in self.pairs],
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ProfileSpec:
+        """The inverse of `to_json`. Raises `DataError` for a version that this release cannot read."""
+        _check_version(raw, "profile grid")
+        return cls(
+            tuple(
+                NumericGrid(g["name"], tuple(map(float, g["edges"])), float(g["centre"]), float(g["unit"]))
+                for g in raw["numeric"]
+            ),
+            tuple(CategoricalGrid(g["name"], tuple(g["categories"])) for g in raw["categorical"]),
+            tuple(PairGrid(g["first"], g["second"], tuple(map(int, g["cells"]))) for g in raw["pairs"]),
+            int(raw["version"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NumericCounts:
+    """Counts of one numeric feature. `counts` follows the grid's bins; NaN counts as null."""
+
+    grid: NumericGrid
+    counts: IntArray
+    nulls: int
+    n: int
+    """Finite values; infinities are in the outer bins only."""
+    total: int
+    """Sum of (value - centre) / unit, rounded value by value."""
+    squares: int
+    low: float | None
+    high: float | None
+    seen: int
+    """512 bits, one set by each distinct value's hash; `distinct` reads it."""
+
+    @property
+    def mean(self) -> float | None:
+        return None if self.n == 0 else self.grid.centre + self.grid.unit * self.total / self.n
+
+    @property
+    def std(self) -> float | None:
+        """Population standard deviation; None without values."""
+        if self.n == 0:
+            return None
+        variance = (self.squares * self.n - self.total * self.total) / (self.n * self.n)
+        return float(self.grid.unit * np.sqrt(max(variance, 0.0)))
+
+    @property
+    def m2(self) -> float:
+        """Sum of squared deviations from the mean."""
+        return 0.0 if self.n == 0 else float((self.std or 0.0) ** 2 * self.n)
+
+    @property
+    def distinct(self) -> float:
+        """About how many distinct values there are; saturates near 3,000.
+
+        Source: Whang, Vander-Zanden & Taylor (1990), "A linear-time probabilistic counting algorithm".
+        """
+        empty = _SEEN_BITS - self.seen.bit_count()
+        return float(_SEEN_BITS * np.log(_SEEN_BITS / max(empty, 1)))
+
+    @property
+    def out_of_range(self) -> int:
+        """Values below the reference's minimum or above its maximum."""
+        return int(self.counts[0]) + (int(self.counts[-1]) if len(self.counts) > 1 else 0)
+
+    def merge(self, other: NumericCounts) -> NumericCounts:
+        return NumericCounts(
+            self.grid,
+            self.counts + other.counts,
+            self.nulls + other.nulls,
+            self.n + other.n,
+            self.total + other.total,
+            self.squares + other.squares,
+            min((v for v in (self.low, other.low) if v is not None), default=None),
+            max((v for v in (self.high, other.high) if v is not None), default=None),
+            self.seen | other.seen,
+        )
+
+    def histogram(self) -> IntArray:
+        """Bins, then nulls; shape (bins + 1,)."""
+        return np.append(self.counts, self.nulls)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts.tolist(),
+            "nulls": self.nulls,
+            "n": self.n,
+            "total": self.total,
+            "squares": self.squares,
+            "low": self.low,
+            "high": self.high,
+            "seen": f"{self.seen:x}",
+        }
+
+    @classmethod
+    def from_json(cls, grid: NumericGrid, raw: Mapping[str, Any]) -> NumericCounts:
+        return cls(
+            grid,
+            _counts(raw["counts"], grid.bins, grid.name),
+            int(raw["nulls"]),
+            int(raw["n"]),
+            int(raw["total"]),
+            int(raw["squares"]),
+            raw["low"],
+            raw["high"],
+            int(raw["seen"], 16),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalCounts:
+    """Counts of one categorical feature, in the order of the grid's categories."""
+
+    grid: CategoricalGrid
+    counts: IntArray
+    unseen: int
+    nulls: int
+    unseen_examples: tuple[str, ...]
+    """At most five unseen values, first in code point order."""
+
+    def merge(self, other: CategoricalCounts) -> CategoricalCounts:
+        examples = sorted({*self.unseen_examples, *other.unseen_examples})[:UNSEEN_EXAMPLES]
+        return CategoricalCounts(
+            self.grid,
+            self.counts + other.counts,
+            self.unseen + other.unseen,
+            self.nulls + other.nulls,
+            tuple(examples),
+        )
+
+    def histogram(self) -> IntArray:
+        """Categories, unseen, nulls; shape (categories + 2,)."""
+        return np.append(self.counts, [self.unseen, self.nulls])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts.tolist(),
+            "unseen": self.unseen,
+            "nulls": self.nulls,
+            "unseen_examples": list(self.unseen_examples),
+        }
+
+    @classmethod
+    def from_json(cls, grid: CategoricalGrid, raw: Mapping[str, Any]) -> CategoricalCounts:
+        return cls(
+            grid,
+            _counts(raw["counts"], len(grid.categories), grid.name),
+            int(raw["unseen"]),
+            int(raw["nulls"]),
+            tuple(raw["unseen_examples"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PairCounts:
+    """Counts of one pair: the grid's cells, pairs never met in the reference, pairs with a null or unseen half."""
+
+    grid: PairGrid
+    counts: IntArray
+    novel: int
+    other: int
+
+    def merge(self, other: PairCounts) -> PairCounts:
+        return PairCounts(
+            self.grid, self.counts + other.counts, self.novel + other.novel, self.other + other.other
+        )
+
+    def histogram(self) -> IntArray:
+        """Cells, novel, other; shape (cells + 2,)."""
+        return np.append(self.counts, [self.novel, self.other])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"counts": self.counts.tolist(), "novel": self.novel, "other": self.other}
+
+    @classmethod
+    def from_json(cls, grid: PairGrid, raw: Mapping[str, Any]) -> PairCounts:
+        counts = _counts(raw["counts"], len(grid.cells), grid.name)
+        return cls(grid, counts, int(raw["novel"]), int(raw["other"]))
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreCounts:
+    """Histogram of calibrated probabilities on 50 equal bins of [0, 1], with exact sums."""
+
+    counts: IntArray
+    bin_sums: IntArray
+    """Sum of scores by bin, in units of 2**-30."""
+    uncertainty: int
+    """Sum of score * (1 - score), in units of 2**-30: the Brier score that calibrated scores imply."""
+    nulls: int
+
+    @property
+    def n(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float | None:
+        return None if self.n == 0 else int(self.bin_sums.sum()) / _SCORE_ONE / self.n
+
+    @property
+    def expected_brier(self) -> float | None:
+        """The Brier score to expect if the scores are calibrated; None without scores."""
+        return None if self.n == 0 else self.uncertainty / _SCORE_ONE / self.n
+
+    @property
+    def expected_auc(self) -> float | None:
+        """The AUC to expect if the scores are calibrated, ties within a bin counted half; None if undefined."""
+        positives = self.bin_sums.astype(np.float64) / _SCORE_ONE
+        negatives = np.maximum(self.counts - positives, 0.0)
+        total = positives.sum() * negatives.sum()
+        if total <= 0:
+            return None
+        below = np.cumsum(negatives) - negatives
+        return float((positives * (below + 0.5 * negatives)).sum() / total)
+
+    def merge(self, other: ScoreCounts) -> ScoreCounts:
+        return ScoreCounts(
+            self.counts + other.counts,
+            self.bin_sums + other.bin_sums,
+            self.uncertainty + other.uncertainty,
+            self.nulls + other.nulls,
+        )
+
+    def histogram(self) -> IntArray:
+        """Bins, then nulls; shape (51,)."""
+        return np.append(self.counts, self.nulls)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts.tolist(),
+            "bin_sums": self.bin_sums.tolist(),
+            "uncertainty": self.uncertainty,
+            "nulls": self.nulls,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ScoreCounts:
+        return cls(
+            _counts(raw["counts"], SCORE_BINS, "score"),
+            _counts(raw["bin_sums"], SCORE_BINS, "score"),
+            int(raw["uncertainty"]),
+            int(raw["nulls"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Counts of some rows on a `ProfileSpec`'s grid. Equal when every count is equal."""
+
+    spec: ProfileSpec
+    rows: int
+    numeric: Mapping[str, NumericCounts]
+    categorical: Mapping[str, CategoricalCounts]
+    pairs: Mapping[str, PairCounts]
+    score: ScoreCounts
+    version: int = PROFILE_VERSION
+
+    @classmethod
+    def of(cls, spec: ProfileSpec, features: pa.Table, scores: npt.ArrayLike) -> Profile:
+        """Count rows.
+
+        Args:
+            spec: The grid, from the model's bundle.
+            features: Shape (n, F); n may be 0. Columns that the grid does not know are ignored.
+            scores: Shape (n,), calibrated probabilities; NaN counts as null.
+
+        Raises:
+            DataError: A column is missing or of a wrong type, or the lengths differ.
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        if values.shape != (features.num_rows,):
+            raise DataError(
+                f"has shape {values.shape} for {features.num_rows} feature rows",
+                which="scores of a profile",
+                fix="pass one score for each row",
+            )
+        codes = {grid.name: _codes(features, grid) for grid in spec.categorical}
+        return cls(
+            spec,
+            features.num_rows,
+            {g.name: _count_numeric(g, _numbers(features, g.name)) for g in spec.numeric},
+            {g.name: _count_categorical(g, *codes[g.name]) for g in spec.categorical},
+            {g.name: _count_pair(spec, g, codes) for g in spec.pairs},
+            _count_scores(values),
+        )
+
+    @classmethod
+    def empty(cls, spec: ProfileSpec) -> Profile:
+        """The profile of no rows: merging it changes nothing."""
+
+        def zeros(size: int) -> IntArray:
+            return np.zeros(size, np.int64)
+
+        return cls(
+            spec,
+            0,
+            {g.name: NumericCounts(g, zeros(g.bins), 0, 0, 0, 0, None, None, 0) for g in spec.numeric},
+            {g.name: CategoricalCounts(g, zeros(len(g.categories)), 0, 0, ()) for g in spec.categorical},
+            {g.name: PairCounts(g, zeros(len(g.cells)), 0, 0) for g in spec.pairs},
+            ScoreCounts(zeros(SCORE_BINS), zeros(SCORE_BINS), 0, 0),
+        )
+
+    @classmethod
+    def merged(cls, spec: ProfileSpec, profiles: Iterable[Profile]) -> Profile:
+        """All of `profiles` as one; `empty` when there is none."""
+        whole = cls.empty(spec)
+        for profile in profiles:
+            whole = whole.merge(profile)
+        return whole
+
+    def merge(self, other: Profile) -> Profile:
+        """The profile of both row sets together. Raises `DataError` when their grids differ."""
+        if other.spec.digest != self.spec.digest:
+            raise DataError(
+                f"counts on grid {other.spec.digest}, not on {self.spec.digest}",
+                which="profile to merge",
+                fix="merge only profiles written by the same model bundle",
+            )
+        return Profile(
+            self.spec,
+            self.rows + other.rows,
+            {name: mine.merge(other.numeric[name]) for name, mine in self.numeric.items()},
+            {name: mine.merge(other.categorical[name]) for name, mine in self.categorical.items()},
+            {name: mine.merge(other.pairs[name]) for name, mine in self.pairs.items()},
+            self.score.merge(other.score),
+        )
+
+    def histogram(self, channel: str) -> IntArray:
+        """Counts of one of `spec.channels`, with its null (and unseen) bins at the end."""
+        if channel == "score":
+            return self.score.histogram()
+        for kind in (self.numeric, self.categorical, self.pairs):
+            if channel in kind:
+                counts: NumericCounts | CategoricalCounts | PairCounts = kind[channel]
+                return counts.histogram()
+        raise KeyError(f"{channel!r} is not one of {self.spec.channels}")
+
+    @cached_property
+    def input_digest(self) -> str:
+        """16 hex digits over everything but the scores: equal for the same batch, whatever model scored it."""
+        raw = self.to_json()
+        return digest_json([raw[key] for key in ("rows", "grid", "numeric", "categorical", "pairs")])[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, integers but for minima and maxima; the grid is named by digest, not repeated."""
+        return {
+            "version": self.version,
+            "grid": self.spec.digest,
+            "rows": self.rows,
+            "numeric": {name: counts.to_json() for name, counts in self.numeric.items()},
+            "categorical": {name: counts.to_json() for name, counts in self.categorical.items()},
+            "pairs": {name: counts.to_json() for name, counts in self.pairs.items()},
+            "score": self.score.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, spec: ProfileSpec, raw: Mapping[str, Any]) -> Profile:
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: The profile was counted on another grid, is damaged, or has a version that this
+                release cannot read.
+        """
+        _check_version(raw, "profile")
+        if raw.get("grid") != spec.digest:
+            raise DataError(
+                f"was counted on grid {raw.get('grid')}, not on {spec.digest}",
+                which="profile",
+                fix="read it with the profile grid of the model bundle that wrote it",
+            )
+        try:
+            return cls(
+                spec,
+                int(raw["rows"]),
+                {g.name: NumericCounts.from_json(g, raw["numeric"][g.name]) for g in spec.numeric},
+                {
+                    g.name: CategoricalCounts.from_json(g, raw["categorical"][g.name])
+                    for g in spec.categorical
+                },
+                {g.name: PairCounts.from_json(g, raw["pairs"][g.name]) for g in spec.pairs},
+                ScoreCounts.from_json(raw["score"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"is damaged: {type(error).__name__} {error}",
+                which="profile",
+                fix="score its shard again",
+            ) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Profile) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.input_digest)
+
+
+def _check_version(raw: Mapping[str, Any], what: str) -> None:
+    version = raw.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise DataError(f"has no version (found {version!r})", which=what, fix="score its shard again")
+    if version > PROFILE_VERSION:
+        raise DataError(
+            f"has version {version}; this release reads up to {PROFILE_VERSION}",
+            which=what,
+            fix="upgrade Penstock here to the release that wrote it",
+        )
+    if version < 1:
+        raise DataError(
+            f"has version {version}, which never existed", which=what, fix="score its shard again"
+        )
+
+
+def _counts(values: Sequence[int], size: int, channel: str) -> IntArray:
+    counts = np.asarray(values, dtype=np.int64)
+    if counts.shape != (size,):
+        raise ValueError(f"{channel} has {counts.size} counts instead of {size}")
+    return counts
+
+
+def _column(features: pa.Table, name: str) -> pa.Array:
+    if name not in features.column_names:
+        raise DataError(
+            "is missing",
+            which=f"feature {name}",
+            fix=f"return it from features.py; the table has: {', '.join(features.column_names)}",
+        )
+    chunked = features.column(name)
+    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+
+
+def _numbers(features: pa.Table, name: str) -> FloatArray:
+    """The column as float64 with NaN for null."""
+    column = _column(features, name)
+    try:
+        return np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"is {column.type}, not numeric: {error}", which=f"feature {name}", fix="return numbers for it"
+        ) from error
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"is {column.type}, not numeric", which=f"feature {name}", fix="return numbers for it"
+        ) from error
+
+
+def _fit_numeric(name: str, values: FloatArray) -> NumericGrid:
+    finite = np.sort(values[np.isfinite(values)])
+    if finite.size == 0:
+        return NumericGrid(name, (), 0.0, 1.0)
+    distinct = np.unique(finite)
+    if distinct.size > MAX_BINS - 2:
+        quantiles = np.quantile(finite, np.linspace(0, 1, MAX_BINS - 1)[:-1], method="inverted_cdf")
+        distinct = np.unique(quantiles)
+    edges = np.append(distinct, np.nextafter(finite[-1], np.inf))
+    spread = float(finite.std())
+    scale = spread if np.isfinite(spread) and spread > 0 else max(abs(float(finite[0])), 1.0)
+    return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
+
+
+def _texts(features: pa.Table, name: str) -> pa.DictionaryArray:
+    column = _column(features, name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        return column.cast(pa.string()).dictionary_encode()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"is {column.type}, which has no text form", which=f"feature {name}", fix="return strings for it"
+        ) from error
+
+
+def _fit_categorical(features: pa.Table, name: str) -> CategoricalGrid:
+    encoded = _texts(features, name)
+    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    names = encoded.dictionary.to_pylist()
+    counts = np.bincount(indices[indices >= 0], minlength=len(names))
+    ranked = sorted(zip(names, counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
+    return CategoricalGrid(name, tuple(category for category, _ in ranked[:MAX_CATEGORIES]))
+
+
+def _codes(features: pa.Table, grid: CategoricalGrid) -> tuple[IntArray, tuple[str, ...]]:
+    """Codes, shape (n,): the category, K for unseen, K + 1 for null; and some unseen values."""
+    size = len(grid.categories)
+    encoded = _texts(features, grid.name)
+    matched = pc.index_in(encoded.dictionary, value_set=pa.array(grid.categories, pa.string()))
+    lookup = np.append(matched.fill_null(size).to_numpy(zero_copy_only=False).astype(np.int64), size + 1)
+    indices = encoded.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)
+    unseen = encoded.dictionary.filter(pc.is_null(matched)).to_pylist()
+    return lookup[indices], tuple(sorted(unseen)[:UNSEEN_EXAMPLES])
+
+
+def _fit_pair(features: pa.Table, first: CategoricalGrid, second: CategoricalGrid) -> PairGrid:
+    cells, valid = _pair_cells(_codes(features, first)[0], _codes(features, second)[0], first, second)
+    values, counts = np.unique(cells[valid], return_counts=True)
+    kept = values[np.argsort(-counts, kind="stable")[:MAX_PAIR_CELLS]]
+    return PairGrid(first.name, second.name, tuple(np.sort(kept).tolist()))
+
+
+def _pair_cells(
+    a: IntArray, b: IntArray, first: CategoricalGrid, second: CategoricalGrid
+) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    valid = (a < len(first.categories)) & (b < len(second.categories))
+    return a * len(second.categories) + b, valid
+
+
+def _count_pair(
+    spec: ProfileSpec, grid: PairGrid, codes: Mapping[str, tuple[IntArray, tuple[str, ...]]]
+) -> PairCounts:
+    by_name = {each.name: each for each in spec.categorical}
+    first, second = by_name[grid.first], by_name[grid.second]
+    cells, valid = _pair_cells(codes[grid.first][0], codes[grid.second][0], first, second)
+    dense = np.bincount(cells[valid], minlength=len(first.categories) * len(second.categories))
+    counts = dense[np.asarray(grid.cells, dtype=np.int64)].astype(np.int64)
+    inside = int(np.count_nonzero(valid))
+    return PairCounts(grid, counts, inside - int(counts.sum()), len(cells) - inside)
+
+
+def _count_categorical(
+    grid: CategoricalGrid, codes: IntArray, examples: tuple[str, ...]
+) -> CategoricalCounts:
+    size = len(grid.categories)
+    counts = np.bincount(codes, minlength=size + 2).astype(np.int64)
+    return CategoricalCounts(grid, counts[:size], int(counts[size]), int(counts[size + 1]), examples)
+
+
+def _count_numeric(grid: NumericGrid, values: FloatArray) -> NumericCounts:
+    nulls = int(np.count_nonzero(np.isnan(values)))
+    present = values[~np.isnan(values)] if nulls else values
+    edges = np.asarray(grid.edges, dtype=np.float64)
+    counts = np.bincount(_bins(edges, present), minlength=grid.bins)
+    finite = present[np.isfinite(present)] if not np.isfinite(present).all() else present
+    with np.errstate(over="ignore"):
+        fixed = np.rint((finite - grid.centre) / grid.unit)
+    fixed = np.clip(fixed, -_LIMIT, _LIMIT, out=fixed).astype(np.int64)
+    total, squares = 0, 0
+    for start in range(0, fixed.size, _BLOCK):
+        block = fixed[start : start + _BLOCK]
+        total += int(block.sum())
+        squares += int(np.dot(block, block))
+    seen = int.from_bytes(np.packbits(_marks(finite)).tobytes(), "big")
+    low = float(finite.min()) + 0.0 if finite.size else None  # + 0.0: minus zero has one JSON form with zero
+    high = float(finite.max()) + 0.0 if finite.size else None
+    return NumericCounts(
+        grid, counts.astype(np.int64), nulls, int(finite.size), total, squares, low, high, seen
+    )
+
+
+def _bins(edges: FloatArray, values: FloatArray) -> IntArray:
+    """`searchsorted(edges, values, side="right")`, faster on long arrays, with equal results.
+
+    A table over equal cells answers for every cell that holds at most one edge. The cell of a value is a
+    monotone function of it, rounding included, so edges of lower cells are below it and of higher ones above.
+    """
+    if values.size < 4 * _CELLS or edges.size < 2:
+        return _search(edges, values)
+    with np.errstate(over="ignore", divide="ignore"):
+        scale = _CELLS / (edges[-1] - edges[0])
+    if not np.isfinite(scale) or scale == 0:
+        return _search(edges, values)
+
+    def cell(of: FloatArray) -> IntArray:
+        with np.errstate(over="ignore"):
+            raw = (of - edges[0]) * scale
+        placed: IntArray = np.clip(raw, -1, _CELLS, out=raw).astype(np.int64) + 1
+        return placed
+
+    edge_cells = cell(edges)
+    held = np.bincount(edge_cells, minlength=_CELLS + 2)
+    below = np.cumsum(held) - held
+    only = np.full(_CELLS + 2, np.nan)  # a comparison with NaN is false: no edge here
+    only[edge_cells] = edges
+    cells = cell(values)
+    bins: IntArray = below[cells] + (values >= only[cells])
+    crowded = np.flatnonzero((held > 1)[cells])
+    bins[crowded] = _search(edges, values[crowded])
+    return bins
+
+
+def _search(edges: FloatArray, values: FloatArray) -> IntArray:
+    found: IntArray = np.searchsorted(edges, values, side="right")
+    return found
+
+
+def _marks(values: FloatArray) -> npt.NDArray[np.bool_]:
+    """Shape (512,): true where a value's hash (the finalizer of SplitMix64) falls."""
+    hashed = (values + 0.0).view(np.uint64)
+    hashed ^= hashed >> np.uint64(30)
+    hashed *= np.uint64(0xBF58476D1CE4E5B9)
+    hashed ^= hashed >> np.uint64(27)
+    hashed *= np.uint64(0x94D049BB133111EB)
+    hashed >>= np.uint64(55)
+    marks = np.zeros(_SEEN_BITS, np.bool_)
+    marks[hashed] = True
+    return marks
+
+
+def _count_scores(scores: FloatArray) -> ScoreCounts:
+    present = np.clip(scores[~np.isnan(scores)], 0.0, 1.0)
+    bins = np.minimum((present * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
+    fixed = np.rint(present * _SCORE_ONE)
+    sums = np.zeros(SCORE_BINS, np.int64)
+    for start in range(0, fixed.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        sums += np.bincount(bins[block], weights=fixed[block], minlength=SCORE_BINS).astype(np.int64)
+    uncertainty = int(np.rint(present * (1.0 - present) * _SCORE_ONE).astype(np.int64).sum())
+    return ScoreCounts(
+        np.bincount(bins, minlength=SCORE_BINS).astype(np.int64),
+        sums,
+        uncertainty,
+        int(scores.size - present.size),
+    )

@@ -1,0 +1,281 @@
+"""Profiles merge exactly, survive JSON, and say clearly when they cannot be read."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tasks.core.errors import ConfigError, DataError
+from tasks.core.spec import PipelineSpec, parse_pipeline
+from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec, _bins
+
+SPEC: PipelineSpec = parse_pipeline(
+    """
+name: shop
+description: d
+owner: o
+source: {kind: python, uri: s.py}
+entity_key: [k]
+event_time: t
+label: {column: y}
+features: {numeric: [price, visits], categorical: {city: {}, device: {}}}
+split: {train_days: 7, validation_days: 7}
+validation: {suite: shop}
+drift: {pairs: [[city, device]]}
+""",
+    origin="test",
+)
+
+
+def rows(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    price = rng.gamma(2, 10, n)
+    price[rng.random(n) < 0.05] = np.nan
+    table = pa.table(
+        {
+            "price": pa.array(price),
+            "visits": pa.array(rng.poisson(3, n)),
+            "city": pa.array(rng.choice(["Basel", "Bern", "Chur"], n, p=[0.6, 0.3, 0.1])),
+            "device": pa.array(np.where(rng.random(n) < 0.1, None, rng.choice(["phone", "desk"], n))),
+        }
+    )
+    return table, rng.random(n)
+
+
+GRID = ProfileSpec.fit(rows(5_000)[0], None, SPEC)
+
+NUMBERS = st.one_of(
+    st.none(),
+    st.floats(allow_nan=True, allow_infinity=True, width=64),
+    st.sampled_from([0.0, -0.0, 1e300, -1e300, 5e-324]),
+)
+CITIES = st.one_of(
+    st.none(), st.sampled_from(["Basel", "Bern", "Chur", "Genf", "", "Zug"]), st.text(max_size=3)
+)
+ROW = st.tuples(
+    NUMBERS,
+    st.one_of(st.none(), st.integers(-5, 20)),
+    CITIES,
+    st.sampled_from([None, "phone", "desk", "watch"]),
+    st.one_of(st.floats(0, 1), st.just(float("nan"))),
+)
+
+
+def table_of(items: list[tuple[object, ...]]) -> tuple[pa.Table, np.ndarray]:
+    columns = list(zip(*items, strict=True)) or [()] * 5
+    return (
+        pa.table(
+            {
+                "price": pa.array(columns[0], pa.float64()),
+                "visits": pa.array(columns[1], pa.int64()),
+                "city": pa.array(columns[2], pa.string()),
+                "device": pa.array(columns[3], pa.string()),
+            }
+        ),
+        np.array(columns[4], dtype=np.float64),
+    )
+
+
+@given(st.lists(ROW, max_size=60), st.lists(st.integers(0, 60), max_size=4), st.randoms())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_the_merge_of_the_parts_in_any_order_is_the_profile_of_the_whole(items, cuts, random):
+    table, scores = table_of(items)
+    whole = Profile.of(GRID, table, scores)
+    bounds = sorted({0, len(items), *(min(cut, len(items)) for cut in cuts)})
+    parts = [Profile.of(GRID, table.slice(a, b - a), scores[a:b]) for a, b in pairwise(bounds)]
+    random.shuffle(parts)
+    merged = Profile.merged(GRID, parts)
+    assert json.dumps(merged.to_json()) == json.dumps(whole.to_json())
+    assert merged.input_digest == whole.input_digest
+
+
+@given(st.lists(ROW, max_size=40))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_every_row_is_counted_once_in_every_channel(items):
+    profile = Profile.of(GRID, *table_of(items))
+    for channel in GRID.channels:
+        assert profile.histogram(channel).sum() == len(items), channel
+
+
+@given(st.lists(ROW, max_size=40))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_a_profile_survives_json_with_integer_counts_and_no_nan(items):
+    profile = Profile.of(GRID, *table_of(items))
+    text = json.dumps(profile.to_json(), allow_nan=False)
+    grid = ProfileSpec.from_json(json.loads(json.dumps(GRID.to_json(), allow_nan=False)))
+    assert grid == GRID and grid.digest == GRID.digest
+    back = Profile.from_json(grid, json.loads(text))
+    assert json.dumps(back.to_json()) == text
+    assert all(isinstance(count, int) for count in json.loads(text)["numeric"]["price"]["counts"])
+
+
+def test_moments_agree_with_numpy():
+    table, scores = rows(4_000, seed=3)
+    profile = Profile.of(GRID, table, scores)
+    price = table.column("price").to_numpy()
+    price = price[~np.isnan(price)]
+    counts = profile.numeric["price"]
+    assert counts.nulls == 4_000 - price.size
+    assert counts.mean == pytest.approx(price.mean(), rel=1e-5)
+    assert counts.std == pytest.approx(price.std(), rel=1e-4)
+    assert counts.m2 == pytest.approx(((price - price.mean()) ** 2).sum(), rel=1e-4)
+    assert (counts.low, counts.high) == (price.min(), price.max())
+    assert profile.score.mean == pytest.approx(scores.mean())
+    assert profile.score.expected_brier == pytest.approx((scores * (1 - scores)).mean())
+
+
+def test_the_number_of_distinct_values_is_close_while_it_is_small():
+    for distinct in (1, 3, 40, 300):
+        table, scores = rows(3_000)
+        values = pa.array(np.arange(3_000) % distinct * 1.7)
+        table = table.set_column(0, "price", values)
+        assert Profile.of(GRID, table, scores).numeric["price"].distinct == pytest.approx(distinct, rel=0.15)
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=62, unique=True),
+    st.sampled_from([1.0, 1e-9, 1e150, 1e300]),
+    st.integers(0, 2**32),
+)
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
+    rng = np.random.default_rng(seed)
+    grid = np.unique(np.array(edges) * scale)
+    near = np.concatenate([grid, np.nextafter(grid, -np.inf), np.nextafter(grid, np.inf), [np.inf, -np.inf]])
+    with np.errstate(over="ignore"):
+        values = np.concatenate([rng.choice(near, 5_000), rng.normal(0, 500, 5_000) * scale])
+    assert np.array_equal(_bins(grid, values), np.searchsorted(grid, values, side="right"))
+
+
+def test_a_feature_with_few_values_gets_one_bin_for_each():
+    table, _ = rows(2_000)
+    grid = ProfileSpec.fit(table, None, SPEC).numeric[1]
+    distinct = len(set(table.column("visits").to_pylist()))
+    assert grid.bins == distinct + 2
+
+
+def test_values_out_of_the_references_range_are_counted_apart():
+    table, scores = rows(1_000)
+    grid = ProfileSpec.fit(table, None, SPEC)
+    assert Profile.of(grid, table, scores).numeric["price"].out_of_range == 0
+    shifted = table.set_column(0, "price", pa.array(np.full(1_000, -1.0)))
+    assert Profile.of(grid, shifted, scores).numeric["price"].out_of_range == 1_000
+
+
+def test_unseen_categories_are_counted_and_named_and_new_pairs_too():
+    table, scores = rows(1_000)
+    city = ["Zug"] * 10 + ["Genf"] * 5 + ["Basel"] * 985
+    profile = Profile.of(GRID, table.set_column(2, "city", pa.array(city)), scores)
+    assert profile.categorical["city"].unseen == 15
+    assert profile.categorical["city"].unseen_examples == ("Genf", "Zug")
+    only = pa.table({"price": [1.0], "visits": [1], "city": ["Basel"], "device": ["phone"]})
+    grid = ProfileSpec.fit(
+        pa.concat_tables(
+            [only, only.set_column(2, "city", pa.array(["Bern"])).set_column(3, "device", pa.array(["desk"]))]
+        ),
+        None,
+        SPEC,
+    )
+    crossed = only.set_column(3, "device", pa.array(["desk"]))
+    assert Profile.of(grid, crossed, [0.5]).pairs["city x device"].novel == 1
+
+
+def test_dictionary_encoded_and_chunked_columns_count_like_plain_ones():
+    table, scores = rows(500)
+    other = pa.concat_tables([table.slice(0, 200), table.slice(200)])
+    other = other.set_column(2, "city", other.column("city").dictionary_encode())
+    assert Profile.of(GRID, other, scores) == Profile.of(GRID, table, scores)
+
+
+def test_zero_rows_all_nulls_and_one_category_are_profiles_like_any_other():
+    table, scores = rows(50)
+    empty = Profile.of(GRID, table.slice(0, 0), [])
+    assert empty == Profile.empty(GRID)
+    assert empty.score.expected_auc is None and empty.numeric["price"].mean is None
+    nothing = pa.table({name: pa.nulls(50, table.schema.field(name).type) for name in table.column_names})
+    profile = Profile.of(GRID, nothing, scores)
+    assert profile.numeric["price"].nulls == 50 and profile.categorical["city"].nulls == 50
+    grid = ProfileSpec.fit(nothing, None, SPEC)
+    assert Profile.of(grid, table, scores).categorical["city"].unseen == 50
+    assert Profile.of(grid, table, scores).histogram("price").sum() == 50
+
+
+def test_the_input_digest_ignores_scores_and_nothing_else():
+    table, scores = rows(300)
+    one = Profile.of(GRID, table, scores)
+    assert Profile.of(GRID, table, 1 - scores).input_digest == one.input_digest
+    assert Profile.of(GRID, table.slice(1), scores[1:]).input_digest != one.input_digest
+
+
+def test_expected_auc_of_calibrated_scores_is_close_to_the_realised_one():
+    rng = np.random.default_rng(1)
+    table, _ = rows(20_000)
+    scores = rng.beta(2, 6, 20_000)
+    labels = rng.random(20_000) < scores
+    order = np.argsort(scores)
+    ranks = np.empty(20_000)
+    ranks[order] = np.arange(1, 20_001)
+    positives = labels.sum()
+    auc = (ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * (20_000 - positives))
+    assert Profile.of(GRID, table, scores).score.expected_auc == pytest.approx(auc, abs=0.01)
+
+
+def test_a_profile_of_a_newer_release_is_refused_with_the_fix():
+    raw = Profile.empty(GRID).to_json() | {"version": PROFILE_VERSION + 1}
+    with pytest.raises(DataError, match="this release reads up to") as caught:
+        Profile.from_json(GRID, raw)
+    assert "upgrade" in caught.value.fix
+    with pytest.raises(DataError, match="reads up to"):
+        ProfileSpec.from_json(GRID.to_json() | {"version": 99})
+    with pytest.raises(DataError, match="has no version"):
+        Profile.from_json(GRID, {key: value for key, value in raw.items() if key != "version"})
+
+
+def test_profiles_of_different_grids_do_not_mix():
+    other = ProfileSpec.fit(rows(500, seed=9)[0], None, SPEC)
+    with pytest.raises(DataError, match="grid"):
+        Profile.empty(GRID).merge(Profile.empty(other))
+    with pytest.raises(DataError, match="grid"):
+        Profile.from_json(other, Profile.empty(GRID).to_json())
+
+
+def test_a_damaged_profile_is_named_as_such():
+    raw = Profile.of(GRID, *rows(10)).to_json()
+    raw["numeric"]["price"]["counts"] = raw["numeric"]["price"]["counts"][:-1]
+    with pytest.raises(DataError, match="damaged"):
+        Profile.from_json(GRID, raw)
+
+
+def test_a_missing_or_wrong_column_is_named():
+    table, scores = rows(10)
+    with pytest.raises(DataError, match="feature city: is missing"):
+        Profile.of(GRID, table.drop_columns(["city"]), scores)
+    with pytest.raises(DataError, match="feature price: is string, not numeric"):
+        Profile.of(GRID, table.set_column(0, "price", pa.array(["x"] * 10)), scores)
+    with pytest.raises(DataError, match="for 10 feature rows"):
+        Profile.of(GRID, table, scores[:5])
+
+
+def test_a_watched_pair_must_be_of_categorical_features():
+    wrong = SPEC.model_copy(update={"drift": SPEC.drift.model_copy(update={"pairs": (("city", "price"),)})})
+    with pytest.raises(ConfigError, match="'price' is not a categorical feature"):
+        ProfileSpec.fit(rows(100)[0], None, wrong)
+
+
+def test_the_toy_pipeline_can_be_profiled(toy: PipelineSpec, settings):
+    namespace: dict[str, object] = {}
+    source = Path(settings.pipelines_dir / "toy" / "source.py").read_text(encoding="utf-8")
+    exec(source, namespace)
+    table = namespace["load"](date(2024, 1, 1), date(2024, 1, 3))  # type: ignore[operator]
+    grid = ProfileSpec.fit(table, None, toy)
+    profile = Profile.of(grid, table, np.full(table.num_rows, 0.3))
+    assert profile.rows == 360 and "city x device" in grid.channels
