@@ -1,0 +1,39 @@
+"""Monitoring: signals from profiles and labels, a verdict in words, and a report.
+
+`Monitor.of` calibrates on a bundle's reference days; `measure_days` and `performance` + `judge_gaps` measure;
+`decide` judges; `render_report` shows. All of them are pure.
+"""
+
+from __future__ import annotations
+
+from tasks.monitoring.decision import decide
+from tasks.monitoring.measure import Monitor, measure_day, measure_days
+from tasks.monitoring.performance import expected_auc, judge_gaps, performance
+from tasks.monitoring.report import render_report
+from tasks.monitoring.signals import (
+    ChannelDrift,
+    ContractFinding,
+    DayDecision,
+    DayPerformance,
+    DaySignals,
+    Decision,
+    PerformanceSignal,
+)
+
+__all__ = [
+    "ChannelDrift",
+    "ContractFinding",
+    "DayDecision",
+    "DayPerformance",
+    "DaySignals",
+    "Decision",
+    "Monitor",
+    "PerformanceSignal",
+    "decide",
+    "expected_auc",
+    "judge_gaps",
+    "measure_day",
+    "measure_days",
+    "performance",
+    "render_report",
+]

@@ -1,0 +1,362 @@
+"""Tier 1: does today's partition keep the contract that training days set?
+
+Every limit is read off the reference days, widened by what a sample of today's size can do by chance. A
+breach is about the feed, not about the model: its answer is to hold scoring, never to change the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+
+from tasks.core.spec import PipelineSpec
+from tasks.model.profile import NumericCounts, Profile
+from tasks.monitoring.drift import POOL_DAYS, Baseline, FloatArray, null_share, same_weekdays
+from tasks.monitoring.signals import FAULT, WARN, ContractFinding
+
+_LOOK_BACK_DAYS = 35
+_STALE_DAYS = 7
+
+
+@dataclass(frozen=True)
+class ContractLimits:
+    """Reference shares by channel, one for each reference day, and what those days never did."""
+
+    nulls: Mapping[str, FloatArray]
+    unseen: Mapping[str, FloatArray]
+    novel_pairs: Mapping[str, FloatArray]
+    out_of_range: Mapping[str, FloatArray]
+    distinct: Mapping[str, FloatArray]
+    never_stale: frozenset[str]
+    """Numeric channels whose set of values never equalled that of a day up to a week before."""
+
+
+def limits_of(baseline: Baseline) -> ContractLimits:
+    """The contract of the baseline's reference days."""
+    days = baseline.days
+    grid = baseline.grid
+
+    def over(share: Callable[[Profile, str], float], names: Sequence[str]) -> dict[str, FloatArray]:
+        return {
+            name: np.array([share(profile, name) for profile in days.values()], np.float64) for name in names
+        }
+
+    numeric = [g.name for g in grid.numeric]
+    categorical = [g.name for g in grid.categorical]
+    pairs = [g.name for g in grid.pairs]
+    ordered = sorted(days)
+    stale = {
+        name
+        for name in numeric
+        for day in ordered
+        if any(
+            _same_values(days[day].numeric[name], days[other].numeric[name])
+            for other in (day - timedelta(days=back) for back in range(1, _STALE_DAYS + 1))
+            if other in days
+        )
+    }
+    return ContractLimits(
+        nulls=over(null_share, [*numeric, *categorical]),
+        unseen=over(lambda profile, name: profile.categorical[name].unseen / profile.rows, categorical),
+        novel_pairs=over(lambda profile, name: profile.pairs[name].novel / profile.rows, pairs),
+        out_of_range=over(_out_share, numeric),
+        distinct=over(lambda profile, name: profile.numeric[name].distinct, numeric)
+        | over(_used, categorical),
+        never_stale=frozenset(set(numeric) - stale),
+    )
+
+
+def check_contract(
+    spec: PipelineSpec,
+    baseline: Baseline,
+    limits: ContractLimits,
+    day: date,
+    profile: Profile,
+    known: Mapping[date, Profile],
+    *,
+    dead_letters: int,
+) -> tuple[tuple[ContractFinding, ...], float | None]:
+    """All findings of a day, faults first, and the rows it was expected to have.
+
+    Args:
+        known: Reference and earlier scored days, `day` itself excluded.
+        dead_letters: Rows of the day that could not be scored.
+    """
+    findings: list[ContractFinding] = []
+    expected = _expected_rows(day, known)
+    findings += _volume(spec, day, profile, expected)
+    if dead_letters:
+        share = dead_letters / (dead_letters + profile.rows)
+        limit = spec.inference.max_dead_letter_share
+        findings.append(
+            ContractFinding(
+                check="dead_letters",
+                severity=FAULT if share > limit else WARN,
+                channel="",
+                detail=f"{dead_letters:,} of {dead_letters + profile.rows:,} rows could not be scored",
+                value=share,
+                limit=limit,
+            )
+        )
+    if profile.rows:
+        findings += _repeat(day, profile, known)
+        if profile.score.nulls:
+            findings.append(
+                ContractFinding(
+                    check="scores",
+                    severity=FAULT,
+                    channel="score",
+                    detail=f"{profile.score.nulls:,} scores are not numbers",
+                    value=profile.score.nulls / profile.rows,
+                    limit=0.0,
+                )
+            )
+    if profile.rows >= spec.drift.min_rows and baseline.days:
+        earlier = [known[other] for other in sorted(known) if day - timedelta(days=3) < other < day]
+        pool = same_weekdays(day, known, min_rows=spec.drift.min_rows)
+        pooled = Profile.merged(baseline.grid, (known[other] for other in pool))
+        shifts = baseline.null_shifts if len(pool) == POOL_DAYS else {}
+        findings += _nulls(limits, shifts, profile, pooled, earlier)
+        findings += _categories(limits, profile)
+        findings += _ranges(limits, profile)
+        findings += _frozen(limits, day, profile, known)
+    return tuple(sorted(findings, key=lambda f: (f.severity != FAULT, f.check, f.channel))), expected
+
+
+def _chance(share: float, rows: int) -> float:
+    """Three standard errors of a share, and at least three rows: what a sample does by itself."""
+    return max(3 * float(np.sqrt(max(share * (1 - share), 0.0) / rows)), 3 / rows)
+
+
+def _expected_rows(day: date, known: Mapping[date, Profile]) -> float | None:
+    pool = same_weekdays(day, known, min_rows=1)
+    return float(np.median([known[other].rows for other in pool])) if len(pool) >= 2 else None
+
+
+def _volume(spec: PipelineSpec, day: date, profile: Profile, expected: float | None) -> list[ContractFinding]:
+    rows = profile.rows
+    if rows == 0:
+        wanted = "" if expected is None else f"; about {expected:,.0f} were expected"
+        return [
+            ContractFinding("rows", FAULT, "", f"no rows at all{wanted}", 0.0, float(spec.drift.min_rows))
+        ]
+    if expected is None or expected < 1:
+        return []
+    change = rows / expected - 1
+    tolerance = spec.drift.volume_tolerance
+    if abs(change) <= tolerance + 3 / np.sqrt(expected):
+        return []
+    return [
+        ContractFinding(
+            check="volume",
+            severity=FAULT if abs(change) > 1.5 * tolerance + 3 / np.sqrt(expected) else WARN,
+            channel="",
+            detail=f"{rows:,} rows, {abs(change):.0%} {'more' if change > 0 else 'fewer'} than the "
+            f"{expected:,.0f} of the last {day:%A}s",
+            value=change,
+            limit=tolerance,
+        )
+    ]
+
+
+def _repeat(day: date, profile: Profile, known: Mapping[date, Profile]) -> list[ContractFinding]:
+    """The batch of an earlier day again: whole, or in all but what is derived from the date."""
+    channels = (*profile.numeric, *profile.categorical)
+    telling = [name for name in channels if np.count_nonzero(profile.histogram(name)) > 2]
+    for other in sorted(known, reverse=True):
+        earlier = known[other]
+        if other < day - timedelta(days=_LOOK_BACK_DAYS) or earlier.rows != profile.rows:
+            continue
+        equal = [name for name in telling if _same_counts(profile, earlier, name)]
+        if earlier.input_digest == profile.input_digest or (
+            len(telling) >= 3 and len(equal) >= 0.7 * len(telling)
+        ):
+            return [
+                ContractFinding(
+                    check="repeat",
+                    severity=FAULT,
+                    channel="",
+                    detail=f"the same batch as {other}: {profile.rows:,} rows, "
+                    f"{len(equal)} of {len(telling)} features identical",
+                    value=len(equal) / len(telling) if telling else 1.0,
+                    limit=0.7,
+                )
+            ]
+    return []
+
+
+def _same_counts(profile: Profile, other: Profile, channel: str) -> bool:
+    if channel in profile.numeric:
+        a, b = profile.numeric[channel], other.numeric[channel]
+        return (a.total, a.squares, a.low, a.high, a.nulls) == (b.total, b.squares, b.low, b.high, b.nulls)
+    return bool(np.array_equal(profile.histogram(channel), other.histogram(channel)))
+
+
+def _nulls(
+    limits: ContractLimits,
+    shifts: Mapping[str, tuple[float, float]],
+    profile: Profile,
+    pooled: Profile,
+    earlier: Sequence[Profile],
+) -> list[ContractFinding]:
+    """Two rules, the worse one counts: more nulls than any day had, or many more than such a day has.
+
+    The second sees a burst in a feature whose nulls vary much by weekday or rarely reach the worst day's share.
+    """
+    found = []
+    for channel, shares in limits.nulls.items():
+        share = null_share(profile, channel)
+        usual, high, top = (float(q) for q in np.quantile(shares, (0.5, 0.99, 0.995)))
+        chance = _chance(high, profile.rows)
+        # 5 points as measured in DESIGN section 4; 2 for a feature whose nulls hardly vary.
+        once = top + min(max(4 * (top - usual), 0.02), 0.05) + chance
+        often = lasting = high + 0.01 + chance
+        if channel in shifts:
+            middle, spread = shifts[channel]
+            such = null_share(pooled, channel)
+            # The spread of such days holds what chance does, so only the larger of the two counts.
+            by_chance = _chance(such, profile.rows)
+            once = min(once, such + middle + max(0.05, 8 * spread, by_chance))
+            lasting = min(lasting, such + middle + max(0.02, 5 * spread, by_chance))
+            often = min(often, such + middle + max(0.015, 4 * spread, by_chance))
+        if share <= often:
+            continue
+        again = share > lasting and any(null_share(day, channel) > lasting for day in earlier)
+        found.append(
+            ContractFinding(
+                check="nulls",
+                severity=FAULT if share > once or again else WARN,
+                channel=channel,
+                detail=f"{share:.1%} of {channel} is null; up to {often:.1%} is usual"
+                + ("; second day in three" if again else ""),
+                value=share,
+                limit=once if share > once else lasting if again else often,
+            )
+        )
+    return found
+
+
+def _categories(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:
+    found = []
+    for channel, shares in limits.unseen.items():
+        counts = profile.categorical[channel]
+        share, limit = counts.unseen / profile.rows, float(shares.max()) + 0.005
+        limit += _chance(float(shares.max()), profile.rows)
+        if share > limit:
+            examples = ", ".join(counts.unseen_examples)
+            found.append(
+                ContractFinding(
+                    check="unseen",
+                    severity=FAULT if share > limit + 0.015 else WARN,
+                    channel=channel,
+                    detail=f"{share:.1%} of {channel} are values that training never saw: {examples}",
+                    value=share,
+                    limit=limit,
+                )
+            )
+    for channel, shares in limits.novel_pairs.items():
+        share, limit = profile.pairs[channel].novel / profile.rows, float(shares.max()) + 0.015
+        limit += _chance(float(shares.max()), profile.rows)
+        if share > limit:
+            found.append(
+                ContractFinding(
+                    check="pairs",
+                    severity=FAULT if share > limit + 0.015 else WARN,
+                    channel=channel,
+                    detail=f"{share:.1%} of rows combine known values of {channel} as training never saw; "
+                    f"reference days stay below {shares.max():.1%}",
+                    value=share,
+                    limit=limit,
+                )
+            )
+    return found
+
+
+def _ranges(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:
+    found = []
+    for channel, shares in limits.out_of_range.items():
+        counts = profile.numeric[channel]
+        present = profile.rows - counts.nulls
+        if present == 0:
+            continue
+        share, limit = counts.out_of_range / present, float(shares.max()) + 0.1
+        limit += _chance(float(shares.max()), present)
+        if share > limit:
+            edges = counts.grid.edges
+            usual = f"{edges[0]:.4g} to {edges[-1]:.4g}" if edges else "nothing"
+            found.append(
+                ContractFinding(
+                    check="range",
+                    # Seasons leave the range of the training months slowly; a change of units at once.
+                    severity=FAULT if share > limit + 0.4 else WARN,
+                    channel=channel,
+                    detail=f"{share:.1%} of {channel} is outside what training saw ({usual}); "
+                    f"today {_number(counts.low)} to {_number(counts.high)}",
+                    value=share,
+                    limit=limit,
+                )
+            )
+    return found
+
+
+def _frozen(
+    limits: ContractLimits, day: date, profile: Profile, known: Mapping[date, Profile]
+) -> list[ContractFinding]:
+    found = []
+    for channel, usual in limits.distinct.items():
+        least = float(usual.min())
+        present = profile.rows - (profile.numeric.get(channel) or profile.categorical[channel]).nulls
+        now = profile.numeric[channel].distinct if channel in profile.numeric else _used(profile, channel)
+        if least >= 6 and now < 0.5 * least and present >= 0.5 * profile.rows:
+            found.append(
+                ContractFinding(
+                    check="frozen",
+                    severity=FAULT,
+                    channel=channel,
+                    detail=f"{channel} takes about {now:.0f} different values; "
+                    f"reference days take at least {least:.0f}",
+                    value=now,
+                    limit=0.5 * least,
+                )
+            )
+        elif channel in limits.never_stale:
+            for back in range(1, _STALE_DAYS + 1):
+                other = day - timedelta(days=back)
+                if other in known and _same_values(profile.numeric[channel], known[other].numeric[channel]):
+                    found.append(
+                        ContractFinding(
+                            check="stale",
+                            severity=WARN,
+                            channel=channel,
+                            detail=f"{channel} takes exactly the values of {other}; no reference day did so",
+                        )
+                    )
+                    break
+    return found
+
+
+def _same_values(one: NumericCounts, other: NumericCounts) -> bool:
+    """Equal sets of at least ten values, as far as their hashes tell."""
+    return (
+        one.seen == other.seen
+        and (one.low, one.high) == (other.low, other.high)
+        and one.seen.bit_count() >= 10
+        and one.distinct < 1500  # a full table of marks says nothing
+    )
+
+
+def _out_share(profile: Profile, channel: str) -> float:
+    counts = profile.numeric[channel]
+    present = profile.rows - counts.nulls
+    return counts.out_of_range / present if present else 0.0
+
+
+def _used(profile: Profile, channel: str) -> float:
+    return float(np.count_nonzero(profile.categorical[channel].counts))
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4g}"

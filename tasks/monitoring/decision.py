@@ -1,0 +1,308 @@
+"""From signals to a verdict in words and one action: a pure function over the history of signals.
+
+The order of the questions is the policy. Is the data at fault? Then scoring waits and models stay as they
+are. Is performance worse than the scores promise? Then a person is asked, with a suggestion. Did channels
+move while performance held? Then it is drift without damage seen, or noise when it was one channel on one day.
+
+No model is rolled back automatically here. A rollback must first show that the previous model is better
+on the same labelled rows; until the monitor measures that, damage asks a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+from tasks.core.spec import PipelineSpec
+from tasks.monitoring.signals import (
+    ChannelDrift,
+    DayDecision,
+    DayPerformance,
+    DaySignals,
+    Decision,
+    PerformanceSignal,
+)
+
+HEALTHY = "healthy"
+NOISE = "noise"
+DRIFT = "drift, no damage seen"
+FAULT = "data fault"
+DAMAGE = "performance damage"
+BLIND = "cannot judge"
+
+NOTHING = "nothing"
+NOTE = "note"
+ALERT = "alert"
+HOLD = "hold_scoring"
+ASK = "ask_person"
+
+OPEN_DAYS = 3
+"""An incident seen on one of the last three days of the window is still open."""
+MERGE_DAYS = 7
+"""Days of one kind at most this far apart belong to one incident; only its first day alerts."""
+
+_SEVERITY = (HEALTHY, BLIND, NOISE, DRIFT, FAULT, DAMAGE)
+_NEXT_STEPS = {
+    HEALTHY: (),
+    BLIND: ("Check that the days were scored, and that the reference days of the model have enough rows.",),
+    NOISE: ("Nothing to do. The channel is named below in case it comes back.",),
+    DRIFT: (
+        "Look at the features that moved most and find the event behind them (season, holiday, storm, new partner).",
+        "If it stays and labels agree with the scores, retrain so that it becomes the reference.",
+    ),
+    FAULT: (
+        "Hold scoring of the days named and ask the owner of the feed.",
+        "Deliver the days again and score them again; published rows of those days are replaced.",
+        "Do not retrain on these days and do not change the model: it is not the cause.",
+    ),
+    DAMAGE: (
+        "Compare with the previous champion on the same labelled days; roll back if it is better there.",
+        "Replay the golden rows: if scores changed, features or encoding differ from training.",
+        "If labels themselves changed meaning, retrain on recent days.",
+    ),
+}
+
+
+def decide(
+    spec: PipelineSpec,
+    signals: Sequence[DaySignals],
+    performances: Sequence[DayPerformance] = (),
+    gaps: Sequence[PerformanceSignal] = (),
+) -> Decision:
+    """The verdict on a window of days, and on each day in it. Pure.
+
+    The window's action counts what is open at its end: only open incidents hold scoring or ask a person, and
+    then name the verdict. Otherwise the verdict is the worst of the days, alerted or noted once.
+
+    Args:
+        signals: Tiers 1 and 2 by day; at least one, in any order.
+        performances: Tier 3 by day; days may be missing.
+        gaps: `judge_gaps` of the performances, over a history that may be longer than the window.
+
+    Raises:
+        ValueError: `signals` is empty.
+    """
+    if not signals:
+        raise ValueError("decide needs the signals of at least one day")
+    ordered = sorted(signals, key=lambda s: s.day)
+    by_day = {p.day: p for p in performances}
+    gap_by_day = {g.day: g for g in gaps}
+    moving = {s.day: s.alarms for s in ordered if s.alarms}
+    days: list[DayDecision] = []
+    incidents: dict[str, tuple[date, date]] = {}
+    for signal in ordered:
+        verdict, reasons = _judge_day(signal, by_day.get(signal.day), gap_by_day.get(signal.day), moving)
+        incident = None
+        if verdict in (DRIFT, FAULT, DAMAGE):
+            first, latest = incidents.get(verdict, (signal.day, signal.day))
+            first = first if (signal.day - latest).days <= MERGE_DAYS else signal.day
+            incidents[verdict] = (first, signal.day)
+            incident = first
+        days.append(
+            DayDecision(signal.day, verdict, _day_action(verdict, signal.day, incident), reasons, incident)
+        )
+    action, is_open = _window_action(days, ordered[-1].day, gaps)
+    # What acts gives the window its name: an open data fault explains worse performance, not the reverse.
+    verdict = {HOLD: FAULT, ASK: DAMAGE}.get(action) or _window_verdict(days)
+    return Decision(
+        pipeline=spec.name,
+        first_day=ordered[0].day,
+        last_day=ordered[-1].day,
+        verdict=verdict,
+        action=action,
+        headline=_headline(verdict, days, is_open, by_day),
+        reasons=_window_reasons(days, ordered, by_day),
+        next_steps=_NEXT_STEPS[verdict],
+        days=tuple(days),
+        evidence=_evidence(days, ordered, performances, gaps),
+    )
+
+
+def _judge_day(
+    signal: DaySignals,
+    performance: DayPerformance | None,
+    gap: PerformanceSignal | None,
+    moving: dict[date, tuple[ChannelDrift, ...]],
+) -> tuple[str, tuple[str, ...]]:
+    reasons = [finding.detail for finding in signal.faults]
+    damage = _damage(gap)
+    if damage:
+        reasons.append(damage)
+    drift = _moved(signal.alarms)
+    if drift:
+        reasons.append(drift)
+    warnings = [finding.detail for finding in signal.warnings]
+    if signal.faults:
+        return FAULT, tuple(reasons + warnings)
+    if damage:
+        return DAMAGE, tuple(reasons + warnings)
+    if drift:
+        near = {day for day in moving if day != signal.day and abs((day - signal.day).days) < OPEN_DAYS}
+        lone = len(signal.alarms) == 1 and signal.alarms[0].kind != "score" and not near
+        measured = performance is not None and performance.state == "measured"
+        reasons.append(
+            "AUC on labels is within what the scores promise."
+            if measured
+            else "Not yet confirmed by labels."
+            if performance is None
+            else performance.statement
+        )
+        return (NOISE if lone and measured else DRIFT), tuple(reasons + warnings)
+    if warnings:
+        return NOISE, tuple(warnings)
+    if not signal.judged:
+        return BLIND, signal.statements
+    return HEALTHY, ()
+
+
+def _day_action(verdict: str, day: date, incident: date | None) -> str:
+    if verdict == FAULT:
+        return HOLD
+    if verdict == DAMAGE:
+        return ASK if day == incident else NOTE
+    if verdict == DRIFT:
+        return ALERT if day == incident else NOTE
+    return NOTHING if verdict == HEALTHY else NOTE
+
+
+def _window_verdict(days: Sequence[DayDecision]) -> str:
+    verdicts = {day.verdict for day in days}
+    if verdicts <= {HEALTHY, BLIND}:
+        judged = sum(day.verdict == HEALTHY for day in days)
+        return HEALTHY if judged * 2 >= len(days) and judged else BLIND
+    return max(verdicts, key=_SEVERITY.index)
+
+
+def _window_action(
+    days: Sequence[DayDecision], last: date, gaps: Sequence[PerformanceSignal]
+) -> tuple[str, bool]:
+    """(action, whether the incident behind it is open)."""
+    since = last - timedelta(days=OPEN_DAYS - 1)
+    opened = {day.verdict for day in days if day.day >= since}
+    within = [gap for gap in gaps if days[0].day <= gap.day <= last]
+    if within and within[-1].alarm:
+        opened.add(DAMAGE)
+    ever = {day.verdict for day in days}
+    if FAULT in opened:
+        return HOLD, True
+    if DAMAGE in opened:
+        return ASK, True
+    if DRIFT in opened:
+        return ALERT, True
+    if DAMAGE in ever or FAULT in ever:
+        return ALERT, False
+    if DRIFT in ever or NOISE in ever or BLIND in ever:
+        return NOTE, False
+    return NOTHING, False
+
+
+def _damage(gap: PerformanceSignal | None) -> str:
+    if gap is None or gap.alarm is None:
+        return ""
+    how = (
+        f"z {gap.z:.1f}, beyond -4"
+        if gap.alarm == "once"
+        else f"CUSUM {gap.cusum:.1f} over several days, above 4"
+    )
+    return f"AUC on labels is {-gap.gap:.3f} below what the scores promise ({how})."
+
+
+def _moved(alarms: Sequence[ChannelDrift]) -> str:
+    if not alarms:
+        return ""
+    names = [
+        f"{c.channel} (z {c.z:.1f}{', two days in three' if c.alarm == 'persistent' else ''})" for c in alarms
+    ]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"Moved: {', '.join(names[:4])}{more}."
+
+
+def _headline(
+    verdict: str,
+    days: Sequence[DayDecision],
+    is_open: bool,
+    performances: dict[date, DayPerformance],
+) -> str:
+    affected = [day.day for day in days if day.verdict == verdict] or [days[-1].day]
+    when = _dates(affected)
+    hurt = [day.day for day in days if day.verdict == DAMAGE]
+    state = "still open" if is_open else "over by the end of the window"
+    measured = sum(p.state == "measured" for day, p in performances.items() if days[0].day <= day)
+    labels = f"labels of {measured} days agree with the scores" if measured else "no labels have come yet"
+    return {
+        HEALTHY: f"All {len(affected)} judged days look like the reference; {labels}.",
+        BLIND: f"{len(affected)} of {len(days)} days could not be judged; nothing alarming was seen.",
+        NOISE: f"Single blips on {when}, none of which lasted; {labels}.",
+        DRIFT: f"Inputs or scores moved on {when} ({state}); {labels}, so no damage is seen."
+        if measured
+        else f"Inputs or scores moved on {when} ({state}); whether it matters is unknown until labels come.",
+        FAULT: f"The data of {when} breaks the training contract ({state})."
+        + (
+            f" Besides, on {_dates(hurt)} the model ranked worse than its scores promise."
+            if hurt
+            else " The model is not the cause."
+        ),
+        DAMAGE: f"On {when} the model ranked worse than its own scores promise ({state}). A person must decide.",
+    }[verdict]
+
+
+def _window_reasons(
+    days: Sequence[DayDecision],
+    signals: Sequence[DaySignals],
+    performances: dict[date, DayPerformance],
+) -> tuple[str, ...]:
+    reasons = [
+        f"{day.day}: {reason}"
+        for day in days
+        if day.verdict not in (HEALTHY, BLIND)
+        for reason in day.reasons
+    ]
+    blind = [signal for signal in signals if not signal.judged]
+    said = sorted({statement for signal in blind for statement in signal.statements})
+    for statement in said:
+        which = [signal.day for signal in blind if statement in signal.statements]
+        reasons.append(f"{_dates(which)}: {statement}")
+    late = [day.day for day in days if day.day not in performances]
+    unmeasured = [p for p in performances.values() if p.state != "measured" and p.day >= days[0].day]
+    if late:
+        reasons.append(f"{_dates(late)}: no labels were joined.")
+    reasons += [f"{p.day}: {p.statement}" for p in sorted(unmeasured, key=lambda p: p.day)]
+    return tuple(reasons)
+
+
+def _evidence(
+    days: Sequence[DayDecision],
+    signals: Sequence[DaySignals],
+    performances: Sequence[DayPerformance],
+    gaps: Sequence[PerformanceSignal],
+) -> dict[str, float]:
+    count = {name: float(sum(day.verdict == name for day in days)) for name in _SEVERITY}
+    zs = [channel.z for signal in signals for channel in signal.drift]
+    inside = [gap for gap in gaps if days[0].day <= gap.day <= days[-1].day]
+    evidence = {f"days {name}": value for name, value in count.items() if value}
+    evidence |= {
+        "days": float(len(days)),
+        "days with measured performance": float(sum(p.state == "measured" for p in performances)),
+        "faults": float(sum(len(signal.faults) for signal in signals)),
+        "channel alarms": float(sum(len(signal.alarms) for signal in signals)),
+    }
+    if zs:
+        evidence["largest z"] = max(zs)
+    if inside:
+        evidence["lowest AUC gap"] = min(gap.gap for gap in inside)
+        evidence["largest CUSUM"] = max(gap.cusum for gap in inside)
+    return evidence
+
+
+def _dates(days: Sequence[date]) -> str:
+    """`3 May`, `3-5 May 2013` style ranges, at most four of them."""
+    if not days:
+        return "no day"
+    runs: list[tuple[date, date]] = []
+    for day in sorted(days):
+        if runs and (day - runs[-1][1]).days == 1:
+            runs[-1] = (runs[-1][0], day)
+        else:
+            runs.append((day, day))
+    texts = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+    return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")

@@ -1,0 +1,242 @@
+"""Tier 2: how far each channel moved, in units of how far it normally moves.
+
+For every channel, S is the Jensen-Shannon distance of a day's histogram to the pooled last four same
+weekdays, and z = (log S - median) / scale, with median and scale from the reference days of the same weekday
+class, each compared only with days before it. A raw distance or a p-value answers "did it move"; on
+thousands of rows the answer is always yes. z answers "did it move more than it does on a normal day".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.core.spec import PipelineSpec
+from tasks.model.profile import Profile, ProfileSpec
+from tasks.monitoring.signals import ChannelDrift
+
+FloatArray = npt.NDArray[np.float64]
+
+POOL_DAYS = 4
+SMALLEST_EFFECT = 0.03
+"""A distance below it raises no alarm, however unusual: too little moved to matter."""
+_FLOOR = 0.001
+"""Distances below it are equal, so that the logarithm of a channel that never moves stays finite."""
+SMALLEST_SCALE = 0.05
+MIN_CLASS_DAYS = 10
+"""Reference distances that a weekday class needs for a median of its own."""
+SURE_CLASS_DAYS = 30
+"""Reference distances from which a class's own spread is trusted although it is the smaller one."""
+MIN_DAYS = 5
+"""Reference distances below which there is no calibration at all."""
+
+
+def weekday_class(day: date) -> str:
+    """`workday`, `saturday` or `sunday`."""
+    return {5: "saturday", 6: "sunday"}.get(day.weekday(), "workday")
+
+
+def js_distance(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
+    """Jensen-Shannon distance of two histograms: 0 for equal shares, 1 for disjoint ones.
+
+    Args:
+        one: Shape (k,), counts, not all zero.
+        other: Shape (k,), counts, not all zero.
+
+    Source: Endres & Schindelin (2003), "A new metric for probability distributions".
+    """
+    p = np.asarray(one, dtype=np.float64)
+    q = np.asarray(other, dtype=np.float64)
+    p, q = p / p.sum(), q / q.sum()
+    middle = (p + q) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = np.where(p > 0, p * np.log2(p / middle), 0.0)
+        right = np.where(q > 0, q * np.log2(q / middle), 0.0)
+    return float(np.sqrt(max((left.sum() + right.sum()) / 2, 0.0)))
+
+
+def same_weekdays(day: date, known: Mapping[date, Profile], *, min_rows: int) -> tuple[date, ...]:
+    """The last four days before `day` on its weekday that have at least `min_rows` rows, oldest first."""
+    found = sorted(
+        other
+        for other, profile in known.items()
+        if other < day and other.weekday() == day.weekday() and profile.rows >= max(min_rows, 1)
+    )
+    return tuple(found[-POOL_DAYS:])
+
+
+@dataclass(frozen=True)
+class Normal:
+    """How far a channel moves on normal days, on the log scale."""
+
+    median: float
+    scale: float
+
+    def z(self, distance: float) -> float:
+        return (float(np.log(max(distance, _FLOOR))) - self.median) / self.scale
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The reference days of a model bundle and what is normal for them. Made once, by `calibrate`."""
+
+    grid: ProfileSpec
+    days: Mapping[date, Profile]
+    normal: Mapping[str, Mapping[str, Normal]]
+    """By weekday class, then channel. Empty when there are too few reference days."""
+    method: str
+    """How it was calibrated, in words."""
+    null_shifts: Mapping[str, tuple[float, float]]
+    """By feature: (median, spread) of a day's null share minus that of its last four same weekdays."""
+    score_spread: float
+    """Spread of a day's mean score around that of its last four same weekdays, on the logit scale."""
+
+
+def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Profile]) -> Baseline:
+    """What is normal, from the reference days that a model bundle carries.
+
+    Days with fewer rows than `spec.drift.min_rows` are left out. Each day is compared with the four same
+    weekdays before it; when that leaves fewer than ten comparisons (under about six weeks of reference), with
+    four other same weekdays on either side.
+    """
+    days = {day: reference[day] for day in sorted(reference) if reference[day].rows >= spec.drift.min_rows}
+    pools = {day: same_weekdays(day, days, min_rows=spec.drift.min_rows) for day in days}
+    pools = {day: pool for day, pool in pools.items() if len(pool) == POOL_DAYS}
+    method = f"{len(pools)} reference days, each against the four same weekdays before it"
+    if len(pools) < MIN_CLASS_DAYS:
+        pools = {day: _either_side(day, days) for day in days}
+        pools = {day: pool for day, pool in pools.items() if len(pool) == POOL_DAYS}
+        method = f"{len(pools)} reference days, each against four other same weekdays (a short reference)"
+    if len(pools) < MIN_DAYS:
+        return Baseline(grid, days, {}, f"only {len(pools)} reference days can be compared", {}, 0.0)
+    distances: dict[date, dict[str, float]] = {}
+    shifts = []
+    features = [*(g.name for g in grid.numeric), *(g.name for g in grid.categorical)]
+    nulls: dict[str, list[float]] = {name: [] for name in features}
+    for day, pool in pools.items():
+        pooled = Profile.merged(grid, (days[other] for other in pool))
+        distances[day] = channel_distances(days[day], pooled)
+        for name in features:
+            nulls[name].append(null_share(days[day], name) - null_share(pooled, name))
+        shifts.append(_logit(days[day].score.mean) - _logit(pooled.score.mean))
+    normal: dict[str, dict[str, Normal]] = {}
+    pooled_normal = {c: _normal([found[c] for found in distances.values()]) for c in grid.channels}
+    for kind in ("workday", "saturday", "sunday"):
+        members = [found for day, found in distances.items() if weekday_class(day) == kind]
+        normal[kind] = {
+            channel: _class_normal([found[channel] for found in members], pooled_normal[channel])
+            for channel in grid.channels
+        }
+    null_shifts = {name: _centre_and_spread(np.asarray(found)) for name, found in nulls.items()}
+    return Baseline(
+        grid,
+        days,
+        normal,
+        method,
+        null_shifts,
+        max(_centre_and_spread(np.asarray(shifts))[1], SMALLEST_SCALE),
+    )
+
+
+def null_share(profile: Profile, channel: str) -> float:
+    """Nulls of a feature over rows; 0 for no rows."""
+    counts = profile.numeric.get(channel) or profile.categorical[channel]
+    return counts.nulls / profile.rows if profile.rows else 0.0
+
+
+def channel_distances(profile: Profile, pooled: Profile) -> dict[str, float]:
+    """Jensen-Shannon distance of every channel; both profiles hold at least one row."""
+    return {
+        channel: js_distance(profile.histogram(channel), pooled.histogram(channel))
+        for channel in profile.spec.channels
+    }
+
+
+def channel_drift(
+    spec: PipelineSpec,
+    baseline: Baseline,
+    day: date,
+    profile: Profile,
+    pooled: Profile,
+    recent: Sequence[Mapping[str, float]],
+) -> tuple[ChannelDrift, ...]:
+    """Every channel's distance and z, with its alarm.
+
+    Multiplicity: a single crossing must pass `z_alarm`, which is set so high that the family of all channels
+    together, not each one, is expected to stay quiet; the lower `z_persistent` counts only when the same
+    channel crosses it on two of three days. Neither counts for an effect below `SMALLEST_EFFECT`.
+
+    Args:
+        recent: z by channel of the (at most) two days before.
+    """
+    normal = baseline.normal[weekday_class(day)]
+    kinds = {grid.name: "numeric" for grid in baseline.grid.numeric}
+    kinds |= {grid.name: "categorical" for grid in baseline.grid.categorical}
+    kinds |= {grid.name: "pair" for grid in baseline.grid.pairs}
+    found = []
+    for channel, distance in channel_distances(profile, pooled).items():
+        z = normal[channel].z(distance)
+        alarm = None
+        if distance < SMALLEST_EFFECT:
+            pass
+        elif z > spec.drift.z_alarm:
+            alarm = "once"
+        elif z > spec.drift.z_persistent and any(
+            earlier.get(channel, 0.0) > spec.drift.z_persistent for earlier in recent[-2:]
+        ):
+            alarm = "persistent"
+        found.append(
+            ChannelDrift(
+                channel=channel,
+                kind=kinds.get(channel, "score"),
+                distance=round(distance, 6),
+                expected=round(float(np.exp(normal[channel].median)), 6),
+                z=round(z, 4),
+                alarm=alarm,
+            )
+        )
+    return tuple(found)
+
+
+def score_band(baseline: Baseline, pooled: Profile, *, width: float = 1.645) -> tuple[float, ...] | None:
+    """(low, high) for a day's mean score, nine normal days in ten: `width` spreads around the pooled days' mean, on the logit scale."""
+    if pooled.score.mean is None or baseline.score_spread == 0.0:
+        return None
+    centre = _logit(pooled.score.mean)
+    low, high = (centre + side * width * baseline.score_spread for side in (-1, 1))
+    return (1 / (1 + float(np.exp(-low))), 1 / (1 + float(np.exp(-high))))
+
+
+def _either_side(day: date, days: Mapping[date, Profile]) -> tuple[date, ...]:
+    others = [other for other in days if other != day and other.weekday() == day.weekday()]
+    return tuple(sorted(sorted(others, key=lambda other: (abs((other - day).days), other))[:POOL_DAYS]))
+
+
+def _class_normal(distances: Sequence[float], pooled: Normal) -> Normal:
+    """A class's own normal; its spread never below the pooled one while it rests on few days."""
+    if len(distances) < MIN_CLASS_DAYS:
+        return pooled
+    own = _normal(distances)
+    return own if len(distances) >= SURE_CLASS_DAYS else Normal(own.median, max(own.scale, pooled.scale))
+
+
+def _normal(distances: Sequence[float]) -> Normal:
+    logs = np.log(np.maximum(np.asarray(distances), _FLOOR))
+    centre, spread = _centre_and_spread(logs)
+    return Normal(centre, max(spread, SMALLEST_SCALE))
+
+
+def _centre_and_spread(values: FloatArray) -> tuple[float, float]:
+    """Median, and max(MAD, upper-decile spread), both scaled to a normal distribution's deviation."""
+    centre = float(np.median(values))
+    mad = 1.4826 * float(np.median(np.abs(values - centre)))
+    return centre, max(mad, (float(np.quantile(values, 0.9)) - centre) / 1.2816)
+
+
+def _logit(share: float | None) -> float:
+    clipped = min(max(share if share is not None else 0.5, 1e-6), 1 - 1e-6)
+    return float(np.log(clipped / (1 - clipped)))

@@ -1,0 +1,220 @@
+"""Tier 3: is the model still as good as its own scores say?
+
+Calibrated scores imply an AUC and a Brier score before any label is known (CBPE). When labels come, the gap
+between the realised and the implied AUC sees what no test of inputs can: a concept that flipped, an encoder
+that changed. A change of the mix of easy and hard rows moves both and leaves the gap alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.core.errors import DataError
+from tasks.core.spec import PipelineSpec
+from tasks.monitoring.signals import DayPerformance, PerformanceSignal
+
+FloatArray = npt.NDArray[np.float64]
+
+CUSUM_K = 1.0
+CUSUM_H = 4.0
+Z_ALARM = 4.0
+MIN_COVERAGE = 0.5
+MIN_REFERENCE_DAYS = 7
+_SMALLEST_CLASS = 10
+
+
+def performance(
+    spec: PipelineSpec,
+    *,
+    day: date,
+    scored: pa.Table,
+    labels: pa.Table | None,
+    as_of: date,
+) -> DayPerformance:
+    """Join a day's labels to its predictions and measure. Pure.
+
+    Labels that come twice and agree count once; labels of one prediction that disagree are left out and
+    counted. A null label (no outcome) is not a label.
+
+    Args:
+        scored: Columns `prediction_id` and `prediction` of the day.
+        labels: Columns `prediction_id` and `label` (0, 1 or null), of this day or of more; None: none came.
+        as_of: The date on which it is asked; labels of `day` are due from `day + label.delay_days` on.
+
+    Raises:
+        DataError: A column is missing, or labels hold something else than 0, 1 and null.
+    """
+    rows = scored.num_rows
+    due = day + timedelta(days=spec.label.delay_days)
+    if as_of < due:
+        return DayPerformance(day, "immature", f"Labels of {day} are due from {due}.", rows, 0)
+    if labels is None or labels.num_rows == 0:
+        return DayPerformance(
+            day, "missing", f"Labels of {day} were due on {due}; none has come by {as_of}.", rows, 0
+        )
+    values, truth, duplicates, conflicts = _join(scored, labels)
+    n, positives = truth.size, int(truth.sum())
+
+    def unmeasured(state: str, statement: str) -> DayPerformance:
+        return DayPerformance(day, state, statement, rows, n, positives, duplicates, conflicts)
+
+    if n == 0 or n < MIN_COVERAGE * rows:
+        return unmeasured("missing", f"Only {n:,} of {rows:,} predictions have a label; due since {due}.")
+    if n < spec.drift.min_rows:
+        return unmeasured(
+            "too_few",
+            f"{n:,} labelled rows are too few to judge (drift.min_rows is {spec.drift.min_rows:,}).",
+        )
+    if min(positives, n - positives) < _SMALLEST_CLASS:
+        return unmeasured(
+            "one_class", f"{positives:,} of {n:,} labels are 1: no AUC can be read from so one-sided a day."
+        )
+    auc, auc_se = _auc(values, truth)
+    implied = expected_auc(values)
+    losses = (values - truth) ** 2
+    extra = f"; {duplicates:,} labels came twice" if duplicates else ""
+    extra += f"; {conflicts:,} predictions with contradicting labels were left out" if conflicts else ""
+    return DayPerformance(
+        day=day,
+        state="measured",
+        statement=f"{n:,} of {rows:,} predictions have a label{extra}.",
+        scored_rows=rows,
+        labelled_rows=n,
+        positives=positives,
+        duplicate_labels=duplicates,
+        conflicting_labels=conflicts,
+        auc=auc,
+        auc_se=auc_se,
+        expected_auc=None if np.isnan(implied) else implied,
+        brier=float(losses.mean()),
+        brier_se=float(losses.std(ddof=1) / np.sqrt(n)),
+        expected_brier=float((values * (1 - values)).mean()),
+    )
+
+
+def expected_auc(scores: npt.ArrayLike) -> float:
+    """The AUC that calibrated scores imply: the chance that a positive outscores a negative; NaN if undefined.
+
+    Source: NannyML's CBPE (confidence-based performance estimation), here in closed form.
+    """
+    p = np.sort(np.asarray(scores, dtype=np.float64))
+    starts = np.flatnonzero(np.append(True, np.diff(p) > 0))
+    positive = np.add.reduceat(p, starts)
+    negative = np.add.reduceat(1 - p, starts)
+    below = np.cumsum(negative) - negative
+    total = positive.sum() * negative.sum()
+    return float((positive * (below + 0.5 * negative)).sum() / total) if total > 0 else float("nan")
+
+
+def judge_gaps(
+    history: Sequence[DayPerformance], reference: Sequence[DayPerformance] = ()
+) -> tuple[PerformanceSignal, ...]:
+    """Standardise the AUC gap of every measured day and run the one-sided CUSUM over it. Pure.
+
+    Args:
+        history: Monitored days; days that are not `measured` are skipped.
+        reference: Measured days of the model's validation window. They give the usual gap and its spread
+            beyond sampling error; with fewer than seven the gap is expected to be 0 and the spread is taken
+            as one sampling error more.
+
+    Returns:
+        Signals in day order. `alarm` is `once` for z < -4, `cusum` for a day below expectation while the
+        CUSUM (k 1, h 4) is above h. The sum stops at twice h, so that it comes back within days when the
+        cause is gone.
+
+    Source: Page (1954), "Continuous inspection schemes".
+    """
+    usual = [p for p in reference if p.state == "measured" and p.gap is not None]
+    centre, spread = 0.0, None
+    if len(usual) >= MIN_REFERENCE_DAYS:
+        gaps = np.array([p.gap for p in usual], dtype=np.float64)
+        errors = np.array([p.auc_se for p in usual], dtype=np.float64)
+        centre = float(np.median(gaps))
+        mad = 1.4826 * float(np.median(np.abs(gaps - centre)))
+        spread = float(np.sqrt(max(mad**2 - float(np.median(errors)) ** 2, 0.0)))
+    signals: list[PerformanceSignal] = []
+    cusum = 0.0
+    for day in sorted(history, key=lambda p: p.day):
+        if day.state != "measured" or day.gap is None or day.expected_auc is None:
+            continue
+        error = max(day.auc_se or 0.0, 1e-4)
+        scale = float(np.hypot(error, error if spread is None else spread))
+        z = (day.gap - centre) / scale
+        cusum = min(max(0.0, cusum - z - CUSUM_K), 2 * CUSUM_H)
+        middle = day.expected_auc + centre
+        signals.append(
+            PerformanceSignal(
+                day=day.day,
+                gap=day.gap,
+                z=round(z, 4),
+                cusum=round(cusum, 4),
+                alarm="once" if z < -Z_ALARM else "cusum" if cusum > CUSUM_H and z < 0 else None,
+                band=(max(middle - 3 * scale, 0.0), min(middle + 3 * scale, 1.0)),
+            )
+        )
+    return tuple(signals)
+
+
+def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, int, int]:
+    """(scores, labels, agreeing duplicates, contradicted predictions) of predictions with one clear label."""
+    for table, name, columns in (
+        (scored, "scored rows", ("prediction_id", "prediction")),
+        (labels, "labels", ("prediction_id", "label")),
+    ):
+        for column in columns:
+            if column not in table.column_names:
+                raise DataError(f"have no column {column!r}", which=name, fix=f"pass {' and '.join(columns)}")
+    known = labels.select(["prediction_id", "label"]).drop_null()
+    known = known.set_column(1, "label", pc.cast(known["label"], pa.float64()))
+    known = known.filter(pc.is_in(known["prediction_id"], value_set=scored["prediction_id"].combine_chunks()))
+    if known.num_rows == 0:
+        return np.empty(0), np.empty(0), 0, 0
+    bounds = pc.min_max(known["label"]).as_py()
+    if not np.isin(known["label"].to_numpy(), (0.0, 1.0)).all():
+        raise DataError(
+            f"hold values from {bounds['min']} to {bounds['max']}",
+            which="labels",
+            fix="labels are 0, 1 or null; map them in the source",
+        )
+    grouped = known.group_by("prediction_id").aggregate(
+        [("label", "min"), ("label", "max"), ("label", "count")]
+    )
+    agree = pc.equal(grouped["label_min"], grouped["label_max"])
+    clear = grouped.filter(agree)
+    duplicates = clear.num_rows and int(pc.sum(clear["label_count"]).as_py()) - clear.num_rows
+    unique = scored.select(["prediction_id", "prediction"]).drop_null()
+    joined = unique.join(clear.select(["prediction_id", "label_min"]), "prediction_id", join_type="inner")
+    return (
+        joined["prediction"].to_numpy().astype(np.float64),
+        joined["label_min"].to_numpy().astype(np.float64),
+        int(duplicates),
+        grouped.num_rows - clear.num_rows,
+    )
+
+
+def _auc(scores: FloatArray, labels: FloatArray) -> tuple[float, float]:
+    """(AUC with ties counted half, its standard error).
+
+    Source: Sun & Xu (2014), "Fast implementation of DeLong's algorithm for comparing the areas under
+    correlated receiver operating characteristic curves".
+    """
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    m, n = positive.size, negative.size
+    ranks = _midranks(np.concatenate([positive, negative]))
+    auc = (ranks[:m].sum() - m * (m + 1) / 2) / (m * n)
+    above = (ranks[:m] - _midranks(positive)) / n
+    below = 1 - (ranks[m:] - _midranks(negative)) / m
+    return float(auc), float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
+
+
+def _midranks(values: FloatArray) -> FloatArray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: FloatArray = (ends - (counts - 1) / 2)[inverse]
+    return ranks

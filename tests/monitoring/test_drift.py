@@ -1,0 +1,246 @@
+"""Data tiers: injected faults are seen, normal days stay quiet, and what cannot be judged is said."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+
+import monitored_shop as shop
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tasks.core.errors import DataError
+from tasks.model.profile import Profile, ProfileSpec
+from tasks.monitoring import DaySignals, Monitor, measure_day, measure_days
+from tasks.monitoring.drift import calibrate, js_distance, same_weekdays
+
+MONITOR = Monitor.of(shop.SPEC, shop.GRID, shop.REFERENCE)
+
+
+def measured(profiles: dict[date, Profile]) -> tuple[DaySignals, ...]:
+    return measure_days(
+        shop.SPEC, MONITOR, profiles=profiles, first_day=min(profiles), last_day=max(profiles)
+    )
+
+
+def signals_of(change: shop.Change, *, day: int = 9) -> DaySignals:
+    return measured(shop.window(day + 1, faulty={day: change}))[-1]
+
+
+def checks(signals: DaySignals, severity: str = "fault") -> set[tuple[str, str]]:
+    return {(f.check, f.channel) for f in signals.findings if f.severity == severity}
+
+
+def test_js_distance_is_zero_for_equal_shares_and_one_for_disjoint_ones():
+    assert js_distance([1, 2, 3], [10, 20, 30]) == pytest.approx(0, abs=1e-7)
+    assert js_distance([1, 0], [0, 5]) == pytest.approx(1)
+    assert js_distance([3, 1], [1, 3]) == pytest.approx(js_distance([1, 3], [3, 1]))
+
+
+def test_four_weeks_of_normal_days_raise_no_fault_and_hardly_an_alarm():
+    found = measured(shop.window(28))
+    assert len(found) == 28 and all(s.judged for s in found)
+    assert sum(bool(s.faults) for s in found) == 0
+    assert sum(bool(s.alarms) for s in found) <= 1
+
+
+def test_signals_survive_json():
+    found = measured(shop.window(2))[-1]
+    assert DaySignals.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+
+
+def test_a_null_burst_of_five_percent_is_a_fault_on_the_first_day():
+    def burst(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        visits = table["visits"].to_numpy().copy()
+        visits[rng.random(visits.size) < 0.05] = np.nan
+        return shop.with_column(table, "visits", visits)
+
+    assert checks(signals_of(burst)) == {("nulls", "visits")}
+
+
+def test_a_small_rise_of_nulls_is_a_warning_first_and_a_fault_when_it_stays():
+    def rise(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        visits = table["visits"].to_numpy().copy()
+        visits[rng.permutation(visits.size)[: int(0.022 * visits.size)]] = np.nan
+        return shop.with_column(table, "visits", visits)
+
+    first, second = measured(shop.window(10, faulty={8: rise, 9: rise}))[-2:]
+    assert checks(first) == set() and ("nulls", "visits") in checks(first, "warn")
+    assert checks(second) == {("nulls", "visits")}
+
+
+def test_a_remap_of_a_fifth_of_the_categories_breaks_the_joint_map():
+    def remap(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        turn = {"Basel": "Bern", "Bern": "Chur", "Chur": "Genf", "Genf": "Basel"}
+        city = [turn[c] if rng.random() < 0.2 else c for c in table["city"].to_pylist()]
+        return shop.with_column(table, "city", city)
+
+    found = signals_of(remap)
+    assert {f.channel for f in found.findings} | {c.channel for c in found.alarms} & {"city", "city x device"}
+    assert ("pairs", "city x device") in checks(found) | checks(found, "warn")
+
+
+def test_unseen_categories_are_a_fault_that_names_them():
+    def rename(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        city = ["Zug" if c == "Genf" else c for c in table["city"].to_pylist()]
+        return shop.with_column(table, "city", city)
+
+    found = signals_of(rename)
+    assert ("unseen", "city") in checks(found)
+    assert any("Zug" in f.detail for f in found.faults)
+
+
+def test_a_change_of_units_is_a_fault_and_a_slow_shift_is_drift():
+    times = signals_of(lambda table, rng: shop.with_column(table, "wind", table["wind"].to_numpy() * 60))
+    assert ("range", "wind") in checks(times)
+    shift = signals_of(lambda table, rng: shop.with_column(table, "price", table["price"].to_numpy() * 1.5))
+    assert shift.faults == () and "price" in {c.channel for c in shift.alarms}
+
+
+def test_a_frozen_feed_is_a_fault():
+    frozen = signals_of(
+        lambda table, rng: shop.with_column(table, "wind", np.full(table.num_rows, 7.5)), day=3
+    )
+    assert ("frozen", "wind") in checks(frozen)
+
+
+def test_yesterdays_values_joined_to_todays_rows_are_noticed():
+    day = shop.MONITORED + timedelta(days=9)
+    old = shop.rows(day - timedelta(days=1))["wind"].to_numpy()
+    found = signals_of(lambda table, rng: shop.with_column(table, "wind", rng.choice(old, table.num_rows)))
+    assert ("stale", "wind") in checks(found, "warn")
+
+
+def test_the_previous_batch_again_is_a_fault_that_names_the_day():
+    profiles = shop.window(9)
+    days = sorted(profiles)
+    profiles[days[8]] = profiles[days[7]]
+    found = measured(profiles)[-1]
+    assert ("repeat", "") in checks(found)
+    assert any(str(days[7]) in f.detail for f in found.faults)
+
+
+@pytest.mark.parametrize(("factor", "severity"), [(0.6, "fault"), (0.72, "warn"), (1.6, "fault")])
+def test_volume_is_judged_against_the_last_four_same_weekdays(factor, severity):
+    day = shop.MONITORED + timedelta(days=2)
+    profiles = shop.window(2) | {day: shop.profile(day, n=int(800 * factor))}
+    assert ("volume", "") in checks(measured(profiles)[-1], severity)
+
+
+def test_a_saturday_is_not_a_volume_fault_because_saturdays_are_small():
+    saturdays = [s for s in measured(shop.window(14)) if s.day.weekday() == 5]
+    assert saturdays and all(s.faults == () and (s.expected_rows or 0) < 600 for s in saturdays)
+
+
+def test_no_rows_is_a_fault_and_drift_says_that_it_is_not_judged():
+    day = shop.MONITORED
+    found = measure_day(shop.SPEC, MONITOR, day=day, profile=Profile.empty(shop.GRID), history={})
+    assert checks(found) == {("rows", "")} and found.drift == ()
+    assert "too few to judge" in found.statements[0]
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_ten_rows_of_a_small_pipeline_are_too_few_to_judge_and_raise_nothing():
+    small = {day: shop.profile(day, n=15) for day in list(shop.REFERENCE)[:40]}
+    monitor = Monitor.of(shop.SPEC, shop.GRID, small)
+    found = measure_day(
+        shop.SPEC, monitor, day=shop.MONITORED, profile=shop.profile(shop.MONITORED, n=15), history={}
+    )
+    assert found.findings == () and found.alarms == () and not found.judged
+    assert any("too few" in text for text in found.statements)
+
+
+def test_a_day_of_nulls_only_is_a_fault_and_not_a_crash():
+    def erase(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        return pa.table({n: pa.nulls(table.num_rows, table.schema.field(n).type) for n in table.column_names})
+
+    found = signals_of(erase)
+    assert {("nulls", "price"), ("nulls", "city")} <= checks(found)
+
+
+def test_a_day_of_one_category_is_seen():
+    found = signals_of(lambda table, rng: shop.with_column(table, "city", ["Bern"] * table.num_rows))
+    assert "city" in {c.channel for c in found.alarms}
+
+
+def test_fewer_than_four_reference_weekdays_are_stated_and_raise_no_alarm():
+    short = {day: shop.REFERENCE[day] for day in list(shop.REFERENCE)[-17:]}
+    monitor = Monitor.of(shop.SPEC, shop.GRID, short)
+    shifted = shop.profile(
+        shop.MONITORED,
+        change=lambda table, rng: shop.with_column(table, "price", table["price"].to_numpy() * 1.5),
+    )
+    found = measure_day(shop.SPEC, monitor, day=shop.MONITORED, profile=shifted, history={})
+    assert not found.judged and found.alarms == ()
+    assert any("not judged" in text for text in found.statements)
+
+
+def test_no_reference_at_all_is_stated():
+    monitor = Monitor.of(shop.SPEC, shop.GRID, {})
+    found = measure_day(
+        shop.SPEC, monitor, day=shop.MONITORED, profile=shop.REFERENCE[shop.FIRST], history={}
+    )
+    assert found.findings == () and "only 0 reference days" in found.statements[0]
+
+
+def test_a_short_reference_is_calibrated_on_both_sides_and_says_so():
+    short = {day: shop.REFERENCE[day] for day in list(shop.REFERENCE)[-35:]}
+    baseline = calibrate(shop.SPEC, shop.GRID, short)
+    assert "short reference" in baseline.method and baseline.normal
+
+
+def test_a_profile_of_another_grid_is_refused():
+    other = ProfileSpec.fit(shop.rows(shop.FIRST), None, shop.SPEC)
+    with pytest.raises(DataError, match="grid"):
+        measure_day(shop.SPEC, MONITOR, day=shop.MONITORED, profile=Profile.empty(other), history={})
+
+
+def test_a_fault_that_lasts_does_not_become_the_reference():
+    def rename(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        return shop.with_column(
+            table, "city", ["Zug" if c == "Genf" else c for c in table["city"].to_pylist()]
+        )
+
+    found = measured(shop.window(42, faulty=dict.fromkeys(range(42), rename)))
+    assert all(("unseen", "city") in checks(s) for s in found)
+    assert all("city" in {c.channel for c in s.alarms} for s in found[-7:])
+
+
+def test_an_effect_too_small_to_matter_raises_no_alarm():
+    def nudge(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        return shop.with_column(
+            table, "visits", table["visits"].to_numpy() + (rng.random(table.num_rows) < 0.002)
+        )
+
+    assert "visits" not in {c.channel for c in signals_of(nudge).alarms}
+
+
+def test_a_moderate_shift_alarms_when_it_persists():
+    found = measured(shop.window(4))[-1]
+    spec = shop.SPEC.model_copy(
+        update={"drift": shop.SPEC.drift.model_copy(update={"z_alarm": 99.0, "z_persistent": 2.0})}
+    )
+    shift = shop.window(
+        4,
+        faulty=dict.fromkeys(
+            (2, 3), lambda table, rng: shop.with_column(table, "price", table["price"].to_numpy() * 1.5)
+        ),
+    )
+    first, second = measure_days(
+        spec, MONITOR, profiles=shift, first_day=found.day - timedelta(days=1), last_day=found.day
+    )
+    assert "price" not in {c.channel for c in first.alarms}
+    assert ("price", "persistent") in {(c.channel, c.alarm) for c in second.alarms}
+
+
+def test_dead_letters_past_the_pipelines_limit_are_a_fault():
+    day = shop.MONITORED
+    found = measure_day(shop.SPEC, MONITOR, day=day, profile=shop.profile(day), history={}, dead_letters=40)
+    assert ("dead_letters", "") in checks(found)
+
+
+def test_same_weekdays_are_the_last_four_before_the_day():
+    day = shop.MONITORED
+    pool = same_weekdays(day, shop.REFERENCE, min_rows=1)
+    assert pool == tuple(day - timedelta(days=7 * k) for k in (4, 3, 2, 1))
