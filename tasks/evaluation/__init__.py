@@ -1,0 +1,41 @@
+"""Is this model good enough: metrics with intervals, slices, behaviour, the gate's verdict, and the canary.
+
+The door is lazy: `from tasks.evaluation import judge` imports neither torch nor scikit-learn.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.evaluation.canary import CanaryDay, compare_canary, run_canary
+    from tasks.evaluation.evidence import evaluate, load_evaluation
+    from tasks.evaluation.gate import judge
+    from tasks.evaluation.records import Evaluation
+
+_HOME = {
+    "CanaryDay": "canary",
+    "Evaluation": "records",
+    "compare_canary": "canary",
+    "evaluate": "evidence",
+    "judge": "gate",
+    "load_evaluation": "evidence",
+    "run_canary": "canary",
+}
+
+__all__ = [
+    "CanaryDay",
+    "Evaluation",
+    "compare_canary",
+    "evaluate",
+    "judge",
+    "load_evaluation",
+    "run_canary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"tasks.evaluation.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

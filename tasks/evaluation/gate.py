@@ -1,0 +1,224 @@
+"""The evaluation gate: a pure function from evidence to a verdict with reasons.
+
+A claim ("AUC is above the floor", "better than the baseline", "no worse than the champion") must be shown: the
+whole interval has to lie on the right side. On the wrong side it is a fail; across the limit it is inconclusive,
+and an inconclusive model is never promoted. A guard (calibration, slices, behaviour) refuses what is shown or
+seen to be bad. No data is a fail.
+
+Finding statuses: `pass`; `warn` makes the verdict inconclusive; `fail` makes it fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from tasks.core import Clock, Finding, PipelineSpec, Verdict, iso_utc, utc_now
+from tasks.evaluation.records import Evaluation, Interval, SliceMetrics
+
+MIN_SLICE_DAYS = 3
+"""A slice seen on fewer days has no usable interval and is not judged."""
+
+
+def judge(spec: PipelineSpec, evaluation: Evaluation, *, clock: Clock = utc_now) -> Verdict:
+    """The verdict of the gates in `spec.gates` on this evidence; `clock` only stamps it.
+
+    `outcome` is `pass`, `fail` or `inconclusive`; `findings` name every rule with its value and limit.
+    """
+    findings = tuple(_findings(spec, evaluation))
+    statuses = {finding.status for finding in findings}
+    outcome = "fail" if "fail" in statuses else "inconclusive" if "warn" in statuses else "pass"
+    return Verdict(
+        gate="evaluation",
+        pipeline=evaluation.pipeline,
+        subject=evaluation.candidate_digest,
+        outcome=outcome,
+        findings=findings,
+        decided_at_utc=iso_utc(clock()),
+        evidence_key=evaluation.evidence_key,
+        report_key=evaluation.report_key,
+    )
+
+
+def _findings(spec: PipelineSpec, evaluation: Evaluation) -> Iterable[Finding]:
+    data = _data(evaluation)
+    yield data
+    if data.status == "fail":
+        return
+    yield _min_auc(spec, evaluation)
+    yield _baseline(spec, evaluation)
+    yield _champion(spec, evaluation)
+    yield _calibration(spec, evaluation)
+    yield from slice_findings(spec, evaluation.slices)
+    yield from _behaviour(evaluation)
+
+
+def _data(evaluation: Evaluation) -> Finding:
+    rows, positives = evaluation.rows, evaluation.positives
+    detail = f"{rows:,} labelled rows of {evaluation.validation_days} days, {positives:,} positive"
+    if evaluation.pipeline and rows > 0 and 0 < positives < rows and "candidate" in evaluation.models:
+        return Finding("data", "pass", detail, value=float(rows))
+    return Finding(
+        "data", "fail", f"{detail}: nothing can be shown without both classes", value=float(rows), limit=1.0
+    )
+
+
+def claim(name: str, what: str, bounds: Interval | None, limit: float) -> Finding:
+    """A finding that passes when the whole interval is above `limit`, fails when it is below."""
+    if bounds is None or bounds.value is None:
+        return Finding(name, "fail", f"{what} is not defined on this evidence", limit=limit)
+    shown = f"{what} {bounds.text}"
+    if bounds.low is None or bounds.high is None:
+        return Finding(
+            name, "warn", f"{shown} has no interval (too few days)", value=bounds.value, limit=limit
+        )
+    if bounds.low > limit:
+        return Finding(name, "pass", f"{shown} is above {limit:g}", value=bounds.low, limit=limit)
+    if bounds.high <= limit:
+        return Finding(name, "fail", f"{shown} is not above {limit:g}", value=bounds.low, limit=limit)
+    return Finding(
+        name, "warn", f"{shown} straddles {limit:g}: not shown either way", value=bounds.low, limit=limit
+    )
+
+
+def _min_auc(spec: PipelineSpec, evaluation: Evaluation) -> Finding:
+    return claim("min_auc", "AUC", evaluation.models["candidate"].get("auc"), spec.gates.min_auc)
+
+
+def _baseline(spec: PipelineSpec, evaluation: Evaluation) -> Finding:
+    difference = evaluation.differences.get("candidate-baseline", {}).get("auc")
+    return claim(
+        "better_than_baseline",
+        "AUC minus AUC of logistic regression",
+        difference,
+        spec.gates.auc_margin_baseline,
+    )
+
+
+def _champion(spec: PipelineSpec, evaluation: Evaluation) -> Finding:
+    name = "no_worse_than_champion"
+    if evaluation.champion_digest is None:
+        return Finding(name, "pass", "skipped: there is no champion yet")
+    if evaluation.champion_error:
+        return Finding(name, "warn", f"the champion could not score these rows: {evaluation.champion_error}")
+    difference = evaluation.differences.get("candidate-champion", {}).get("auc")
+    margin = -spec.gates.noninferiority_margin_auc
+    if evaluation.champion_digest == evaluation.candidate_digest:
+        return Finding(name, "pass", "the candidate is the champion", value=0.0, limit=margin)
+    return claim(name, "AUC minus AUC of the champion", difference, margin)
+
+
+def _calibration(spec: PipelineSpec, evaluation: Evaluation) -> Finding:
+    limit = spec.gates.max_ece
+    bounds = evaluation.models["candidate"].get("ece")
+    if bounds is None or bounds.value is None:
+        return Finding("calibration", "fail", "ECE is not defined on this evidence", limit=limit)
+    shown = f"calibration error (ECE) {bounds.text}"
+    if bounds.value <= limit:
+        return Finding("calibration", "pass", f"{shown} is within {limit:g}", value=bounds.value, limit=limit)
+    if bounds.low is not None and bounds.low > limit:
+        return Finding("calibration", "fail", f"{shown} is above {limit:g}", value=bounds.value, limit=limit)
+    return Finding(
+        "calibration",
+        "warn",
+        f"{shown} is above {limit:g}, though its interval is not",
+        value=bounds.value,
+        limit=limit,
+    )
+
+
+def slice_findings(spec: PipelineSpec, slices: Sequence[SliceMetrics]) -> Iterable[Finding]:
+    """One finding for each bad slice, and one that says what was judged.
+
+    The hypothesis of each slice is "its AUC is at least the floor". It is rejected with the family-wise error
+    held at (1 - confidence) / 2 by Holm's step-down procedure: with thirty slices one is low by chance.
+    """
+    if not slices:
+        if spec.gates.slices:
+            columns = ", ".join(spec.gates.slices)
+            yield Finding("slices", "fail", f"no slice of {columns} was measured")
+        return
+    floor, alpha = spec.gates.slice_min_auc, (1 - spec.gates.confidence) / 2
+    judged = [
+        item
+        for item in slices
+        if item.rows >= spec.gates.slice_min_rows
+        and item.days >= MIN_SLICE_DAYS
+        and item.auc.value is not None
+        and item.auc.se is not None
+    ]
+    skipped = len(slices) - len(judged)
+    apart = f"; {skipped} too small to judge" if skipped else ""
+    if not judged:
+        yield Finding(
+            "slices",
+            "warn",
+            f"none of {len(slices)} slices has {spec.gates.slice_min_rows:,} rows on {MIN_SLICE_DAYS} days "
+            "and both classes",
+            value=0.0,
+            limit=1.0,
+        )
+        return
+    rejected = holm([below_floor(item, floor) for item in judged], alpha)
+    bad = 0
+    for item, significant in zip(judged, rejected, strict=True):
+        assert item.auc.value is not None
+        if not significant and item.auc.value >= floor:
+            continue
+        bad += 1
+        yield Finding(
+            f"slice {item.name}",
+            "fail" if significant else "warn",
+            f"AUC {item.auc.text} of {item.rows:,} rows is below {floor:g}"
+            + (" (significant after Holm's correction)" if significant else ", not significantly"),
+            value=item.auc.value,
+            limit=floor,
+        )
+    if not bad:
+        worst = min(judged, key=lambda item: item.auc.value or 0.0)
+        yield Finding(
+            "slices",
+            "pass",
+            f"none of {len(judged)} slices is below {floor:g}; lowest {worst.name} with AUC {worst.auc.text}"
+            + apart,
+            value=worst.auc.value,
+            limit=floor,
+        )
+
+
+def below_floor(item: SliceMetrics, floor: float) -> float:
+    """One-sided p value of "the slice's AUC is at least `floor`": t with days - 1 degrees of freedom."""
+    from scipy import stats
+
+    assert item.auc.value is not None and item.auc.se is not None
+    distance = item.auc.value - floor
+    if item.auc.se <= 0:
+        return 0.0 if distance < 0 else 1.0
+    return float(stats.t.cdf(distance / item.auc.se, max(item.days - 1, 1)))
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which hypotheses are rejected with family-wise error at most `alpha`, in the given order.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    known = [1.0 if math.isnan(value) else value for value in p_values]
+    rejected = [False] * len(known)
+    for step, index in enumerate(sorted(range(len(known)), key=known.__getitem__)):
+        if known[index] > alpha / (len(known) - step):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def _behaviour(evaluation: Evaluation) -> Iterable[Finding]:
+    if not evaluation.checks:
+        yield Finding("behaviour", "fail", "no behavioural check was run")
+    for check in evaluation.checks:
+        yield Finding(
+            f"behaviour: {check.name}",
+            "pass" if check.passed else "fail",
+            check.detail,
+            value=check.value,
+            limit=check.limit,
+        )

@@ -1,0 +1,75 @@
+"""From partitions to labels and probabilities, exactly as batch scoring computes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core.errors import DataError
+from tasks.evaluation.metrics import FloatArray
+
+if TYPE_CHECKING:
+    from tasks.model import Scorer
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def load_scorer(settings: Settings, spec: PipelineSpec, digest: str) -> Scorer:
+    """The scorer of a bundle, fetched and checked against `digest`.
+
+    Raises:
+        NotFound, DigestMismatch, PipelineCodeError: The bundle is gone, damaged, or its code does not run.
+    """
+    from tasks.model import Scorer, fetch_bundle
+
+    store = open_store(settings, prefix=spec.prefix)
+    return Scorer(fetch_bundle(store, digest, settings.cache_dir))
+
+
+def inputs_of(rows: pa.Table, spec: PipelineSpec) -> pa.Table:
+    """The columns that exist when a prediction is made: no label, no outcome."""
+    outcomes = {spec.label.column, *spec.label.outcome_columns}
+    return rows.select([name for name in rows.column_names if name not in outcomes])
+
+
+def score_inputs(scorer: Scorer, rows: pa.Table, spec: PipelineSpec) -> FloatArray:
+    """Calibrated probabilities of source rows, shape (rows,)."""
+    encoded = scorer.encode(scorer.features(inputs_of(rows, spec)))
+    return np.asarray(scorer.predict(encoded), dtype=np.float64)
+
+
+def labels_of(rows: pa.Table, spec: PipelineSpec) -> tuple[npt.NDArray[np.int8], BoolArray]:
+    """(labels, known): labels in {0, 1}, 0 where not known; both of shape (rows,).
+
+    Raises:
+        DataError: The label column is missing or holds something else than 0, 1 and null.
+    """
+    name = spec.label.column
+    if name not in rows.column_names:
+        raise DataError(
+            "is missing",
+            which=f"label column {name}",
+            fix="evaluate on a snapshot of kind training, or correct label.column in pipeline.yaml",
+        )
+    try:
+        values = rows[name].cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"is {rows[name].type}, not 0 / 1 / null",
+            which=f"label column {name}",
+            fix="store the label as an integer or a boolean",
+        ) from error
+    known = pc.is_valid(values).to_numpy()
+    numbers = pc.fill_null(values, 0.0).to_numpy()
+    known = known & ~np.isnan(numbers)
+    bad = known & (numbers != 0) & (numbers != 1)
+    if bad.any():
+        raise DataError(
+            f"holds {numbers[bad][0]:g}", which=f"label column {name}", fix="labels must be 0, 1 or null"
+        )
+    return np.where(known, numbers, 0).astype(np.int8), known
