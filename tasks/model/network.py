@@ -1,0 +1,109 @@
+"""Networks: the tabular MLP, and the check of whatever a user's `model.py` builds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tasks.core.errors import PipelineCodeError
+from tasks.model.network_spec import NetworkSpec
+from tasks.model.user_code import blaming, execute
+
+
+class TabularMLP(nn.Module):  # type: ignore[misc]
+    """Embeddings of the categorical codes beside the numeric columns, then a ReLU network to one logit.
+
+    `forward(x)` is `head(embed(x))`; attributions are computed between the two, where every input is
+    continuous. `layout[i]` is the range of embedding columns that encoded column `i` becomes.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(codes, width)
+            for codes, width in zip(spec.cardinalities, spec.embedding_dims, strict=True)
+        )
+        widths = [1] * spec.numeric + list(spec.embedding_dims)
+        stops = [sum(widths[: index + 1]) for index in range(len(widths))]
+        self.layout = tuple((stop - width, stop) for stop, width in zip(stops, widths, strict=True))
+        layers: list[nn.Module] = []
+        before = sum(widths)
+        for units in spec.hidden:
+            layers += [nn.Linear(before, units), nn.ReLU(), nn.Dropout(spec.dropout)]
+            before = units
+        self.layers = nn.Sequential(*layers, nn.Linear(before, 1))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Encoded matrix `[n, width]` to the continuous `[n, D]`."""
+        parts = [x[:, : self.spec.numeric]]
+        for index, embedding in enumerate(self.embeddings):
+            parts.append(embedding(x[:, self.spec.numeric + index].long()))
+        return torch.cat(parts, dim=1)
+
+    def head(self, embedded: Tensor) -> Tensor:
+        """Logits `[n]` of `[n, D]`."""
+        logits: Tensor = self.layers(embedded).squeeze(-1)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, float32 `[n]`, of the encoded matrix, float32 `[n, width]`."""
+        return self.head(self.embed(x))
+
+
+class CalibratedNetwork(nn.Module):  # type: ignore[misc]
+    """A network and its calibration as one module: probabilities `[n]`; this is what MLflow serves."""
+
+    def __init__(self, network: nn.Module, slope: float, intercept: float) -> None:
+        super().__init__()
+        self.network = network
+        self.slope = slope
+        self.intercept = intercept
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.network(x) * self.slope + self.intercept)
+
+
+def build_network(source: str, spec: NetworkSpec, *, origin: str) -> nn.Module:
+    """Run a `model.py` and check the module that its `build(spec)` returns.
+
+    Args:
+        source: Text of the file.
+        spec: What `build` is called with.
+        origin: The file's name, for errors.
+
+    Raises:
+        PipelineCodeError: The file or `build` raised, `build` is missing, it returned something else than a
+            module, or the module does not map `[n, width]` to `[n]` logits; file and line are named.
+    """
+    build = getattr(execute(source, origin), "build", None)
+    if not callable(build):
+        raise PipelineCodeError(
+            "must define the function build(spec)",
+            which=origin,
+            fix="write def build(spec: NetworkSpec) -> nn.Module",
+        )
+    with blaming(origin, "build(spec)"):
+        network = build(spec)
+    if not isinstance(network, nn.Module):
+        raise PipelineCodeError(
+            f"build(spec) returned {type(network).__name__}", which=origin, fix="return a torch.nn.Module"
+        )
+    was_training = network.training
+    network.eval()
+    for rows in (3, 1):
+        with blaming(origin, "forward(x)"), torch.no_grad():
+            logits = network(torch.zeros(rows, spec.width))
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != (rows,):
+            raise PipelineCodeError(
+                f"forward(x) must map [n, {spec.width}] to logits [n]; for n = {rows} it returned {found}",
+                which=origin,
+                fix="squeeze the last dimension: return logits.squeeze(-1)",
+            )
+        if not logits.is_floating_point():
+            raise PipelineCodeError(
+                f"forward(x) returned {logits.dtype}", which=origin, fix="return floating-point logits"
+            )
+    network.train(was_training)
+    return network
