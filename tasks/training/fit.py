@@ -1,0 +1,284 @@
+"""The training loop: plain torch, on one process or as one of several.
+
+It is resumable and repeatable. Every random draw is seeded by (seed, epoch, rank), the state after each epoch
+goes to the store, and a run that continues from a checkpoint ends with the weights of a run that was never
+interrupted (on a CPU to the last bit).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.core.errors import NotFound, TerminalError, TransientError
+from tasks.core.object_store import ObjectStore
+from tasks.core.spec import TrainingSpec
+from tasks.model.scorer import one_thread
+from tasks.training.dataset import Part
+from tasks.training.records import EpochRecord
+
+logger = logging.getLogger(__name__)
+
+_EVALUATION_ROWS = 8192
+
+
+class Peers(Protocol):
+    """The processes that train together."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def mean(self, value: float) -> float:
+        """The mean of every process's value, in each of them."""
+        ...
+
+    def agree(self, value: bool) -> bool:
+        """The decision of rank 0, in every process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A single process."""
+
+    rank: int = 0
+    size: int = 1
+
+    def mean(self, value: float) -> float:
+        return value
+
+    def agree(self, value: bool) -> bool:
+        return value
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The best epoch's weights and the story of all epochs."""
+
+    state_dict: dict[str, Tensor]
+    history: tuple[EpochRecord, ...]
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights were kept, from 1: the lowest tuning loss, the earliest of equals."""
+        return _best(self.history)
+
+
+class Checkpoints:
+    """State after the last finished epoch, in the store; replaced atomically, so it is always whole."""
+
+    def __init__(self, store: ObjectStore, training_id: str) -> None:
+        self.store = store
+        self.training_id = training_id
+        self._latest = f"training/{training_id}/checkpoint.pt"
+        self._fitted = f"training/{training_id}/fitted.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.store.put(self._latest, _dump(state))
+
+    def load(self) -> dict[str, Any] | None:
+        return self._read(self._latest)
+
+    def save_fitted(self, fitted: Fitted) -> None:
+        history = [item.to_json() for item in fitted.history]
+        self.store.put(self._fitted, _dump({"weights": fitted.state_dict, "history": history}))
+
+    def load_fitted(self) -> Fitted | None:
+        found = self._read(self._fitted)
+        if found is None:
+            return None
+        return Fitted(found["weights"], tuple(EpochRecord.from_json(item) for item in found["history"]))
+
+    def clear(self) -> None:
+        """Remove what a finished training does not need any more."""
+        for key in (self._latest, self._fitted):
+            self.store.delete(key)
+
+    def _read(self, key: str) -> dict[str, Any] | None:
+        try:
+            data = self.store.get(key)
+        except NotFound:
+            return None
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            logger.warning("%s is damaged and is ignored: %s", self.store.url(key), error)
+            return None
+        return state
+
+
+def fit_network(
+    network: nn.Module,
+    fit: Part,
+    tuning: Part,
+    training: TrainingSpec,
+    checkpoints: Checkpoints,
+    *,
+    peers: Peers = Alone(),
+    device: str = "cpu",
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    after_epoch: Callable[[EpochRecord], None] | None = None,
+) -> Fitted:
+    """Train with AdamW and early stopping on the tuning loss; continues from a checkpoint if there is one.
+
+    Args:
+        network: Freshly built; on a resume its weights are replaced.
+        wrap: Makes the module that trains, such as DistributedDataParallel; weights stay those of `network`.
+        after_epoch: Called once the epoch's checkpoint is stored.
+
+    Raises:
+        TerminalError: The loss is not finite.
+    """
+    with one_thread():
+        return _fit(network, fit, tuning, training, checkpoints, peers, device, wrap, after_epoch)
+
+
+def _fit(
+    network: nn.Module,
+    fit: Part,
+    tuning: Part,
+    training: TrainingSpec,
+    checkpoints: Checkpoints,
+    peers: Peers,
+    device: str,
+    wrap: Callable[[nn.Module], nn.Module],
+    after_epoch: Callable[[EpochRecord], None] | None,
+) -> Fitted:
+    network.to(device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    history: list[EpochRecord] = []
+    best: dict[str, Tensor] = {}
+    state = checkpoints.load()
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        best = state["best"]
+        history = [EpochRecord.from_json(item) for item in state["history"]]
+        if peers.rank == 0:
+            logger.info("continuing after epoch %d of an interrupted training", len(history))
+    if peers.mean(len(history)) != len(history):  # a dying predecessor saved while we were loading
+        raise TransientError(
+            "the workers loaded checkpoints of different epochs",
+            which=f"training {checkpoints.training_id}",
+            fix="run it again: it continues from its last epoch",
+        )
+    model = wrap(network)
+    x, y = torch.from_numpy(fit.x).to(device), torch.from_numpy(fit.y).to(device)
+    while len(history) < training.epochs and not _out_of_patience(history, training.patience):
+        epoch = len(history) + 1
+        started = time.monotonic()
+        train_loss = peers.mean(_train_epoch(model, x, y, optimizer, training, epoch, peers))
+        tuning_loss, tuning_auc = _evaluate(network, tuning, device)
+        tuning_loss = peers.mean(tuning_loss)
+        if not (math.isfinite(train_loss) and math.isfinite(tuning_loss)):
+            raise TerminalError(
+                f"the loss is not finite in epoch {epoch} (train {train_loss}, tuning {tuning_loss})",
+                which=f"training {checkpoints.training_id}",
+                fix="lower training.learning_rate in pipeline.yaml, or look for infinities in model.py",
+            )
+        record = EpochRecord(epoch, train_loss, tuning_loss, tuning_auc, time.monotonic() - started)
+        history.append(record)
+        if _best(history) == epoch:
+            best = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+        if peers.rank == 0:
+            _say(record, training, is_best=_best(history) == epoch)
+            checkpoints.save(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "best": best,
+                    "history": [item.to_json() for item in history],
+                }
+            )
+        if after_epoch is not None:
+            after_epoch(record)
+        if peers.agree(_out_of_patience(history, training.patience)):
+            break
+    return Fitted(best, tuple(history))
+
+
+def _train_epoch(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    optimizer: torch.optim.Optimizer,
+    training: TrainingSpec,
+    epoch: int,
+    peers: Peers,
+) -> float:
+    """One pass over the rows; this process takes every `size`-th row of each batch. Returns its mean loss."""
+    torch.manual_seed(training.seed * 1_000_003 + epoch * 1_009 + peers.rank)
+    order = np.random.default_rng([training.seed, epoch]).permutation(len(y))
+    model.train()
+    total, rows = 0.0, 0
+    for start in range(0, len(order), training.batch_rows):
+        batch = order[start : start + training.batch_rows]
+        batch = batch[: len(batch) // peers.size * peers.size][peers.rank :: peers.size]
+        if len(batch) < 2:  # a layer that normalises over the batch cannot take one row
+            continue
+        index = torch.from_numpy(batch).to(x.device)
+        optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x[index]), y[index])
+        loss.backward()
+        optimizer.step()
+        total, rows = total + float(loss.detach()) * len(batch), rows + len(batch)
+    return total / rows if rows else float("nan")
+
+
+def _evaluate(network: nn.Module, part: Part, device: str) -> tuple[float, float]:
+    """Mean log loss and AUC of the uncalibrated network; NaN when a logit is not finite."""
+    from sklearn.metrics import roc_auc_score
+
+    logits = logits_of(network, part.x, device=device)
+    if not np.isfinite(logits).all():
+        return float("nan"), float("nan")
+    loss = float(np.mean(np.logaddexp(0.0, logits) - part.y * logits))
+    return loss, float(roc_auc_score(part.y, logits))
+
+
+def logits_of(network: nn.Module, x: np.ndarray[Any, Any], *, device: str = "cpu") -> np.ndarray[Any, Any]:
+    """Raw logits, float64 `[n]`, in evaluation mode."""
+    network.eval()
+    with one_thread(), torch.inference_mode():
+        parts = [
+            network(torch.from_numpy(x[start : start + _EVALUATION_ROWS]).to(device)).double().cpu().numpy()
+            for start in range(0, len(x), _EVALUATION_ROWS)
+        ]
+    return np.concatenate(parts)
+
+
+def _best(history: Sequence[EpochRecord]) -> int:
+    return min(history, key=lambda item: (item.tuning_loss, item.epoch)).epoch
+
+
+def _out_of_patience(history: Sequence[EpochRecord], patience: int) -> bool:
+    return bool(history) and len(history) - _best(history) >= patience
+
+
+def _say(record: EpochRecord, training: TrainingSpec, *, is_best: bool) -> None:
+    logger.info(
+        "epoch %2d/%d  train loss %.4f  tuning loss %.4f  tuning AUC %.4f  %.1f s%s",
+        *(record.epoch, training.epochs, record.train_loss, record.tuning_loss, record.tuning_auc),
+        *(record.wall_s, "  best so far" if is_best else ""),
+    )
+
+
+def _dump(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

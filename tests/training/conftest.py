@@ -1,0 +1,63 @@
+"""The toy pipeline's training snapshot, a Ray-free fit, and one MLflow server for all tests here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date, timedelta
+
+import pyarrow as pa
+import pytest
+import services
+
+from tasks.core import PipelineSpec, Settings, Snapshot, open_store
+from tasks.core.partitions import save_snapshot, table_schema, write_partition
+
+FIRST_DAY, DAYS = date(2024, 1, 1), 35
+
+Edit = Callable[[date, pa.Table], pa.Table]
+MakeSnapshot = Callable[..., Snapshot]
+
+
+@pytest.fixture
+def make_snapshot(settings: Settings, toy: PipelineSpec) -> MakeSnapshot:
+    """`make_snapshot(edit=...)` stores the toy source's 35 days, each passed through `edit(day, table)`."""
+    path = settings.pipelines_dir / "toy" / "source.py"
+    found = importlib.util.spec_from_file_location("toy_source", path)
+    assert found is not None and found.loader is not None
+    source = importlib.util.module_from_spec(found)
+    found.loader.exec_module(source)
+    store = open_store(settings, prefix=toy.prefix)
+
+    def make(edit: Edit = lambda day, table: table, *, days: int = DAYS) -> Snapshot:
+        tables = {}
+        for index in range(days):
+            day = FIRST_DAY + timedelta(days=index)
+            tables[day] = edit(day, source.load(day, day))
+        parts = tuple(write_partition(store, day, table) for day, table in tables.items())
+        schema = table_schema(next(iter(tables.values())))
+        identity = Snapshot.identity("toy", "training", schema, parts)
+        return save_snapshot(
+            store, Snapshot(identity, "toy", "training", schema, parts, "2024-03-01T00:00:00.000Z")
+        )
+
+    return make
+
+
+@pytest.fixture
+def snapshot(make_snapshot: MakeSnapshot) -> Snapshot:
+    return make_snapshot()
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url, process = services.start_mlflow(tmp_path_factory.mktemp("mlflow"))
+    yield url
+    services.stop(process)
+
+
+@pytest.fixture
+def tracked_settings(settings: Settings, mlflow_url: str) -> Settings:
+    """`settings` that point to a real MLflow server."""
+    return replace(settings, mlflow_url=mlflow_url)

@@ -1,0 +1,133 @@
+"""The loop: repeatable, resumable, and honest about a loss that is no number."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_support import fit_here, load, model_source
+
+from tasks.core import PipelineSpec, Settings, Snapshot, open_store
+from tasks.core.errors import TerminalError
+from tasks.training.fit import Checkpoints, Fitted
+from tasks.training.quality import expected_calibration_error, platt
+
+
+def fit(settings: Settings, spec: PipelineSpec, snapshot: Snapshot, name: str, **more: Any) -> Fitted:
+    data = load(settings, spec, snapshot)
+    return fit_here(
+        settings,
+        spec,
+        data,
+        training_id=name,
+        model_source=model_source(settings),
+        model_origin="model.py",
+        **more,
+    )
+
+
+def same(first: Fitted, second: Fitted) -> bool:
+    def story(fitted: Fitted) -> list[tuple[float, ...]]:
+        return [(item.train_loss, item.tuning_loss, item.tuning_auc) for item in fitted.history]
+
+    return story(first) == story(second) and all(
+        torch.equal(first.state_dict[name], second.state_dict[name]) for name in first.state_dict
+    )
+
+
+def _die_after_two(settings: Settings, spec: PipelineSpec, snapshot: Snapshot) -> None:
+    def die(record: Any) -> None:
+        if record.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fit(settings, spec, snapshot, "killed", after_epoch=die)
+
+
+def test_a_killed_training_resumes_and_ends_with_the_very_same_weights(settings, toy, snapshot) -> None:
+    whole = fit(settings, toy, snapshot, "whole")
+    child = multiprocessing.get_context("spawn").Process(
+        target=_die_after_two, args=(settings, toy, snapshot)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    epochs: list[int] = []
+    resumed = fit(settings, toy, snapshot, "killed", after_epoch=lambda record: epochs.append(record.epoch))
+    assert epochs == [3, 4, 5, 6]
+    assert same(whole, resumed)
+
+
+def test_two_trainings_of_one_seed_are_equal_and_of_two_seeds_are_not(settings, toy, snapshot) -> None:
+    first = fit(settings, toy, snapshot, "a")
+    other = toy.model_copy(update={"training": toy.training.model_copy(update={"seed": 8})})
+    assert same(first, fit(settings, toy, snapshot, "b"))
+    assert not same(first, fit(settings, other, snapshot, "c"))
+
+
+def test_training_learns_and_keeps_the_best_epoch(settings, toy, snapshot) -> None:
+    found = fit(settings, toy, snapshot, "x")
+    losses = [item.tuning_loss for item in found.history]
+    assert found.best_epoch == int(np.argmin(losses)) + 1
+    assert min(losses) < losses[0] and max(item.tuning_auc for item in found.history) > 0.7
+
+
+def test_it_stops_when_the_tuning_loss_has_not_improved_for_patience_epochs(settings, toy, snapshot) -> None:
+    wild = toy.training.model_copy(update={"learning_rate": 0.5, "epochs": 60, "patience": 2})
+    found = fit(settings, toy.model_copy(update={"training": wild}), snapshot, "x")
+    assert len(found.history) == found.best_epoch + 2 < 60
+
+
+def test_a_damaged_checkpoint_is_ignored_with_a_warning(settings, toy, snapshot, caplog) -> None:
+    store = open_store(settings, prefix=toy.prefix)
+    whole = fit(settings, toy, snapshot, "x")
+    store.put("training/x/checkpoint.pt", store.get("training/x/checkpoint.pt")[:1000])
+    assert same(whole, fit(settings, toy, snapshot, "x"))
+    assert "checkpoint.pt is damaged and is ignored" in caplog.text
+
+
+def test_a_fitted_network_survives_the_store(settings, toy, snapshot) -> None:
+    found, checkpoints = fit(settings, toy, snapshot, "x"), Checkpoints(open_store(settings), "y")
+    assert checkpoints.load_fitted() is None
+    checkpoints.save_fitted(found)
+    again = checkpoints.load_fitted()
+    assert again is not None and same(found, again) and again.history == found.history
+
+
+def test_a_loss_that_is_not_finite_ends_with_a_terminal_error_that_names_the_fix(
+    settings, toy, snapshot
+) -> None:
+    source = model_source(settings).replace(
+        "return TabularMLP(spec)",
+        "m = TabularMLP(spec); m.layers[0].weight.data.fill_(float('nan')); return m",
+    )
+    data = load(settings, toy, snapshot)
+    with pytest.raises(TerminalError, match="not finite in epoch 1") as caught:
+        fit_here(settings, toy, data, training_id="n", model_source=source, model_origin="model.py")
+    assert "learning_rate" in caught.value.fix
+
+
+def test_platt_scaling_recovers_a_known_distortion() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 200_000)
+    labels = (rng.random(len(logits)) < 1 / (1 + np.exp(-(0.5 * logits - 1)))).astype(float)
+    found = platt(logits, labels)
+    assert abs(found.slope - 0.5) < 0.02 and abs(found.intercept + 1) < 0.02
+
+
+def test_platt_scaling_stays_finite_on_separable_labels() -> None:
+    logits = np.linspace(-50, 50, 100)
+    found = platt(logits, (logits > 0).astype(float))
+    assert np.isfinite([found.slope, found.intercept]).all() and found.slope > 0
+
+
+def test_calibration_error_is_zero_when_perfect_and_the_gap_when_not() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.uniform(0.2, 0.6, 300_000)
+    labels = (rng.random(len(scores)) < scores).astype(float)
+    assert expected_calibration_error(scores, labels) < 0.01
+    assert abs(expected_calibration_error(scores + 0.2, labels) - 0.2) < 0.01

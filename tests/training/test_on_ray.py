@@ -1,0 +1,81 @@
+"""The same training through Ray Train on a local Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_support import fit_here, load, model_source
+
+from tasks.core import open_store
+from tasks.core.errors import PipelineCodeError
+from tasks.training.on_ray import fit_on_ray
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_killed_worker_is_replaced_and_ray_ends_with_the_weights_of_an_undisturbed_process(
+    settings, toy, snapshot, local_ray, tmp_path: Path
+) -> None:
+    data = load(settings, toy, snapshot)
+    marker = tmp_path / "killed"
+    source = (
+        "import os, pathlib, signal\nfrom tasks.model import TabularMLP\n"
+        "class Mortal(TabularMLP):\n"
+        "    def train(self, mode=True):\n"
+        "        self.epochs = getattr(self, 'epochs', 0) + int(mode)\n"
+        f"        marker = pathlib.Path({str(marker)!r})\n"
+        "        if self.epochs == 4 and not marker.exists():\n"
+        "            marker.touch()\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().train(mode)\n"
+        "def build(spec):\n    return Mortal(spec)\n"
+    )
+    given = {"training_id": "k", "model_source": source, "model_origin": "model.py"}
+    found = fit_on_ray(settings, toy, data, **given)
+    plain = fit_here(
+        settings, toy, data, training_id="p", model_source=model_source(settings), model_origin="m"
+    )
+    assert marker.exists()
+    assert all(torch.equal(found.state_dict[name], plain.state_dict[name]) for name in plain.state_dict)
+    assert fit_on_ray(settings, toy, data, **given).history == found.history  # found, not fitted again
+
+
+def test_two_workers_share_a_training(settings, toy, snapshot, local_ray) -> None:
+    data = load(settings, toy, snapshot)
+    two = toy.model_copy(update={"training": toy.training.model_copy(update={"workers": 2})})
+    given = {"model_source": model_source(settings), "model_origin": "model.py"}
+    found = fit_on_ray(settings, two, data, training_id="two", **given)
+    plain = fit_here(settings, toy, data, training_id="one", **given)
+    assert found.history[-1].tuning_loss == pytest.approx(plain.history[-1].tuning_loss, abs=0.05)
+
+
+def test_an_error_in_the_worker_reaches_the_driver_whole_and_is_not_retried(
+    settings, toy, snapshot, local_ray
+) -> None:
+    data = load(settings, toy, snapshot)
+    source = (
+        "from tasks.model import TabularMLP\nclass Bad(TabularMLP):\n    def forward(self, x):\n"
+        "        if self.training:\n            raise ValueError('in the worker')\n        return super().forward(x)\n"
+        "def build(spec):\n    return Bad(spec)\n"
+    )
+    with pytest.raises(PipelineCodeError) as caught:
+        fit_on_ray(settings, toy, data, training_id="bad", model_source=source, model_origin="model.py")
+    assert "model.py:5" in str(caught.value)
+    assert not [
+        o.key for o in open_store(settings, prefix=toy.prefix).list("training/bad") if "error" in o.key
+    ]
