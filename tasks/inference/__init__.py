@@ -1,0 +1,63 @@
+"""Batch inference that loses nothing and repeats nothing: plan, score, commit, publish, verify (docs/inference.md).
+
+The door is lazy: importing it loads neither pyarrow nor Delta nor Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.inference.engine import run_plan
+    from tasks.inference.maintenance import Swept, sweep_orphans, vacuum
+    from tasks.inference.planning import plan
+    from tasks.inference.publishing import publish, published_days, published_records, read_predictions
+    from tasks.inference.records import Plan, Published, RunReport, ShardRecord
+    from tasks.inference.verification import RunStatus, Verification, status, verify
+
+_HOME = {
+    "Plan": "records",
+    "Published": "records",
+    "RunReport": "records",
+    "RunStatus": "verification",
+    "ShardRecord": "records",
+    "Swept": "maintenance",
+    "Verification": "verification",
+    "plan": "planning",
+    "publish": "publishing",
+    "published_days": "publishing",
+    "published_records": "publishing",
+    "read_predictions": "publishing",
+    "run_plan": "engine",
+    "status": "verification",
+    "sweep_orphans": "maintenance",
+    "vacuum": "maintenance",
+    "verify": "verification",
+}
+
+__all__ = [
+    "Plan",
+    "Published",
+    "RunReport",
+    "RunStatus",
+    "ShardRecord",
+    "Swept",
+    "Verification",
+    "plan",
+    "publish",
+    "published_days",
+    "published_records",
+    "read_predictions",
+    "run_plan",
+    "status",
+    "sweep_orphans",
+    "vacuum",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"tasks.inference.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""The scorer of a run's pinned bundle, as shards use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tasks.core.errors import FingerprintMismatch
+from tasks.core.object_store import open_store
+from tasks.core.settings import Settings
+from tasks.core.spec import PipelineSpec
+from tasks.inference.records import Plan
+from tasks.inference.scoring import ShardModel
+from tasks.model import Profile, Scorer, fetch_bundle
+
+
+class BundleModel:
+    """A `Scorer` that also profiles on its bundle's grid."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.feature_names = tuple(scorer.feature_names)
+        self.explainer = scorer.explainer
+        self.explainer_version = scorer.explainer_version
+        self.background_id = scorer.background_id
+
+    def features(self, rows: pa.Table) -> pa.Table:
+        return self._scorer.features(rows)
+
+    def encode(self, features: pa.Table) -> npt.NDArray[np.float32]:
+        return self._scorer.encode(features)
+
+    def predict(self, encoded: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return self._scorer.predict(encoded)
+
+    def explain(self, encoded: npt.NDArray[np.float32]) -> Any:
+        return self._scorer.explain(encoded)
+
+    def profile(self, features: pa.Table, scores: npt.NDArray[np.float32]) -> dict[str, Any] | None:
+        return Profile.of(self._scorer.bundle.profile_spec, features, scores).to_json()
+
+
+def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> ShardModel:
+    """Fetch, verify and load the bundle that `plan` pins, and replay its golden rows.
+
+    Raises:
+        DigestMismatch: The bundle is damaged, or this machine does not compute what was trained (I9).
+        FingerprintMismatch: The bundle's feature version is not the plan's.
+    """
+    fingerprint = plan.fingerprint
+    store = open_store(settings, prefix=spec.prefix)
+    bundle = fetch_bundle(store, fingerprint.bundle_digest, settings.cache_dir / "bundles")
+    scorer = Scorer(bundle, device=_device(spec), batch_rows=spec.inference.batch_rows)
+    if scorer.feature_version != fingerprint.feature_version:
+        raise FingerprintMismatch(
+            f"was planned with feature version {fingerprint.feature_version}, its bundle has "
+            f"{scorer.feature_version}",
+            which=f"run {plan.run_id}",
+            fix="plan again with the feature version that the registry names for this model",
+        )
+    scorer.check_golden()
+    return BundleModel(scorer)
+
+
+def _device(spec: PipelineSpec) -> str:
+    if spec.inference.gpus_per_worker <= 0:
+        return "cpu"
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

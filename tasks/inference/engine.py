@@ -1,0 +1,331 @@
+"""Score a planned run: Ray Data over shard descriptors, or this process.
+
+Rows never cross Ray's object store. The dataset's rows are shard numbers; an actor reads, scores and commits
+the shard itself and gives back a few numbers. Ray Data brings the pool, autoscaling and restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.core.clock import Clock, utc_now
+from tasks.core.errors import (
+    DataError,
+    PenstockError,
+    ServiceUnavailable,
+    TransientError,
+    error_from_record,
+)
+from tasks.core.object_store import open_store, probe
+from tasks.core.settings import Settings
+from tasks.core.spec import PipelineSpec
+from tasks.inference.commit import take_token
+from tasks.inference.planning import check_unchanged
+from tasks.inference.records import (
+    DeadLetter,
+    Plan,
+    RunReport,
+    ShardRecord,
+    committed_shards,
+    read_plan,
+    read_shard_records,
+)
+from tasks.inference.scoring import describe
+from tasks.inference.shard import DEFAULT_MODEL, ShardWorker
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+_PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class ShardOutcome:
+    """What a driver learns of one shard."""
+
+    shard: int
+    attempt: str
+    rows: int
+    dead_letters: int
+    cpu_seconds: float
+    gpu_seconds: float
+    wall_s: float
+
+    @classmethod
+    def of(cls, record: ShardRecord) -> ShardOutcome:
+        return cls(
+            record.shard,
+            record.attempt,
+            record.rows,
+            record.dead_letters,
+            record.cpu_seconds,
+            record.gpu_seconds,
+            record.wall_s,
+        )
+
+
+class ShardActor:
+    """The callable that Ray Data keeps in its pool; a local run calls it too.
+
+    Errors go back as records, because Ray would wrap them: so they keep their class.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spec: PipelineSpec,
+        run_id: str,
+        token: int,
+        load_model: str,
+        audit_table: str | None,
+    ) -> None:
+        self._arguments = (settings, spec, run_id, token, load_model, audit_table)
+        self._worker: ShardWorker | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
+        return {"outcome": [self.outcome(int(shard)) for shard in batch["shard"]]}
+
+    def outcome(self, shard: int) -> str:
+        """Score one shard: JSON with either `ok`, a `ShardOutcome`, or `error`, a `PenstockError` record."""
+        try:
+            return json.dumps({"ok": ShardOutcome.of(self._ready().run(shard)).__dict__})
+        except PenstockError as error:
+            return json.dumps({"error": error.as_record()})
+        except Exception as error:
+            log.exception("Shard %d failed.", shard)
+            wrapped = TransientError(
+                f"failed with {type(error).__name__}: {error}",
+                which=f"shard {shard:05d}",
+                fix="see the traceback in the worker's log; a retry scores only what is missing",
+            )
+            return json.dumps({"error": wrapped.as_record()})
+
+    def _ready(self) -> ShardWorker:
+        """The worker, made at the first shard so that its errors are shard outcomes too."""
+        if self._worker is None:
+            settings, spec, run_id, token, load_model, audit_table = self._arguments
+            planned = read_plan(open_store(settings, prefix=spec.prefix), run_id)
+            self._worker = ShardWorker(
+                settings, spec, planned, token, load_model=load_model, audit_table=audit_table
+            )
+        return self._worker
+
+
+def run_plan(
+    settings: Settings,
+    spec: PipelineSpec,
+    run_id: str,
+    *,
+    local: bool = False,
+    audit_table: str | None,
+    load_model: str = DEFAULT_MODEL,
+    clock: Clock = utc_now,
+) -> RunReport:
+    """Score and commit every shard of a run that has no record yet. Calling it again finishes what is missing.
+
+    When all shards are committed nothing is started, no token taken. Otherwise this call is the run's newest
+    attempt: attempts that are still under way elsewhere are refused at their next commit.
+
+    Args:
+        settings: This installation.
+        spec: The pipeline.
+        run_id: A planned run.
+        local: Score in this process, without Ray.
+        audit_table: `module:function` that builds the audit rows, `tasks.audit:audit_table`; None writes none.
+        load_model: `module:function` that loads the model.
+        clock: The time.
+
+    Raises:
+        NotFound: The run was not planned.
+        FingerprintMismatch: The pipeline was edited since.
+        StaleAttempt: A newer attempt took over.
+        DataError: More rows than `inference.max_dead_letter_share` could not be scored, or input is damaged.
+        ConfigError: The store does not honour exclusive create.
+        PenstockError: What stopped a shard, in its own class; shards committed before are kept.
+    """
+    started = time.monotonic()
+    store = open_store(settings, prefix=spec.prefix)
+    planned = read_plan(store, run_id)
+    check_unchanged(spec, planned)
+    done = committed_shards(store, run_id)
+    missing = [task.shard for task in planned.shards if task.shard not in done]
+    if not missing:
+        log.info("Run %s: all %d shards are committed; nothing to do.", run_id, len(planned.shards))
+        return _report(planned, store, None, [], len(done), started, spec)
+    probe(store)
+    token = take_token(store, run_id, clock=clock)
+    log.info(
+        "Run %s, attempt %d: %d of %d shards to score, %d committed before.",
+        run_id,
+        token,
+        len(missing),
+        len(planned.shards),
+        len(done),
+    )
+    arguments = (settings, spec, run_id, token, load_model, audit_table)
+    outcomes: list[ShardOutcome] = []
+    progress = _Progress(planned, missing)
+    for text in _score_here(arguments, missing) if local else _score_on_ray(arguments, missing):
+        found = json.loads(text)
+        if "error" in found:
+            error = error_from_record(found["error"])
+            log.error("Run %s stops: %s", run_id, error.what)
+            raise error
+        outcomes.append(ShardOutcome(**found["ok"]))
+        progress.add(outcomes[-1])
+    return _report(planned, store, token, outcomes, len(done), started, spec)
+
+
+def refuse_dead_letters(spec: PipelineSpec, planned: Plan, records: list[ShardRecord]) -> None:
+    """Refuse a run in which more rows failed than the pipeline allows (I8).
+
+    Raises:
+        DataError: Names the count, the limit and examples.
+    """
+    count = sum(record.dead_letters for record in records)
+    share, limit = count / planned.rows, spec.inference.max_dead_letter_share
+    if share <= limit:
+        return
+    examples: list[DeadLetter] = [item for record in records for item in record.dead_letter_examples]
+    keys = [record.dead_letter_key for record in records if record.dead_letter_key]
+    raise DataError(
+        f"{count:,} of {planned.rows:,} rows ({share:.2%}) could not be scored, more than "
+        f"inference.max_dead_letter_share ({limit:.2%}); for example "
+        + "; ".join(describe(item) for item in examples[:_EXAMPLES]),
+        which=f"run {planned.run_id}",
+        fix=f"nothing was published; read {keys[0]}, then correct the source or the features, "
+        "or raise inference.max_dead_letter_share and publish",
+    )
+
+
+def _report(
+    planned: Plan,
+    store: Any,
+    token: int | None,
+    outcomes: list[ShardOutcome],
+    skipped: int,
+    started: float,
+    spec: PipelineSpec,
+) -> RunReport:
+    records = read_shard_records(store, planned.run_id, [task.shard for task in planned.shards])
+    if len(records) < len(planned.shards):
+        raise TransientError(
+            f"only {len(records)} of {len(planned.shards)} shards have a record",
+            which=f"run {planned.run_id}",
+            fix="run it again: committed shards are skipped",
+        )
+    refuse_dead_letters(spec, planned, records)
+    report = RunReport(
+        run_id=planned.run_id,
+        token=token,
+        shards=len(planned.shards),
+        shards_committed=len(outcomes),
+        shards_skipped=skipped,
+        rows_scored=sum(item.rows for item in outcomes),
+        dead_letters=sum(record.dead_letters for record in records),
+        cpu_seconds=round(sum(item.cpu_seconds for item in outcomes), 3),
+        gpu_seconds=round(sum(item.gpu_seconds for item in outcomes), 3),
+        wall_s=round(time.monotonic() - started, 3),
+    )
+    if outcomes:
+        log.info(
+            "Run %s: scored %s rows in %d shards, %.1f CPU-s, %.1f s; %d dead letters.",
+            planned.run_id,
+            f"{report.rows_scored:,}",
+            report.shards_committed,
+            report.cpu_seconds,
+            report.wall_s,
+            report.dead_letters,
+        )
+    return report
+
+
+class _Progress:
+    """Log lines: shard k of n, rows/s, time left."""
+
+    def __init__(self, planned: Plan, missing: list[int]) -> None:
+        self._total = len(missing)
+        self._rows = sum(planned.shards[shard].rows for shard in missing)
+        self._done = 0
+        self._done_rows = 0
+        self._started = time.monotonic()
+        self._said = 0.0
+
+    def add(self, outcome: ShardOutcome) -> None:
+        self._done += 1
+        self._done_rows += outcome.rows + outcome.dead_letters
+        now = time.monotonic()
+        if self._done < self._total and now - self._said < _PROGRESS_S:
+            return
+        self._said = now
+        rate = self._done_rows / max(now - self._started, 1e-9)
+        log.info(
+            "Shard %d of %d (%s of %s rows), %s rows/s, about %.0f s left.",
+            self._done,
+            self._total,
+            f"{self._done_rows:,}",
+            f"{self._rows:,}",
+            f"{rate:,.0f}",
+            (self._rows - self._done_rows) / rate if rate else 0.0,
+        )
+
+
+_Arguments = tuple[Settings, PipelineSpec, str, int, str, str | None]
+
+
+def _score_here(arguments: _Arguments, shards: list[int]) -> Iterator[str]:
+    actor = ShardActor(*arguments)
+    for shard in shards:
+        yield actor.outcome(shard)
+
+
+def _score_on_ray(arguments: _Arguments, shards: list[int]) -> Iterator[str]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
+
+    spec = arguments[1].inference
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=True)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    pool = ActorPoolStrategy(
+        min_size=min(spec.min_workers, len(shards)),
+        max_size=min(spec.max_workers, len(shards)),
+        max_tasks_in_flight_per_actor=2,
+    )
+    try:
+        dataset = ray.data.from_items(
+            [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+        ).map_batches(
+            ShardActor,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=pool,
+            num_cpus=spec.cpus_per_worker,
+            num_gpus=spec.gpus_per_worker or None,
+            # A shard that kills its process again and again must end as an error, not as an endless restart.
+            max_restarts=spec.shard_attempts,
+            max_task_retries=spec.shard_attempts,
+        )
+        for row in dataset.iter_rows():
+            yield row["outcome"]
+    except RayError as error:
+        raise ServiceUnavailable(
+            f"Ray could not finish the run: {type(error).__name__}: {str(error).splitlines()[0]}",
+            which=f"run {arguments[2]}",
+            fix="run it again: committed shards are skipped; if it persists, see the Ray dashboard",
+        ) from error
+    finally:
+        if ours:
+            ray.shutdown()

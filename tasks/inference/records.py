@@ -1,0 +1,241 @@
+"""What the inference room writes into the store: plan, shard records, published marker, and its reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from tasks.core.delta import TableFile
+from tasks.core.errors import DataError, NotFound
+from tasks.core.object_store import ObjectStore
+from tasks.core.records import JsonRecord, PartitionFile
+
+PREDICTIONS = "tables/predictions"
+AUDIT = "tables/audit"
+
+_READERS = 16
+
+
+def plan_key(run_id: str) -> str:
+    return f"runs/{run_id}/plan.json"
+
+
+def shard_key(run_id: str, shard: int) -> str:
+    return f"runs/{run_id}/shard-{shard:05d}.json"
+
+
+def published_key(run_id: str) -> str:
+    return f"runs/{run_id}/published.json"
+
+
+def attempt_key(run_id: str, token: int) -> str:
+    return f"runs/{run_id}/attempts/{token:05d}.json"
+
+
+def dead_letter_key(run_id: str, shard: int, attempt: str) -> str:
+    return f"runs/{run_id}/dead-letters/shard-{shard:05d}-{attempt}.parquet"
+
+
+@dataclass(frozen=True)
+class Fingerprint(JsonRecord):
+    """Everything that decides what a run's predictions are (I1). `run_id` is its digest."""
+
+    pipeline: str
+    snapshot_id: str
+    model_version: int
+    bundle_digest: str
+    feature_version: str
+    scoring_config: dict[str, Any]
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """`field: mine != theirs` for every field that differs."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True)
+class ShardPlan(JsonRecord):
+    """Rows `[row_start, row_stop)` of one partition file, and the row groups that hold them."""
+
+    shard: int
+    day: date
+    partition: int
+    """Index into `Plan.partitions`."""
+    row_start: int
+    row_stop: int
+    row_groups: tuple[int, ...]
+    skip_rows: int
+    """Rows of the first of `row_groups` that come before `row_start`."""
+
+    @property
+    def rows(self) -> int:
+        return self.row_stop - self.row_start
+
+
+@dataclass(frozen=True)
+class Plan(JsonRecord):
+    """What a run scores, cut into shards; created once, never changed."""
+
+    run_id: str
+    fingerprint: Fingerprint
+    partitions: tuple[PartitionFile, ...]
+    shards: tuple[ShardPlan, ...]
+    created_at_utc: str
+    protocol: int = 1
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def days(self) -> tuple[date, ...]:
+        """Source days, ascending, each once."""
+        return tuple(sorted({shard.day for shard in self.shards}))
+
+
+@dataclass(frozen=True)
+class DeadLetter(JsonRecord):
+    """Why one row could not be scored."""
+
+    source_row: int
+    stage: str
+    """`identity`, `features`, `encode`, `predict` or `explain`."""
+    error_class: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardRecord(JsonRecord):
+    """The commit of one shard (I2): it exists once, and what it lists is what the run holds."""
+
+    run_id: str
+    shard: int
+    day: date
+    attempt: str
+    token: int
+    rows: int
+    """Rows scored; `rows + dead_letters` is what the plan gave."""
+    dead_letters: int
+    dead_letter_key: str | None
+    dead_letter_examples: tuple[DeadLetter, ...]
+    files: tuple[TableFile, ...]
+    audit_files: tuple[TableFile, ...]
+    profile: dict[str, Any] | None
+    """`tasks.model.profile.Profile` of the scored rows."""
+    cpu_seconds: float
+    wall_s: float
+    gpu_seconds: float
+    node: str
+    committed_at_utc: str
+
+
+@dataclass(frozen=True)
+class RunReport(JsonRecord):
+    """What one call of `run_plan` did."""
+
+    run_id: str
+    token: int | None
+    """Fencing token of this attempt; None when there was nothing left to do."""
+    shards: int
+    shards_committed: int
+    shards_skipped: int
+    """Shards that were committed before this call."""
+    rows_scored: int
+    dead_letters: int
+    """Of the whole run."""
+    cpu_seconds: float
+    """Of the shards that this call committed; of shard work only."""
+    gpu_seconds: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Published(JsonRecord):
+    """What `publish` left in the tables."""
+
+    run_id: str
+    rows: int
+    files: int
+    audit_files: int
+    days: tuple[date, ...]
+    superseded_runs: tuple[str, ...]
+    """Runs whose rows of these days left the predictions table in the same transaction."""
+    superseded_files: int
+    dead_letters: int
+    table_version: int
+    published_at_utc: str
+    already_published: bool = False
+
+
+def read_plan(store: ObjectStore, run_id: str) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        NotFound: No run of that id was planned.
+        DataError: The plan cannot be read.
+    """
+    try:
+        return Plan.from_json(json.loads(store.get(plan_key(run_id))))
+    except NotFound as error:
+        raise NotFound(
+            "is not a planned run of this pipeline",
+            which=f"run {run_id}",
+            fix=f"plan it first; planned runs are below {store.url('runs')}",
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"is not a readable plan: {error}",
+            which=store.url(plan_key(run_id)),
+            fix="restore the object from a backup; a plan is never rewritten",
+        ) from error
+
+
+def read_shard_record(store: ObjectStore, run_id: str, shard: int) -> ShardRecord | None:
+    """The record of a shard; None when the shard is not committed.
+
+    Raises:
+        DataError: The record cannot be read.
+    """
+    key = shard_key(run_id, shard)
+    try:
+        return ShardRecord.from_json(json.loads(store.get(key)))
+    except NotFound:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"is not a readable shard record: {error}",
+            which=store.url(key),
+            fix="restore the object from a backup; deleting it makes the shard be scored again",
+        ) from error
+
+
+def committed_shards(store: ObjectStore, run_id: str) -> set[int]:
+    """Numbers of the shards that have a record: one listing, no reads."""
+    names = (info.key.rsplit("/", 1)[-1] for info in store.list(f"runs/{run_id}"))
+    return {
+        int(name[6:-5])
+        for name in names
+        if name.startswith("shard-") and name.endswith(".json") and name[6:-5].isdigit()
+    }
+
+
+def read_shard_records(store: ObjectStore, run_id: str, shards: Iterable[int]) -> list[ShardRecord]:
+    """The records of these shards, in the order asked for, without those that are not committed."""
+    wanted = list(shards)
+    if not wanted:
+        return []
+    with ThreadPoolExecutor(min(_READERS, len(wanted))) as pool:
+        found = pool.map(lambda shard: read_shard_record(store, run_id, shard), wanted)
+        return [record for record in found if record is not None]
+
+
+def read_published(store: ObjectStore, run_id: str) -> Published | None:
+    """The published marker; None when the run has none."""
+    try:
+        return Published.from_json(json.loads(store.get(published_key(run_id))))
+    except NotFound:
+        return None

@@ -1,0 +1,264 @@
+"""Score the rows of one shard in batches; a row that cannot be scored is found by bisection (I8).
+
+Plain functions over a model that has `features`, `encode`, `predict` and `explain`: nothing here knows of
+Ray, of files or of commits.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tasks.core.errors import (
+    ConfigError,
+    DataError,
+    DigestMismatch,
+    OutcomeUnknown,
+    PenstockError,
+    PipelineCodeError,
+    TransientError,
+)
+from tasks.core.rows import entity_ids, prediction_ids
+from tasks.core.spec import PipelineSpec
+from tasks.inference.records import DeadLetter
+
+log = logging.getLogger(__name__)
+
+_NOT_THE_ROWS_FAULT = (DigestMismatch, ConfigError, TransientError, OutcomeUnknown, MemoryError, OSError)
+_EXAMPLES = 3
+_LEAST_BUDGET = 1000
+
+Floats = npt.NDArray[np.float32]
+
+
+class ShardModel(Protocol):
+    """What a shard needs of a model; `tasks.model.Scorer` with its bundle's profile grid is one."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]: ...
+    @property
+    def explainer(self) -> str: ...
+    @property
+    def explainer_version(self) -> str: ...
+    @property
+    def background_id(self) -> str: ...
+
+    def features(self, rows: pa.Table) -> pa.Table:
+        """Source rows to features, same row count and order."""
+        ...
+
+    def encode(self, features: pa.Table) -> Floats:
+        """float32 [n, width]."""
+        ...
+
+    def predict(self, encoded: Floats) -> Floats:
+        """Probabilities, float32 [n]."""
+        ...
+
+    def explain(self, encoded: Floats) -> Any:
+        """`attributions` float32 [n, F], `base_value` float, `residual` float32 [n]."""
+        ...
+
+    def profile(self, features: pa.Table, scores: Floats) -> dict[str, Any] | None:
+        """The JSON of a mergeable profile of these rows; None when the model has no grid for one."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Rows that were scored, in source order. n rows, F features."""
+
+    source_rows: npt.NDArray[np.int64]
+    prediction_ids: list[str]
+    entity_ids: list[str]
+    rows: pa.Table
+    features: pa.Table
+    scores: Floats
+    explained: npt.NDArray[np.bool_]
+    attributions: Floats
+    residual: Floats
+    base_value: float
+
+
+@dataclass
+class DeadLetters:
+    """Rows that could not be scored, as many as `budget` allows."""
+
+    budget: int
+    which: str
+    letters: list[DeadLetter] = field(default_factory=list)
+    rows: list[pa.Table] = field(default_factory=list)
+
+    def add(self, letter: DeadLetter, row: pa.Table) -> None:
+        """Take one row.
+
+        Raises:
+            DataError: There are so many that the run must fail anyway; looking for more costs in vain.
+        """
+        self.letters.append(letter)
+        self.rows.append(row)
+        if len(self.letters) > self.budget:
+            examples = "; ".join(describe(item) for item in self.letters[:_EXAMPLES])
+            raise DataError(
+                f"has more than {self.budget:,} rows that cannot be scored, for example {examples}",
+                which=self.which,
+                fix="the fault is not in single rows: check features.py of the model's bundle and the source",
+            )
+
+    def table(self) -> pa.Table | None:
+        """The source rows with why each failed; None without any."""
+        if not self.letters:
+            return None
+        table = pa.concat_tables(self.rows)
+        for name in ("source_row", "stage", "error_class", "reason"):
+            values = [getattr(letter, name) for letter in self.letters]
+            table = table.append_column(f"penstock_{name}", pa.array(values))
+        return table
+
+
+def dead_letter_budget(spec: PipelineSpec, planned_rows: int) -> int:
+    """How many dead letters a shard looks for before it gives up."""
+    return max(_LEAST_BUDGET, int(spec.inference.max_dead_letter_share * planned_rows))
+
+
+def describe(letter: DeadLetter) -> str:
+    """One dead letter in a line."""
+    return f"row {letter.source_row} ({letter.stage}: {letter.error_class}: {letter.reason})"
+
+
+def score_rows(
+    model: ShardModel, spec: PipelineSpec, rows: pa.Table, *, first_row: int, dead: DeadLetters
+) -> list[ScoredBatch]:
+    """Score `rows` in batches of `inference.batch_rows`; rows that fail go to `dead`.
+
+    Args:
+        model: The pinned model.
+        spec: The pipeline.
+        rows: Source rows, without label and outcome columns.
+        first_row: Number of the first of `rows` in its partition file.
+        dead: Receives the rows that fail.
+
+    Raises:
+        PipelineCodeError: The model returns something else than one score for each row.
+        DataError: Too many rows fail.
+    """
+    scored: list[ScoredBatch] = []
+    size = spec.inference.batch_rows
+    for start in range(0, rows.num_rows, size):
+        _bisect(model, spec, rows.slice(start, size), first_row + start, dead, scored)
+    return scored
+
+
+def _bisect(
+    model: ShardModel,
+    spec: PipelineSpec,
+    rows: pa.Table,
+    first_row: int,
+    dead: DeadLetters,
+    scored: list[ScoredBatch],
+) -> None:
+    try:
+        scored.append(_score(model, spec, rows, first_row, dead))
+    except _RowsFailed as failed:
+        if rows.num_rows == 1:
+            dead.add(DeadLetter(first_row, failed.stage, failed.error_class, failed.reason), rows)
+            return
+        half = rows.num_rows // 2
+        _bisect(model, spec, rows.slice(0, half), first_row, dead, scored)
+        _bisect(model, spec, rows.slice(half), first_row + half, dead, scored)
+
+
+class _RowsFailed(Exception):
+    """Some row of a batch made a stage raise."""
+
+    def __init__(self, stage: str, error: Exception) -> None:
+        super().__init__(stage)
+        cause = error.__cause__ if isinstance(error, PenstockError) and error.__cause__ else error
+        self.stage = stage
+        self.error_class = type(cause).__name__
+        text = error.what if isinstance(error, PenstockError) else str(error)
+        self.reason = text.splitlines()[0][:500] if text else self.error_class
+
+
+class _Stage:
+    """Names the stage that raised, unless the fault cannot lie in the rows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, _NOT_THE_ROWS_FAULT):
+            raise _RowsFailed(self.name, error) from error
+
+
+def _score(
+    model: ShardModel, spec: PipelineSpec, rows: pa.Table, first_row: int, dead: DeadLetters
+) -> ScoredBatch:
+    with _Stage("identity"):
+        ids, entities = prediction_ids(rows, spec), entity_ids(rows, spec)
+    with _Stage("features"):
+        features = model.features(rows)
+    with _Stage("encode"):
+        encoded = model.encode(features)
+    with _Stage("predict"):
+        scores = model.predict(encoded)
+    n = rows.num_rows
+    _check_shapes(n, features, encoded, scores)
+    numbers = np.arange(first_row, first_row + n, dtype=np.int64)
+    good = np.isfinite(scores) & (scores >= 0) & (scores <= 1)
+    if not good.all():
+        for index in np.flatnonzero(~good).tolist():
+            why = f"the model's answer is {float(scores[index])!r}, not a probability"
+            dead.add(DeadLetter(int(numbers[index]), "predict", "NotAProbability", why), rows.slice(index, 1))
+        keep = np.flatnonzero(good)
+        rows, features = rows.take(pa.array(keep)), features.take(pa.array(keep))
+        encoded, scores, numbers = encoded[keep], scores[keep], numbers[keep]
+        ids, entities = [ids[i] for i in keep], [entities[i] for i in keep]
+    explained, attributions, residual, base = _explain(model, ids, encoded, spec.explanations.share)
+    return ScoredBatch(
+        numbers, ids, entities, rows, features, scores, explained, attributions, residual, base
+    )
+
+
+def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:
+    found = (features.num_rows, encoded.shape[0], scores.shape)
+    if found != (n, n, (n,)):
+        raise PipelineCodeError(
+            f"returned {found[0]} feature rows, {found[1]} encoded rows and scores of shape {found[2]} "
+            f"for {n} source rows",
+            which="the model",
+            fix="features.py must return one row, and model.py one logit, for each source row",
+        )
+
+
+def is_explained(prediction_id: str, share: float) -> bool:
+    """Whether a prediction gets attributions: its id's last 32 hash bits fall below `share` of their range."""
+    return int(prediction_id[-8:], 16) < share * 2**32
+
+
+def _explain(
+    model: ShardModel, ids: list[str], encoded: Floats, share: float
+) -> tuple[npt.NDArray[np.bool_], Floats, Floats, float]:
+    n, width = len(ids), len(model.feature_names)
+    chosen = np.fromiter((is_explained(item, share) for item in ids), dtype=bool, count=n)
+    attributions = np.full((n, width), np.nan, dtype=np.float32)
+    residual = np.full(n, np.nan, dtype=np.float32)
+    if not chosen.any():
+        return chosen, attributions, residual, float("nan")
+    try:
+        found = model.explain(encoded[chosen])
+    except _NOT_THE_ROWS_FAULT:
+        raise
+    except Exception as error:  # a prediction without its explanation is still a prediction
+        log.warning("%d rows were scored but not explained: %s: %s", n, type(error).__name__, error)
+        return np.zeros(n, dtype=bool), attributions, residual, float("nan")
+    attributions[chosen], residual[chosen] = found.attributions, found.residual
+    return chosen, attributions, residual, float(found.base_value)

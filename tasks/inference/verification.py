@@ -1,0 +1,261 @@
+"""Check a run against its plan, its records, its files and the table; and say how far it is."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.core.delta import TableFile, TableView, table_view
+from tasks.core.errors import NotFound
+from tasks.core.ids import digest_bytes
+from tasks.core.object_store import ObjectStore, open_store
+from tasks.core.records import JsonRecord
+from tasks.core.settings import Settings
+from tasks.core.spec import PipelineSpec
+from tasks.inference.commit import newest_token
+from tasks.inference.publishing import application_id
+from tasks.inference.records import (
+    AUDIT,
+    PREDICTIONS,
+    Plan,
+    ShardRecord,
+    committed_shards,
+    read_plan,
+    read_published,
+    read_shard_records,
+)
+
+_READERS = 8
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Verification(JsonRecord):
+    """What `verify` found. `ok` when `problems` is empty."""
+
+    run_id: str
+    ok: bool
+    problems: tuple[str, ...]
+    planned_rows: int
+    scored_rows: int
+    dead_letters: int
+    distinct_prediction_ids: int
+    files_checked: int
+    published: bool
+    superseded_by: tuple[str, ...]
+    """Runs that hold this run's days in the table now."""
+
+
+@dataclass(frozen=True)
+class RunStatus(JsonRecord):
+    """How far a run is."""
+
+    run_id: str
+    shards: int
+    shards_done: int
+    rows: int
+    rows_done: int
+    dead_letters: int
+    attempts: int
+    cpu_seconds: float
+    gpu_seconds: float
+    rows_per_cpu_second: float | None
+    rows_per_s: float | None
+    """Between the first and the last commit; None with fewer than two."""
+    eta_s: float | None
+    nodes: dict[str, int]
+    """Shards by node."""
+    published: bool
+
+
+def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
+    """Check counts, digests, uniqueness and what the table holds. Reads every file of the run once.
+
+    Raises:
+        NotFound: The run was not planned.
+    """
+    store = open_store(settings, prefix=spec.prefix)
+    planned = read_plan(store, run_id)
+    records = read_shard_records(store, run_id, [task.shard for task in planned.shards])
+    problems = _count_problems(planned, records)
+    files = [file for record in records for file in record.files]
+    audit_files = [file for record in records for file in record.audit_files]
+    distinct, found = _file_problems(store, files)
+    problems += found
+    view = table_view(store, PREDICTIONS)
+    published = view is not None and view.transaction_version(application_id(run_id)) is not None
+    superseded: tuple[str, ...] = ()
+    if published and view is not None:
+        superseded, found = _table_problems(view, planned, files)
+        problems += found
+        problems += _audit_problems(store, run_id, audit_files)
+    elif read_published(store, run_id) is not None:
+        problems.append("the run is marked as published, but no transaction of it is in the table")
+    scored = sum(record.rows for record in records)
+    return Verification(
+        run_id=run_id,
+        ok=not problems,
+        problems=tuple(problems),
+        planned_rows=planned.rows,
+        scored_rows=scored,
+        dead_letters=sum(record.dead_letters for record in records),
+        distinct_prediction_ids=distinct,
+        files_checked=len(files),
+        published=published,
+        superseded_by=superseded,
+    )
+
+
+def status(settings: Settings, spec: PipelineSpec, run_id: str) -> RunStatus:
+    """How far a run is, from its records alone.
+
+    Raises:
+        NotFound: The run was not planned.
+    """
+    store = open_store(settings, prefix=spec.prefix)
+    planned = read_plan(store, run_id)
+    records = read_shard_records(store, run_id, sorted(committed_shards(store, run_id)))
+    done = sum(record.rows + record.dead_letters for record in records)
+    cpu = sum(record.cpu_seconds for record in records)
+    moments = sorted(datetime.fromisoformat(record.committed_at_utc) for record in records)
+    rate = None
+    if len(moments) > 1 and moments[-1] > moments[0]:
+        rate = done / (moments[-1] - moments[0]).total_seconds()
+    nodes: dict[str, int] = {}
+    for record in records:
+        nodes[record.node] = nodes.get(record.node, 0) + 1
+    return RunStatus(
+        run_id=run_id,
+        shards=len(planned.shards),
+        shards_done=len(records),
+        rows=planned.rows,
+        rows_done=done,
+        dead_letters=sum(record.dead_letters for record in records),
+        attempts=newest_token(store, run_id),
+        cpu_seconds=round(cpu, 3),
+        gpu_seconds=round(sum(record.gpu_seconds for record in records), 3),
+        rows_per_cpu_second=round(done / cpu, 1) if cpu else None,
+        rows_per_s=round(rate, 1) if rate else None,
+        eta_s=round((planned.rows - done) / rate, 1) if rate else None,
+        nodes=nodes,
+        published=read_published(store, run_id) is not None,
+    )
+
+
+def _count_problems(planned: Plan, records: list[ShardRecord]) -> list[str]:
+    problems = []
+    there = {record.shard for record in records}
+    missing = [task.shard for task in planned.shards if task.shard not in there]
+    if missing:
+        named = ", ".join(map(str, missing[:_NAMED]))
+        problems.append(f"{len(missing)} of {len(planned.shards)} shards have no record: {named}")
+    for record in records:
+        wanted = planned.shards[record.shard].rows
+        if record.rows + record.dead_letters != wanted:
+            problems.append(
+                f"shard {record.shard} holds {record.rows} rows and {record.dead_letters} dead letters; "
+                f"the plan gave it {wanted} rows"
+            )
+        listed = sum(file.rows for file in record.files)
+        if listed != record.rows:
+            problems.append(f"shard {record.shard} says {record.rows} rows, its files {listed}")
+    return problems
+
+
+def _file_problems(store: ObjectStore, files: list[TableFile]) -> tuple[int, list[str]]:
+    """(distinct prediction ids, problems); ids are compared within an event date, which they name."""
+    problems: list[str] = []
+    distinct = 0
+    by_date: dict[date, list[TableFile]] = {}
+    for file in files:
+        by_date.setdefault(file.event_date, []).append(file)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for event_date in sorted(by_date):
+            ids: list[pa.ChunkedArray] = []
+            for found, column in pool.map(lambda file: _check_file(store, file), by_date[event_date]):
+                problems += found
+                if column is not None:
+                    ids.append(column)
+            chunks = [chunk for column in ids for chunk in column.chunks]
+            whole = pa.chunked_array(chunks, pa.string())
+            unique = pc.count_distinct(whole).as_py()
+            distinct += unique
+            if unique != len(whole):
+                problems.append(f"{len(whole) - unique} prediction ids occur twice on {event_date}")
+    return distinct, problems
+
+
+def _check_file(store: ObjectStore, file: TableFile) -> tuple[list[str], pa.ChunkedArray | None]:
+    try:
+        data = store.get(f"{PREDICTIONS}/{file.path}")
+    except NotFound:
+        return [f"{file.path} is gone"], None
+    if digest_bytes(data) != file.sha256:
+        return [f"{file.path} is damaged: its SHA-256 is not the recorded one"], None
+    ids = pq.read_table(io.BytesIO(data), columns=["prediction_id"]).column("prediction_id")
+    if len(ids) != file.rows:
+        return [f"{file.path} holds {len(ids)} rows, its record says {file.rows}"], ids
+    return [], ids
+
+
+def _table_problems(
+    view: TableView, planned: Plan, files: list[TableFile]
+) -> tuple[tuple[str, ...], list[str]]:
+    days = set(planned.days)
+    own = {file.path: file for file in files}
+    holders: dict[date, set[str]] = {}
+    live_own: set[str] = set()
+    for live in view.files:
+        name = live.name
+        if name is None or name.day not in days:
+            continue
+        holders.setdefault(name.day, set()).add(name.run_id)
+        if name.run_id == planned.run_id:
+            live_own.add(live.path)
+    problems = [
+        f"day {day} is held by {len(runs)} runs at once: {', '.join(sorted(runs))}"
+        for day, runs in sorted(holders.items())
+        if len(runs) > 1
+    ]
+    superseded = tuple(sorted({run for runs in holders.values() for run in runs} - {planned.run_id}))
+    unknown = live_own - set(own)
+    if unknown:
+        problems.append(f"the table holds {len(unknown)} files of this run that no shard record names")
+    lost_days = sorted(
+        day
+        for day in days
+        if planned.run_id not in holders.get(day, set())
+        and not holders.get(day)
+        and any(f"_{day}_" in path for path in own)
+    )
+    if lost_days:
+        problems.append(f"the table holds no rows of {len(lost_days)} days, for example {lost_days[0]}")
+    for day in sorted(days):
+        if holders.get(day) == {planned.run_id}:
+            absent = [path for path in own if f"_{day}_" in path and path not in live_own]
+            if absent:
+                problems.append(
+                    f"day {day}: {len(absent)} of the run's files are not in the table, {absent[0]}"
+                )
+    return superseded, problems
+
+
+def _audit_problems(store: ObjectStore, run_id: str, files: list[TableFile]) -> list[str]:
+    if not files:
+        return []
+    view = table_view(store, AUDIT)
+    if view is None or view.transaction_version(application_id(run_id)) is None:
+        return ["the run's audit rows are not in the audit table"]
+    live = {file.path for file in view.files}
+    lost = [
+        file.path
+        for file in files
+        if file.path not in live and next(iter(store.list(f"archive/audit/{file.event_date}")), None) is None
+    ]
+    return [f"{len(lost)} audit files are neither in the table nor archived: {lost[0]}"] if lost else []

@@ -1,0 +1,42 @@
+"""Fixtures that give a test each kind of store; a conftest imports them by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3_endpoint
+
+from tasks.core import Settings
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint URL of an S3 server that lives as long as the session."""
+    if not s3_endpoint.available():
+        pytest.skip(
+            "needs an S3 endpoint: python3.11 -m venv .penstock/venv-s3 && .penstock/venv-s3/bin/pip install ministack"
+        )
+    url, process = s3_endpoint.start_s3(tmp_path_factory.mktemp("s3"))
+    before = {name: os.environ.get(name) for name in s3_endpoint.CREDENTIALS}
+    os.environ.update(s3_endpoint.CREDENTIALS)
+    yield url
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def store_settings(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+    """`settings`, once on a local folder and once on S3."""
+    if request.param == "local":
+        return settings
+    url = request.getfixturevalue("s3_url")
+    return dataclasses.replace(settings, store_url=s3_endpoint.fresh_store_url(), s3_endpoint=url)
