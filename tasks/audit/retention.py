@@ -1,0 +1,264 @@
+"""Move old event dates to the archive, and let archived ones expire. Every step can be repeated.
+
+A date moves like this: write its rows as one archive file, read it back and compare, create the date's next
+archive record, remove exactly the files that were copied from the audit table in one Delta transaction. A
+crash leaves rows in both places, never in neither; readers take the hot copy.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.audit.archive import (
+    ArchivedDate,
+    archived_date,
+    archived_dates,
+    data_key,
+    older_keys,
+    record,
+)
+from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
+from tasks.core.clock import Clock, iso_utc, utc_now
+from tasks.core.crash_points import reached
+from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
+from tasks.core.errors import DigestMismatch, StoreUnavailable
+from tasks.core.ids import digest_bytes
+from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
+from tasks.core.records import JsonRecord
+from tasks.core.settings import Settings
+from tasks.core.spec import PipelineSpec
+
+log = logging.getLogger(__name__)
+
+_TURNS = 20
+_ARCHIVE_GROUP_ROWS = 2_048
+
+
+@dataclass(frozen=True)
+class Retained(JsonRecord):
+    """What `retain` did, or with `dry_run` would do."""
+
+    as_of: date
+    archived_days: tuple[date, ...]
+    archived_rows: int
+    expired_days: tuple[date, ...]
+    expired_rows: int
+    hot_bytes_freed: int
+    """Of the audit table's files; they leave the disk when `vacuum` runs."""
+    archive_bytes_freed: int
+    dry_run: bool
+
+
+def retain(
+    settings: Settings,
+    spec: PipelineSpec,
+    *,
+    as_of: date,
+    hot_days: int | None = None,
+    expire_days: int | None = None,
+    dry_run: bool = False,
+    clock: Clock = utc_now,
+) -> Retained:
+    """Archive event dates older than `hot_days`, expire those older than `expire_days`, as seen on `as_of`.
+
+    Args:
+        settings: This installation.
+        spec: The pipeline.
+        as_of: The day from which ages count; for historical data a day of its own time.
+        hot_days: Instead of `explanations.hot_days`.
+        expire_days: Instead of `explanations.expire_days`.
+        dry_run: Only say what would go.
+        clock: The time, for records.
+
+    Raises:
+        DigestMismatch: An archive file does not hold what was written; nothing was removed from the table.
+        StoreUnavailable: The store failed; repeat the call.
+    """
+    hot_days = spec.explanations.hot_days if hot_days is None else hot_days
+    expire_days = spec.explanations.expire_days if expire_days is None else expire_days
+    store = open_store(settings, prefix=spec.prefix)
+    view = table_view(store, AUDIT_TABLE)
+    hot: dict[date, list[LiveFile]] = {}
+    for file in view.files if view else ():
+        if (as_of - file.event_date).days > hot_days:
+            hot.setdefault(file.event_date, []).append(file)
+    rows = sum(file.rows for files in hot.values() for file in files)
+    if not dry_run:
+        rows = sum(_archive(store, event_date, clock) for event_date in sorted(hot))
+        for archived in archived_dates(store).values():
+            _drop_unreferenced(store, archived)
+    old = {day: item for day, item in archived_dates(store).items() if (as_of - day).days > expire_days}
+    expired = [item for item in old.values() if item.state == "archived"]
+    if not dry_run:
+        for item in expired:
+            _expire(store, item, clock)
+        for day in old:  # also what a crash left of an earlier expiry
+            newest = archived_date(store, day)
+            if newest is not None and newest.state == "expired":
+                store.delete(newest.key)
+    done = Retained(
+        as_of=as_of,
+        archived_days=tuple(sorted(hot)),
+        archived_rows=rows,
+        expired_days=tuple(item.event_date for item in expired),
+        expired_rows=sum(item.rows for item in expired),
+        hot_bytes_freed=sum(file.size_bytes for files in hot.values() for file in files),
+        archive_bytes_freed=sum(item.size_bytes for item in expired),
+        dry_run=dry_run,
+    )
+    log.info(
+        "Audit retention as of %s%s: %d days (%s rows) archived, %d days expired.",
+        as_of,
+        ", dry run" if dry_run else "",
+        len(done.archived_days),
+        f"{done.archived_rows:,}",
+        len(done.expired_days),
+    )
+    return done
+
+
+def _archive(store: ObjectStore, event_date: date, clock: Clock) -> int:
+    """Move one date; returns the rows that left the audit table."""
+    for _ in range(_TURNS):
+        view = table_view(store, AUDIT_TABLE)
+        files = [file for file in view.files if file.event_date == event_date] if view else []
+        if not files:
+            return 0
+        before = archived_date(store, event_date)
+        covered = set(before.hot_files) if before and before.state == "archived" else set()
+        if not {file.path for file in files} <= covered and not _copy(
+            store, event_date, files, before, clock
+        ):
+            continue  # another retention made this generation first: see what it holds
+        removed = _remove(store, event_date)
+        if removed:
+            return removed
+    raise StoreUnavailable(
+        "other retentions of this date kept coming first", which=f"audit date {event_date}", fix="repeat"
+    )
+
+
+def _copy(
+    store: ObjectStore, event_date: date, files: list[LiveFile], before: ArchivedDate | None, clock: Clock
+) -> bool:
+    """Put the rows of `files`, and of the generation before, into a new generation. False when it was taken."""
+    keys = [f"{AUDIT_TABLE}/{file.path}" for file in files]
+    kept = before is not None and before.state == "archived"
+    if before is not None and kept:
+        keys.append(before.key)
+    table = _merged([_read(store, key) for key in keys])
+    data = _parquet(table)
+    sha256 = digest_bytes(data)
+    key = data_key(event_date, sha256)
+    reached("before-archive-file")
+    store.put(key, data)
+    _check_copy(store, key, sha256, table.num_rows)
+    reached("after-archive-file")
+    earlier = before.hot_files if before is not None and kept else ()
+    made = ArchivedDate(
+        event_date=event_date,
+        generation=before.generation + 1 if before else 1,
+        state="archived",
+        key=key,
+        rows=table.num_rows,
+        size_bytes=len(data),
+        sha256=sha256,
+        hot_files=tuple(sorted({*earlier, *(file.path for file in files)})),
+        recorded_at_utc=iso_utc(clock()),
+    )
+    try:
+        record(store, made)
+    except AlreadyExists:
+        return False
+    reached("after-archive-record")
+    return True
+
+
+def _remove(store: ObjectStore, event_date: date) -> int:
+    """Remove from the audit table the files of this date that the archive holds; returns their rows."""
+    rows = 0
+
+    def decide(view: TableView) -> Change | None:
+        nonlocal rows
+        archived = archived_date(store, event_date)
+        covered = set(archived.hot_files) if archived and archived.state == "archived" else set()
+        gone = tuple(file for file in view.files if file.event_date == event_date and file.path in covered)
+        rows = sum(file.rows for file in gone)
+        if not gone:
+            return None
+        return Change(remove=gone, note={"penstock_archived": event_date.isoformat()})
+
+    commit_change(
+        store,
+        AUDIT_TABLE,
+        schema=lambda: AUDIT_SCHEMA,
+        decide=decide,
+        points=("before-archive-delete", "after-archive-delete"),
+    )
+    return rows
+
+
+def _expire(store: ObjectStore, archived: ArchivedDate, clock: Clock) -> None:
+    made = replace(
+        archived,
+        generation=archived.generation + 1,
+        state="expired",
+        hot_files=(),
+        recorded_at_utc=iso_utc(clock()),
+    )
+    try:
+        record(store, made)
+    except AlreadyExists:
+        return  # another retention was faster; the next call sees what it did
+    reached("after-expired-record")
+
+
+def _drop_unreferenced(store: ObjectStore, archived: ArchivedDate) -> None:
+    """Delete data of older generations, which the newest one holds too.
+
+    Only files that an older record names: one without a record may be another retention's copy under way.
+    """
+    for key in older_keys(store, archived) - {archived.key}:
+        store.delete(key)
+
+
+def _read(store: ObjectStore, key: str) -> pa.Table:
+    with store.open(key) as file:
+        return pq.read_table(file).cast(AUDIT_SCHEMA)
+
+
+def _merged(tables: list[pa.Table]) -> pa.Table:
+    """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes."""
+    table = pa.concat_tables(tables).sort_by([("prediction_id", "ascending"), ("run_id", "ascending")])
+    pairs = list(zip(table["prediction_id"].to_pylist(), table["run_id"].to_pylist(), strict=True))
+    keep = [index for index, pair in enumerate(pairs) if index == 0 or pair != pairs[index - 1]]
+    return table if len(keep) == table.num_rows else table.take(pa.array(keep))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.combine_chunks(),
+        sink,
+        row_group_size=_ARCHIVE_GROUP_ROWS,
+        compression="zstd",
+        compression_level=9,
+        write_statistics=True,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _check_copy(store: ObjectStore, key: str, sha256: str, rows: int) -> None:
+    data = store.get(key)
+    if digest_bytes(data) != sha256 or pq.read_metadata(pa.BufferReader(data)).num_rows != rows:
+        raise DigestMismatch(
+            "the archive file does not hold what was written",
+            which=store.url(key),
+            fix="check the store; the audit table still holds the rows, repeat the call",
+        )
