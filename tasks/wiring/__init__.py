@@ -1,0 +1,72 @@
+"""Where the rooms meet: one function a step, called alike by Airflow, Ray jobs, the command line and tests.
+
+Every step is `step(settings, pipeline, **arguments) -> dict` with JSON-ready arguments and result, raises
+`PenstockError`, and may be run again at any time: what is done already is found and returned.
+
+The door is lazy, so that `penstock --help` and a DAG's parsing import no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from tasks.core.errors import NotFound
+
+Step = Callable[..., dict[str, Any]]
+
+_STEPS = {
+    "snapshot_training": "train",
+    "show_snapshot": "train",
+    "validate_snapshot": "train",
+    "train_model": "train",
+    "evaluate_model": "train",
+    "gate_model": "train",
+    "register_model": "release",
+    "canary_model": "release",
+    "promote_model": "release",
+    "rollback_model": "release",
+    "unbar_model": "release",
+    "reconcile_registry": "release",
+    "deployment_history": "release",
+    "live_model": "release",
+    "snapshot_scoring": "score",
+    "plan_scoring": "score",
+    "score_run": "score",
+    "publish_run": "score",
+    "verify_run": "score",
+    "run_status": "score",
+    "maintain": "score",
+    "measure_window": "monitor",
+    "join_labels": "monitor",
+    "decide_window": "monitor",
+    "report_window": "monitor",
+    "monitor_window": "monitor",
+    "archive_explanations": "audit",
+    "audit_prediction": "audit",
+    "audit_predictions": "audit",
+}
+_OTHERS = {
+    "dag_run_evidence": "pages",
+    "new_pipeline": "pages",
+    "overview": "pages",
+    "read_report": "pages",
+}
+
+__all__ = sorted([*_STEPS, *_OTHERS, "step"])
+
+
+def step(name: str) -> Step:
+    """The step of that name. Raises `NotFound`, listing those there are."""
+    if name not in _STEPS:
+        raise NotFound("is not a step", which=name, fix=f"use one of: {', '.join(sorted(_STEPS))}")
+    found: Step = getattr(import_module(f"tasks.wiring.{_STEPS[name]}"), name)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    room = _STEPS.get(name) or _OTHERS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"tasks.wiring.{room}"), name)

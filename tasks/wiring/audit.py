@@ -1,0 +1,52 @@
+"""Steps on explanation data: look-ups by id and by window, archive and expiry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.core import Settings, utc_now
+from tasks.wiring.context import open_context, parse_day, parse_moment
+
+
+def archive_explanations(
+    settings: Settings, pipeline: str, *, as_of: str | None = None, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Archive days older than `explanations.hot_days` and expire archived days, by age on `as_of` (default today)."""
+    from tasks.audit import retain
+
+    context = open_context(settings, pipeline)
+    kept = retain(settings, context.spec, as_of=parse_day(as_of, "as_of") or utc_now().date())
+    result = kept.to_json()
+    context.evidence(dag_run, "archive", result)
+    return result
+
+
+def audit_prediction(settings: Settings, pipeline: str, *, prediction_id: str) -> dict[str, Any]:
+    """Everything about one prediction: features, model, run and explanation."""
+    from tasks.audit import by_prediction
+
+    return by_prediction(settings, open_context(settings, pipeline).spec, prediction_id).to_json()
+
+
+def audit_predictions(
+    settings: Settings,
+    pipeline: str,
+    *,
+    start: str,
+    end: str,
+    limit: int = 20,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """Predictions about `start` <= event time < `end`, page by page."""
+    from tasks.audit import by_window
+
+    context = open_context(settings, pipeline)
+    page = by_window(
+        settings,
+        context.spec,
+        parse_moment(start, "start"),
+        parse_moment(end, "end"),
+        limit=limit,
+        cursor=cursor,
+    )
+    return page.to_json()

@@ -1,0 +1,208 @@
+"""Steps from a gated model to the champion, and back: register, canary, promote, roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tasks.core import Settings
+from tasks.metadata import ModelVersion
+from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
+from tasks.wiring.train import evaluation_verdict
+
+
+def register_model(
+    settings: Settings,
+    pipeline: str,
+    *,
+    trained: dict[str, Any],
+    evaluation_key: str,
+    links: dict[str, str] | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Register a gated model as challenger, in MLflow and in the metadata store; once per bundle."""
+    from tasks.registry import register_challenger
+
+    context = open_context(settings, pipeline)
+    verdict = evaluation_verdict(context, evaluation_key)
+    reports = {"Evaluation report": context.report_url(verdict.report_key)}
+    version = register_challenger(settings, context.spec, trained, verdict, {**(links or {}), **reports})
+    result = {"version": version.version, "bundle_digest": version.bundle_digest, "url": version.url}
+    context.evidence(dag_run, "registration", result)
+    return result
+
+
+def canary_model(
+    settings: Settings,
+    pipeline: str,
+    *,
+    version: int,
+    validation_last_day: str | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Compare a challenger with the champion on the same rows of labelled days it was not judged on.
+
+    Skipped, with the reason, when there is no champion to compare with.
+    """
+    from tasks.data import source_days, take_snapshot
+    from tasks.evaluation import run_canary
+    from tasks.registry import champion
+    from tasks.registry import version as registered
+    from tasks.validation import require, validate
+
+    context = open_context(settings, pipeline)
+    live = champion(settings, context.spec)
+    challenger = registered(settings, context.spec, version)
+    if live is None or live.version == version:
+        reason = "there is no champion yet" if live is None else f"version {version} is the champion already"
+        result: dict[str, Any] = {"outcome": "skipped", "reasons": [f"{reason}: nothing to compare with"]}
+        context.evidence(dag_run, "canary", result)
+        return result
+    after = (
+        parse_day(validation_last_day, "validation_last_day")
+        or context.snapshot(challenger.snapshot_id).days[-1]
+    )
+    days = [day for day in source_days(settings, context.spec) if day > after][: context.spec.canary.days]
+    if not days:
+        result = {
+            "outcome": "inconclusive",
+            "reasons": [f"the source has no day after {after} to compare on"],
+        }
+        context.evidence(dag_run, "canary", result)
+        return result
+    snapshot = take_snapshot(settings, context.spec, kind="training", window=window(days[0], days[-1]))
+    validated = validate(settings, context.spec, snapshot)
+    require(validated)
+    verdict = run_canary(
+        settings,
+        context.spec,
+        context.snapshot(validated.clean_snapshot_id),
+        challenger_digest=challenger.bundle_digest,
+        champion_digest=live.bundle_digest,
+    )
+    context.metadata.record_verdict(context.spec, verdict, dag_run=dag_run)
+    result = {
+        "outcome": verdict.outcome,
+        "reasons": verdict.reasons(),
+        "first_day": days[0].isoformat(),
+        "last_day": days[-1].isoformat(),
+        "report_url": context.report_url(verdict.report_key),
+    }
+    context.evidence(dag_run, "canary", result)
+    return result
+
+
+def promote_model(
+    settings: Settings,
+    pipeline: str,
+    *,
+    version: int,
+    actor: str,
+    reason: str,
+    expected: int | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Make a registered version the champion, after loading it and replaying its golden rows (I6, I7).
+
+    `expected` is the version believed to be live; left out, it is read now.
+    """
+    from tasks.registry import champion, promote
+
+    context = open_context(settings, pipeline)
+    live = champion(settings, context.spec)
+    deployment = promote(
+        settings,
+        context.spec,
+        version,
+        expected=expected if expected is not None else (live.version if live else None),
+        actor=actor,
+        reason=reason,
+        check=_loads_and_scores(context),
+    )
+    result = _deployment(deployment.to_json())
+    context.evidence(dag_run, "promotion", result)
+    return result
+
+
+def rollback_model(
+    settings: Settings,
+    pipeline: str,
+    *,
+    actor: str,
+    reason: str,
+    to_version: int | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Go back to an earlier champion, load-verified, and bar the version left (I7)."""
+    from tasks.registry import rollback
+
+    context = open_context(settings, pipeline)
+    deployment = rollback(
+        settings,
+        context.spec,
+        to_version=to_version,
+        actor=actor,
+        reason=reason,
+        check=_loads_and_scores(context),
+    )
+    result = _deployment(deployment.to_json())
+    context.evidence(dag_run, "rollback", result)
+    return result
+
+
+def unbar_model(
+    settings: Settings, pipeline: str, *, version: int, actor: str, reason: str
+) -> dict[str, Any]:
+    """Allow a rolled-back version to be promoted again."""
+    from tasks.registry import unbar
+
+    context = open_context(settings, pipeline)
+    unbar(settings, context.spec, version, actor=actor, reason=reason)
+    return {"version": version, "barred": False}
+
+
+def reconcile_registry(settings: Settings, pipeline: str) -> dict[str, Any]:
+    """Make MLflow's aliases say what the event log says; a hand-moved alias is put back and recorded."""
+    from tasks.registry import reconcile
+
+    context = open_context(settings, pipeline)
+    return {"changes": reconcile(settings, context.spec)}
+
+
+def deployment_history(settings: Settings, pipeline: str) -> dict[str, Any]:
+    """Every deployment event, newest first."""
+    from tasks.registry import history
+
+    events = history(settings, open_context(settings, pipeline).spec)
+    return {
+        f"{event.event_id}": f"{event.at_utc:%Y-%m-%d %H:%M:%S}Z  {event.kind} version {event.version} "
+        f"(was {event.previous_version})  by {event.actor}: {event.reason}"
+        for event in events
+    }
+
+
+def live_model(settings: Settings, pipeline: str, *, at: str | None = None) -> dict[str, Any]:
+    """What is live now, or was live at `at` (ISO 8601; UTC when it says no zone)."""
+    from tasks.registry import champion, live_at
+
+    context = open_context(settings, pipeline)
+    found = (
+        live_at(settings, context.spec, parse_moment(at, "at")) if at else champion(settings, context.spec)
+    )
+    return _deployment(found.to_json()) if found else {"version": None}
+
+
+def _deployment(raw: dict[str, Any]) -> dict[str, Any]:
+    return {"version": raw["version"], "previous_version": raw["previous_version"], **raw}
+
+
+def _loads_and_scores(context: Context) -> Callable[[ModelVersion], None]:
+    """A check that fetches a version's bundle by digest, loads it and replays its golden rows."""
+
+    def check(version: ModelVersion) -> None:
+        from tasks.model import Scorer, fetch_bundle
+
+        bundle = fetch_bundle(context.store, version.bundle_digest, context.settings.cache_dir)
+        Scorer(bundle).check_golden()
+
+    return check

@@ -1,0 +1,213 @@
+"""Steps of `<pipeline>.score`: snapshot, plan, score on Ray, publish, verify; and upkeep of the tables."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+from tasks.core import Settings
+from tasks.core.errors import DataError
+from tasks.wiring.context import Context, open_context, parse_day, window
+
+AUDIT_TABLE = "tasks.audit:audit_table"
+"""What the shard worker calls to build audit rows; by name, since it runs in another process."""
+
+
+def snapshot_scoring(
+    settings: Settings,
+    pipeline: str,
+    *,
+    first_day: str | None = None,
+    last_day: str | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Freeze the days to score; without days, the oldest that are not published yet.
+
+    Days before the first champion's evaluation ended are never chosen by themselves: they were trained on.
+    """
+    from tasks.data import take_snapshot
+
+    context = open_context(settings, pipeline)
+    context.require_champion()
+    first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
+    if first is None and last is None:
+        days = _unpublished_days(context)
+        if not days:
+            result: dict[str, Any] = {"nothing_to_do": True, "reason": "every day of the source is published"}
+            context.evidence(dag_run, "snapshot", result)
+            return result
+        first, last = days[0], days[-1]
+    chosen = window(first or last, last or first)  # type: ignore[arg-type]
+    snapshot = take_snapshot(settings, context.spec, kind="scoring", window=chosen)
+    result = {
+        "snapshot_id": snapshot.snapshot_id,
+        "rows": snapshot.rows,
+        "days": len(snapshot.days),
+        "first_day": snapshot.days[0].isoformat(),
+        "last_day": snapshot.days[-1].isoformat(),
+        "nothing_to_do": False,
+    }
+    context.evidence(dag_run, "snapshot", result)
+    return result
+
+
+def plan_scoring(
+    settings: Settings, pipeline: str, *, snapshot_id: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Pin the champion and cut the snapshot into shards; equal work is the same run (I1)."""
+    from tasks.inference import plan
+
+    context = open_context(settings, pipeline)
+    live = context.require_champion()
+    planned = plan(
+        settings,
+        context.spec,
+        context.snapshot(snapshot_id),
+        model_version=live.version,
+        bundle_digest=live.bundle_digest,
+        feature_version=live.feature_version,
+    )
+    context.metadata.record_run(
+        context.spec,
+        planned.run_id,
+        status="planned",
+        snapshot_id=snapshot_id,
+        model_version=live.version,
+        bundle_digest=live.bundle_digest,
+        feature_version=live.feature_version,
+        first_day=planned.days[0],
+        last_day=planned.days[-1],
+        rows=planned.rows,
+        shards=len(planned.shards),
+        dag_run=dag_run,
+    )
+    result = {
+        "run_id": planned.run_id,
+        "shards": len(planned.shards),
+        "rows": planned.rows,
+        "first_day": planned.days[0].isoformat(),
+        "last_day": planned.days[-1].isoformat(),
+        "model_version": live.version,
+    }
+    context.evidence(dag_run, "plan", result)
+    return result
+
+
+def score_run(
+    settings: Settings, pipeline: str, *, run_id: str, local: bool = False, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Score what is not committed yet, on Ray or in this process; shards committed before are skipped."""
+    from tasks.inference import run_plan
+
+    context = open_context(settings, pipeline)
+    report = run_plan(settings, context.spec, run_id, local=local, audit_table=AUDIT_TABLE)
+    context.metadata.record_run(
+        context.spec,
+        run_id,
+        status="scored",
+        dead_letters=report.dead_letters,
+        cpu_seconds=report.cpu_seconds,
+        gpu_seconds=report.gpu_seconds,
+        wall_s=report.wall_s,
+        dag_run=dag_run,
+    )
+    result = report.to_json()
+    context.evidence(dag_run, "scoring", result)
+    return result
+
+
+def publish_run(
+    settings: Settings, pipeline: str, *, run_id: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Add a finished run to the predictions table in one transaction (I3); a repeat changes nothing."""
+    from tasks.inference import publish
+
+    context = open_context(settings, pipeline)
+    published = publish(settings, context.spec, run_id)
+    record = published.to_json()
+    context.metadata.record_publication(
+        context.spec,
+        run_id,
+        table_version=published.table_version,
+        rows=published.rows,
+        files=published.files,
+        days=published.days,
+        record=record,
+    )
+    context.metadata.record_run(context.spec, run_id, status="published", dag_run=dag_run)
+    result = {
+        **{key: value for key, value in record.items() if key != "days"},
+        "first_day": published.days[0].isoformat(),
+        "last_day": published.days[-1].isoformat(),
+        "table": context.store.url("tables/predictions"),
+    }
+    context.evidence(dag_run, "publication", result)
+    return result
+
+
+def verify_run(
+    settings: Settings, pipeline: str, *, run_id: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Check a published run: counts, digests, uniqueness, plan against table.
+
+    Raises:
+        DataError: Something is wrong; every problem is listed.
+    """
+    from tasks.inference import verify
+
+    context = open_context(settings, pipeline)
+    verification = verify(settings, context.spec, run_id)
+    result = verification.to_json()
+    context.evidence(dag_run, "verification", result)
+    if not verification.ok:
+        problems = "\n  ".join(verification.problems)
+        raise DataError(
+            f"does not hold what it should:\n  {problems}",
+            which=f"run {run_id}",
+            fix="do not use its rows; see docs/inference.md on repairing a run",
+        )
+    context.metadata.record_run(context.spec, run_id, status="verified", dag_run=dag_run)
+    return result
+
+
+def run_status(settings: Settings, pipeline: str, *, run_id: str) -> dict[str, Any]:
+    """How far a run is: shards, rows, rate, dead letters, cost so far."""
+    from tasks.inference import status
+
+    return status(settings, open_context(settings, pipeline).spec, run_id).to_json()
+
+
+def maintain(
+    settings: Settings, pipeline: str, *, safe_age_hours: float = 24.0, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Sweep files that no table and no unfinished run refers to, once they are `safe_age_hours` old."""
+    from tasks.inference import sweep_orphans
+
+    context = open_context(settings, pipeline)
+    swept = sweep_orphans(settings, context.spec, older_than=timedelta(hours=safe_age_hours))
+    result = swept.to_json()
+    context.evidence(dag_run, "maintenance", result)
+    return result
+
+
+def _unpublished_days(context: Context) -> list[date]:
+    """The oldest days of the source after the first champion's snapshot that have no published predictions."""
+    from tasks.data import source_days
+    from tasks.registry import history
+    from tasks.registry import version as registered
+
+    first = history(context.settings, context.spec)[-1]
+    seen_until = context.snapshot(registered(context.settings, context.spec, first.version).snapshot_id).days[
+        -1
+    ]
+    published = context.metadata.published_days(context.spec)
+    days = [
+        day
+        for day in source_days(context.settings, context.spec)
+        if day > seen_until and day not in published
+    ][: context.spec.inference.max_days_per_run]
+    if not days:
+        return []
+    # A window has no holes: stop before the first published day inside it.
+    last = next((day for day in sorted(published) if days[0] < day), None)
+    return [day for day in days if last is None or day < last]

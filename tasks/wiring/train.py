@@ -1,0 +1,225 @@
+"""Steps of `<pipeline>.train`: snapshot, validate, train, evaluate, gate."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+from tasks.core import Settings, Verdict
+from tasks.core.errors import DataError, GateFailed, NotFound
+from tasks.wiring.context import Context, open_context, parse_day, window
+
+
+def snapshot_training(
+    settings: Settings,
+    pipeline: str,
+    *,
+    train_first_day: str | None = None,
+    train_last_day: str | None = None,
+    validation_first_day: str | None = None,
+    validation_last_day: str | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Freeze the training and validation windows, by default those of pipeline.yaml, into one snapshot."""
+    from tasks.data import take_snapshot
+
+    context = open_context(settings, pipeline)
+    defaults = _windows(context)
+    asked = (train_first_day, train_last_day, validation_first_day, validation_last_day)
+    names = ("train_first_day", "train_last_day", "validation_first_day", "validation_last_day")
+    first, train_last, validation_first, last = (
+        parse_day(text, name) or default for text, name, default in zip(asked, names, defaults, strict=True)
+    )
+    window(first, train_last)
+    window(validation_first, last)
+    if validation_first <= train_last:
+        raise DataError(
+            f"{validation_first} is not after the last training day {train_last}",
+            which="validation_first_day",
+            fix="choose windows that do not overlap: a model must not be judged on days it has seen",
+        )
+    snapshot = take_snapshot(settings, context.spec, kind="training", window=window(first, last))
+    result = {
+        "snapshot_id": snapshot.snapshot_id,
+        "rows": snapshot.rows,
+        "days": len(snapshot.days),
+        "first_day": first.isoformat(),
+        "last_day": last.isoformat(),
+        "validation_first_day": validation_first.isoformat(),
+        "url": context.store.url(f"snapshots/{snapshot.snapshot_id}.json"),
+    }
+    context.evidence(dag_run, "snapshot", result)
+    return result
+
+
+def show_snapshot(settings: Settings, pipeline: str, *, snapshot_id: str) -> dict[str, Any]:
+    """A snapshot's identity and its partitions, one line each."""
+    snapshot = open_context(settings, pipeline).snapshot(snapshot_id)
+    return {
+        "snapshot_id": snapshot.snapshot_id,
+        "kind": snapshot.kind,
+        "rows": snapshot.rows,
+        "cleaned_from": snapshot.parent_snapshot_id,
+        "created_at_utc": snapshot.created_at_utc,
+        "columns": [f"{name}: {kind}" for name, kind in snapshot.schema],
+        "partitions": [
+            f"{part.day}  {part.rows:,} rows  {part.size_bytes:,} bytes  sha256 {part.sha256[:16]}"
+            for part in snapshot.partitions
+        ],
+    }
+
+
+def validate_snapshot(
+    settings: Settings, pipeline: str, *, snapshot_id: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Judge a snapshot by its suite; returns the clean snapshot, without the quarantined rows.
+
+    Raises:
+        DataGateFailed: A critical expectation failed, or the validation cannot be trusted.
+    """
+    from tasks.validation import require, validate
+
+    context = open_context(settings, pipeline)
+    result = validate(settings, context.spec, context.snapshot(snapshot_id))
+    verdict = result.verdict
+    context.metadata.record_verdict(context.spec, verdict, dag_run=dag_run)
+    summary = {
+        "snapshot_id": result.clean_snapshot_id,
+        "rows": result.rows - result.quarantined_rows,
+        "quarantined_rows": result.quarantined_rows,
+        "quarantine_key": result.quarantine_key,
+        "outcome": verdict.outcome,
+        "findings": len(verdict.findings),
+        "report_key": verdict.report_key,
+        "report_url": context.report_url(verdict.report_key),
+    }
+    context.evidence(dag_run, "data gate", {**summary, "reasons": verdict.reasons()})
+    require(result)
+    return summary
+
+
+def train_model(
+    settings: Settings,
+    pipeline: str,
+    *,
+    snapshot_id: str,
+    validation_first_day: str,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Train on the days before `validation_first_day`; the same inputs are trained once."""
+    from tasks.training import train
+
+    context = open_context(settings, pipeline)
+    trained = train(
+        settings,
+        context.spec,
+        context.snapshot(snapshot_id),
+        validation_first_day=_required_day(validation_first_day, "validation_first_day"),
+    ).to_json()
+    context.metadata.record_training(context.spec, trained, dag_run=dag_run)
+    context.evidence(dag_run, "training", trained)
+    return trained
+
+
+def evaluate_model(
+    settings: Settings,
+    pipeline: str,
+    *,
+    snapshot_id: str,
+    bundle_digest: str,
+    validation_first_day: str,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Measure a model on the validation days against the champion, logistic regression and a constant."""
+    from tasks.evaluation import evaluate
+    from tasks.registry import champion
+
+    context = open_context(settings, pipeline)
+    live = champion(settings, context.spec)
+    evaluation = evaluate(
+        settings,
+        context.spec,
+        context.snapshot(snapshot_id),
+        candidate_digest=bundle_digest,
+        champion_digest=live.bundle_digest if live and live.bundle_digest != bundle_digest else None,
+        validation_first_day=_required_day(validation_first_day, "validation_first_day"),
+    )
+    metrics = {name: interval.value for name, interval in evaluation.models["candidate"].items()}
+    for model in ("baseline", "champion"):
+        metrics |= {f"{model}_{name}": item.value for name, item in evaluation.models.get(model, {}).items()}
+    result = {
+        "evaluation_key": evaluation.evidence_key,
+        "report_key": evaluation.report_key,
+        "report_url": context.report_url(evaluation.report_key),
+        "rows": evaluation.rows,
+        "validation_days": evaluation.validation_days,
+        "metrics": metrics,
+    }
+    context.evidence(dag_run, "evaluation", result)
+    return result
+
+
+def gate_model(
+    settings: Settings, pipeline: str, *, evaluation_key: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Judge an evaluation and keep the verdict.
+
+    Raises:
+        GateFailed: The model is refused or the evidence does not suffice; the champion stays as it is.
+    """
+    context = open_context(settings, pipeline)
+    verdict = evaluation_verdict(context, evaluation_key)
+    context.metadata.record_verdict(context.spec, verdict, dag_run=dag_run)
+    url = context.report_url(verdict.report_key)
+    context.evidence(
+        dag_run,
+        "evaluation gate",
+        {"outcome": verdict.outcome, "reasons": verdict.reasons(), "report_url": url},
+    )
+    if not verdict.passed:
+        reasons = "\n  ".join(verdict.reasons())
+        raise GateFailed(
+            f"the evaluation gate says {verdict.outcome}; the champion stays:\n  {reasons}",
+            which=f"{pipeline}, model {verdict.subject[:16]}",
+            fix=f"read the evaluation report {url}; then improve the model, or change gates in pipeline.yaml "
+            "in a reviewed commit",
+        )
+    return {**verdict.to_json(), "reasons": verdict.reasons()}
+
+
+def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
+    """The verdict on a kept evaluation: a pure function of its evidence and the pipeline's gates."""
+    from tasks.evaluation import judge, load_evaluation
+
+    return judge(context.spec, load_evaluation(context.store, evaluation_key))
+
+
+def _required_day(text: str, name: str) -> date:
+    day = parse_day(text, name)
+    if day is None:
+        raise NotFound("is missing", which=name, fix="pass it as YYYY-MM-DD")
+    return day
+
+
+def _windows(context: Context) -> tuple[date, date, date, date]:
+    """First and last training day, first and last validation day, as pipeline.yaml says."""
+    split = context.spec.split
+    if split.train and split.validation:
+        return (
+            split.train.first_day,
+            split.train.last_day,
+            split.validation.first_day,
+            split.validation.last_day,
+        )
+    from tasks.data import source_days
+
+    days = source_days(context.settings, context.spec)
+    if not days:
+        raise DataError(
+            "has no days", which=f"source {context.spec.source.uri}", fix="check the source in pipeline.yaml"
+        )
+    assert split.train_days and split.validation_days
+    last = days[-1]
+    validation_first = last - timedelta(days=split.validation_days - 1)
+    train_last = validation_first - timedelta(days=1)
+    return train_last - timedelta(days=split.train_days - 1), train_last, validation_first, last
