@@ -1,0 +1,123 @@
+"""What the Airflow UI says about DAGs, tasks and form fields."""
+
+from __future__ import annotations
+
+from tasks.core.spec import PipelineSpec
+
+STEPS: dict[str, str] = {
+    "snapshot_training": "Reads the source day by day and freezes training and validation rows as an immutable, "
+    "digested snapshot. Equal rows give the same snapshot id; nothing is written twice.",
+    "validate_snapshot": "Runs the pipeline's Great Expectations suite on every partition. Rows that fail row-level "
+    "expectations go to quarantine with the reason; a critical failure ends the run here. The report is linked.",
+    "train_model": "Trains the network on Ray, in a job of its own. A retry attaches to the job while it lives and "
+    "goes on from its checkpoint when it does not. The MLflow run is linked.",
+    "evaluate_model": "Scores the validation days with the candidate, the champion and a logistic regression, with "
+    "bootstrap intervals, by slice, with calibration. The report is linked.",
+    "gate_model": "Judges the evidence against the pipeline's gates. A refusal ends the run with its reasons; the "
+    "champion stays.",
+    "register_model": "Registers the model in MLflow as challenger, with its snapshot, feature version and verdict.",
+    "canary_model": "Compares challenger and champion on labelled days after the validation window, on the same "
+    "rows. `fail` ends the run; `inconclusive` keeps the champion and skips the promotion.",
+    "approve": "Waits for a person to approve the promotion, with the evidence in the question (Required Actions). "
+    "No answer in time counts as Reject.",
+    "promote_model": "Loads the challenger, scores its golden rows, and moves the champion by compare-and-swap on "
+    "the deployment log. Starts scoring through the champion asset.",
+    "snapshot_scoring": "Freezes the oldest days that are not published yet (or the days of the form), without "
+    "labels. With nothing to score the run is skipped.",
+    "plan_scoring": "Pins champion, features and snapshot under one run id and cuts the rows into shards. Equal "
+    "work has the same run id.",
+    "score_run": "Scores the shards on Ray, in a job of its own, and explains the predictions. Committed shards are "
+    "skipped, so a retry does only what is missing.",
+    "publish_run": "Adds all files of the run to the predictions table in one Delta transaction. A second publish "
+    "does nothing. Starts monitoring through the predictions asset.",
+    "verify_run": "Reads the published run back and compares counts and digests with the shards' records.",
+    "measure_window": "Merges the profiles written at scoring time and measures contract, drift and volume by day.",
+    "join_labels": "Joins labels that have become known to predictions and measures realised performance.",
+    "decide_window": "Applies the decision policy to signals and performance: nothing, alert, hold or retrain.",
+    "report_window": "Renders the drift and performance report. It is linked.",
+    "archive_explanations": "Moves explanation data past its hot age to the archive and deletes what has expired. "
+    "Days under a legal hold are kept.",
+    "maintain": "Compacts tables, sweeps files that no commit names, and applies retention.",
+}
+"""One paragraph per step."""
+
+FIELDS: dict[str, tuple[str, str]] = {
+    "train_first_day": ("Train from", "First training day. Empty: as pipeline.yaml says."),
+    "train_last_day": ("Train to", "Last training day, included. Empty: as pipeline.yaml says."),
+    "validation_first_day": ("Validate from", "First validation day; after the last training day."),
+    "validation_last_day": ("Validate to", "Last validation day, included."),
+    "first_day": ("First day", "First day to work on. Empty: the oldest one that is still to do."),
+    "last_day": ("Last day", "Last day, included. Empty: as many as the pipeline allows in one run."),
+    "as_of": ("As of", "Pretend that today is this day: only labels known by then count. Empty: today."),
+    "reason": ("Reason", "Why this run is started; kept with the promotion it leads to."),
+    "actor": ("On behalf of", "Who asked for it, when that is not the person logged in."),
+}
+"""Title and help of each form field."""
+
+
+def train_doc(spec: PipelineSpec) -> str:
+    """Markdown of `<name>.train`."""
+    mode = "asks a person before it promotes" if spec.promotion.mode == "approval" else "promotes by itself"
+    return f"""### {spec.name}.train
+
+{spec.description}
+
+snapshot → validate → train (Ray) → evaluate → gate → register as challenger → canary → promote to champion.
+
+Every gate is explicit: a failed one ends the run with its reasons, and the champion stays as it is. The pipeline
+{mode}. A promotion updates the asset `{champion_asset_name(spec)}`, which starts `{spec.name}.score`.
+
+**Clearing a task is safe**: each step finds what is already done by content, and does only the rest.
+The *Evidence* tab of a run shows every verdict with its reasons. Owner: {spec.owner}. Tenant: {spec.tenant}.
+"""
+
+
+def score_doc(spec: PipelineSpec) -> str:
+    """Markdown of `<name>.score`."""
+    return f"""### {spec.name}.score
+
+{spec.description}
+
+snapshot → validate → plan shards → score on Ray → publish in one transaction → verify.
+
+Runs when a promotion updates `{champion_asset_name(spec)}`{_or_cron(spec.schedule.score)}, or by hand. Without days
+in the form it scores the oldest unpublished days, at most {spec.inference.max_days_per_run}. Scoring the same days
+with the same champion again is the same run: nothing is scored or published twice. With no day to score the run is
+skipped. Publishing updates `{predictions_asset_name(spec)}`, which starts `{spec.name}.monitor`.
+"""
+
+
+def monitor_doc(spec: PipelineSpec) -> str:
+    """Markdown of `<name>.monitor`."""
+    return f"""### {spec.name}.monitor
+
+{spec.description}
+
+measure drift → join late labels → decide → report, and archive explanation data by age.
+
+Runs when `{predictions_asset_name(spec)}` is updated{_or_cron(spec.schedule.monitor)}, or by hand. Labels of a day are
+known {spec.label.delay_days} day(s) after it; days without labels are measured and not judged on performance.
+"""
+
+
+def maintenance_doc() -> str:
+    """Markdown of `platform.maintenance`."""
+    return """### platform.maintenance
+
+Once a day, for every pipeline: compacts its tables, sweeps files that no commit names (older than the longest run)
+and applies retention. It never touches what a commit names.
+"""
+
+
+def champion_asset_name(spec: PipelineSpec) -> str:
+    """Name of the asset that a promotion updates."""
+    return f"{spec.model_name}.champion"
+
+
+def predictions_asset_name(spec: PipelineSpec) -> str:
+    """Name of the asset that publishing updates."""
+    return f"{spec.model_name}.predictions"
+
+
+def _or_cron(cron: str | None) -> str:
+    return f", at `{cron}` (UTC)" if cron else ""

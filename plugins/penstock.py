@@ -1,0 +1,43 @@
+"""The Airflow plugin: pages of evidence under `/penstock`, a tab on every DAG run, an entry in the navigation.
+
+Registered by the entry point `airflow.plugins`. Airflow loads it in every process, so the web application behind
+the pages is only built where it is asked for: in the API server.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+PREFIX = "/penstock"
+
+
+class LazyPages:
+    """ASGI application that builds `plugins.pages` on its first request."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            from plugins.pages import create_app
+
+            self._app = create_app()
+        await self._app(scope, receive, send)
+
+
+class PenstockPlugin(AirflowPlugin):
+    """What Penstock adds to Airflow's UI."""
+
+    name = "penstock"
+    fastapi_apps = [{"app": LazyPages(), "url_prefix": PREFIX, "name": "Penstock pages"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {"name": "Penstock", "href": f"{PREFIX}/", "destination": "nav", "category": "browse"},
+        {
+            "name": "Evidence",
+            "href": f"{PREFIX}/run/{{DAG_ID}}/{{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "penstock-evidence",
+        },
+    ]

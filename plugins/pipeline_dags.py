@@ -1,0 +1,323 @@
+"""The DAGs of a pipeline, built from its `pipeline.yaml`. Wiring only: no I/O, no connection, no heavy import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import (
+    DAG,
+    Asset,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    Param,
+    TaskGroup,
+    chain,
+    get_parsing_context,
+)
+
+from plugins import dag_docs
+from plugins.ray_job import PenstockRayJobOperator
+from plugins.steps import PenstockStepOperator
+from tasks.core.errors import ConfigError, PenstockError
+from tasks.core.pools import RAY_POOL, STEP_POOL
+from tasks.core.settings import Settings
+from tasks.core.spec import PipelineSpec, load_pipeline, pipeline_names
+
+DEFAULTS: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=15),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=10),
+    "pool": STEP_POOL,
+}
+_CLOCK_FREE: dict[str, Any] = {"catchup": False, "max_active_runs": 1, "start_date": None}
+
+
+def build_all(settings: Settings) -> tuple[dict[str, DAG], dict[str, PenstockError]]:
+    """DAGs by id of every pipeline whose file is right, and the errors of those whose file is not, by name.
+
+    When Airflow parses for one DAG only (to run a task), only that pipeline is built.
+    """
+    dags: dict[str, DAG] = {}
+    broken: dict[str, PenstockError] = {}
+    wanted = get_parsing_context().dag_id
+    for name in pipeline_names(settings):
+        if wanted and wanted.rsplit(".", 1)[0] != name:
+            continue
+        try:
+            spec = load_pipeline(settings, name)
+        except PenstockError as error:
+            broken[name] = error
+            continue
+        dags |= {dag.dag_id: dag for dag in (train_dag(spec), score_dag(spec), monitor_dag(spec))}
+    return dags, broken
+
+
+def raise_broken(settings: Settings) -> None:
+    """Raise one `ConfigError` that names every broken pipeline file, field and fix; return when all are right."""
+    _, broken = build_all(settings)
+    if not broken:
+        return
+    if len(broken) == 1:
+        raise next(iter(broken.values())).with_traceback(None) from None
+    listed = "\n".join(f"{error}" for error in broken.values())
+    raise ConfigError(
+        f"{len(broken)} pipelines cannot be loaded:\n{listed}", fix="correct each file named"
+    ) from None
+
+
+def champion_asset(spec: PipelineSpec) -> Asset:
+    """Updated by a promotion."""
+    return Asset(
+        name=dag_docs.champion_asset_name(spec), uri=f"penstock://{spec.prefix}/champion", group="penstock"
+    )
+
+
+def predictions_asset(spec: PipelineSpec) -> Asset:
+    """Updated when a scoring run is published."""
+    return Asset(
+        name=dag_docs.predictions_asset_name(spec),
+        uri=f"penstock://{spec.prefix}/predictions",
+        group="penstock",
+    )
+
+
+def train_dag(spec: PipelineSpec) -> DAG:
+    """`<name>.train`."""
+    days = ("train_first_day", "train_last_day", "validation_first_day", "validation_last_day")
+    with _dag(
+        spec,
+        "train",
+        doc=dag_docs.train_doc(spec),
+        schedule=_cron(spec.schedule.train),
+        params={**_days(*days), **_text("reason", "actor")},
+    ) as dag:
+        with TaskGroup("data", tooltip="Freeze and check the rows"):
+            snapshot = _step(spec, "snapshot", "snapshot_training", from_params=days)
+            validate = _step(
+                spec,
+                "validate",
+                "validate_snapshot",
+                {"snapshot_id": snapshot.output["snapshot_id"]},
+            )
+        with TaskGroup("model", tooltip="Make a model and judge it"):
+            split = {
+                "snapshot_id": validate.output["snapshot_id"],
+                "validation_first_day": snapshot.output["validation_first_day"],
+            }
+            train = _ray(spec, "train", "train_model", split)
+            evaluate = _step(
+                spec,
+                "evaluate",
+                "evaluate_model",
+                {**split, "bundle_digest": train.output["bundle_digest"]},
+            )
+            gate = _step(
+                spec,
+                "gate",
+                "gate_model",
+                {"evaluation_key": evaluate.output["evaluation_key"]},
+            )
+        with TaskGroup("release", tooltip="Challenger, canary, champion"):
+            register = _step(
+                spec,
+                "register",
+                "register_model",
+                {"trained": train.output, "evaluation_key": evaluate.output["evaluation_key"]},
+                from_run=("links",),
+            )
+            canary = _step(
+                spec,
+                "canary",
+                "canary_model",
+                {
+                    "version": register.output["version"],
+                    "validation_last_day": snapshot.output["last_day"],
+                },
+            )
+            promote = _step(
+                spec,
+                "promote",
+                "promote_model",
+                {"version": register.output["version"]},
+                from_run=("actor", "reason"),
+                canary=canary.output,
+                outlets=[champion_asset(spec)],
+            )
+            last: list[Any] = [canary, promote]
+            if spec.promotion.mode == "approval":
+                last.insert(1, _approval(spec, register, evaluate, gate, canary))
+        chain(snapshot, validate, train, evaluate, gate, register, *last)
+    return dag
+
+
+def score_dag(spec: PipelineSpec) -> DAG:
+    """`<name>.score`."""
+    days = ("first_day", "last_day")
+    with _dag(
+        spec,
+        "score",
+        doc=dag_docs.score_doc(spec),
+        schedule=_asset_or_cron(champion_asset(spec), spec.schedule.score),
+        params=_days(*days),
+    ) as dag:
+        with TaskGroup("data", tooltip="Freeze and check the rows"):
+            snapshot = _step(spec, "snapshot", "snapshot_scoring", from_params=days)
+            validate = _step(
+                spec,
+                "validate",
+                "validate_snapshot",
+                {"snapshot_id": snapshot.output["snapshot_id"]},
+            )
+        with TaskGroup("inference", tooltip="Score exactly once"):
+            plan = _step(spec, "plan", "plan_scoring", {"snapshot_id": validate.output["snapshot_id"]})
+            run = {"run_id": plan.output["run_id"]}
+            score = _ray(spec, "score", "score_run", run)
+            publish = _step(spec, "publish", "publish_run", run, outlets=[predictions_asset(spec)])
+            verify = _step(spec, "verify", "verify_run", run)
+        chain(snapshot, validate, plan, score, publish, verify)
+    return dag
+
+
+def monitor_dag(spec: PipelineSpec) -> DAG:
+    """`<name>.monitor`."""
+    with _dag(
+        spec,
+        "monitor",
+        doc=dag_docs.monitor_doc(spec),
+        schedule=_asset_or_cron(predictions_asset(spec), spec.schedule.monitor),
+        params=_days("first_day", "last_day", "as_of"),
+    ) as dag:
+        measure = _step(spec, "measure", "measure_window", from_params=("first_day", "last_day"))
+        window = {"first_day": measure.output["first_day"], "last_day": measure.output["last_day"]}
+        labels = _step(spec, "labels", "join_labels", window, from_params=("as_of",))
+        decide = _step(spec, "decide", "decide_window", window)
+        report = _step(spec, "report", "report_window", window)
+        chain(measure, labels, decide, report)
+        _step(spec, "archive", "archive_explanations", from_params=("as_of",))
+    return dag
+
+
+def maintenance_dag(settings: Settings) -> DAG:
+    """`platform.maintenance`: one task per pipeline, broken ones left out (they show as an import error)."""
+    with DAG(
+        dag_id="platform.maintenance",
+        description="Compaction, orphan sweep and retention of every pipeline",
+        doc_md=dag_docs.maintenance_doc(),
+        schedule=CronTriggerTimetable("17 3 * * *", timezone="UTC", run_immediately=timedelta(0)),
+        tags={"penstock", "maintenance"},
+        default_args={**DEFAULTS, "owner": "platform"},
+        **_CLOCK_FREE,
+    ) as dag:
+        for name in pipeline_names(settings):
+            with suppress(PenstockError):
+                PenstockStepOperator(
+                    task_id=f"maintain_{load_pipeline(settings, name).name}",
+                    step="maintain",
+                    pipeline=name,
+                    from_run=("dag_run",),
+                    doc_md=dag_docs.STEPS["maintain"],
+                )
+    return dag
+
+
+def _dag(spec: PipelineSpec, kind: str, *, doc: str, schedule: Any, params: dict[str, Param]) -> DAG:
+    return DAG(
+        dag_id=f"{spec.name}.{kind}",
+        description=spec.description,
+        doc_md=doc,
+        schedule=schedule,
+        params=params,
+        tags={"penstock", spec.name, kind, *spec.tags},
+        default_args={**DEFAULTS, "owner": spec.owner},
+        **_CLOCK_FREE,
+    )
+
+
+def _step(
+    spec: PipelineSpec,
+    task_id: str,
+    step: str,
+    arguments: Any = None,
+    *,
+    from_run: Sequence[str] = (),
+    **kwargs: Any,
+) -> PenstockStepOperator:
+    return PenstockStepOperator(
+        task_id=task_id,
+        step=step,
+        pipeline=spec.name,
+        model_name=spec.model_name,
+        arguments=arguments,
+        from_run=("dag_run", *from_run),
+        doc_md=dag_docs.STEPS[step],
+        **kwargs,
+    )
+
+
+def _ray(spec: PipelineSpec, task_id: str, step: str, arguments: Any) -> PenstockRayJobOperator:
+    return PenstockRayJobOperator(
+        task_id=task_id,
+        step=step,
+        pipeline=spec.name,
+        tenant=spec.tenant,
+        arguments=arguments,
+        from_run=("dag_run",),
+        pool=RAY_POOL,
+        doc_md=dag_docs.STEPS[step],
+    )
+
+
+def _approval(spec: PipelineSpec, register: Any, evaluate: Any, gate: Any, canary: Any) -> Any:
+    from plugins.approval import PromotionApproval
+
+    return PromotionApproval(
+        task_id="approve",
+        subject=f"Promote {spec.model_name} to champion?",
+        evidence={
+            "version": register.output["version"],
+            "metrics": evaluate.output["metrics"],
+            "gate": gate.output,
+        },
+        canary=canary.output,
+        response_timeout=timedelta(hours=spec.promotion.approval_timeout_hours),
+        doc_md=dag_docs.STEPS["approve"],
+    )
+
+
+def _days(*names: str) -> dict[str, Param]:
+    return {
+        name: Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            title=dag_docs.FIELDS[name][0],
+            description=dag_docs.FIELDS[name][1],
+        )
+        for name in names
+    }
+
+
+def _text(*names: str) -> dict[str, Param]:
+    return {
+        name: Param(
+            None,
+            type=["null", "string"],
+            maxLength=400,
+            title=dag_docs.FIELDS[name][0],
+            description=dag_docs.FIELDS[name][1],
+        )
+        for name in names
+    }
+
+
+def _cron(expression: str | None) -> CronTriggerTimetable | None:
+    return CronTriggerTimetable(expression, timezone="UTC") if expression else None
+
+
+def _asset_or_cron(asset: Asset, expression: str | None) -> AssetOrTimeSchedule | Sequence[Asset]:
+    timetable = _cron(expression)
+    return AssetOrTimeSchedule(timetable=timetable, assets=[asset]) if timetable else [asset]

@@ -1,0 +1,153 @@
+"""`PenstockStepOperator`: one step of a pipeline in the task process.
+
+The step is a function of `tasks.wiring`; this module only brings its arguments together, calls it, turns its
+errors into Airflow's, and logs what came out.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from plugins.errors import airflow_error
+from plugins.links import links_of, operator_links
+from plugins.run_context import check_names, values
+from tasks.core.errors import PenstockError
+from tasks.core.settings import Settings
+
+PROCEED = frozenset({"pass", "skipped"})
+"""Canary outcomes after which a challenger may be promoted; `skipped` means there is no champion to compare."""
+
+
+class PenstockStepOperator(BaseOperator):
+    """Run `tasks.wiring.<step>(settings, pipeline, **arguments)` and return its JSON-ready result.
+
+    Args:
+        step: Name of the function in `tasks.wiring`.
+        pipeline: Name of the pipeline.
+        arguments: Keyword arguments (templated; XComArgs allowed). Ids and URLs, never tables.
+        from_params: DAG params passed on under their own name; an empty one is left out.
+        from_run: Names of `plugins.run_context` values passed on.
+        canary: The canary's result (templated). When its outcome does not allow a promotion, this task is skipped
+            with the canary's reasons.
+        model_name: The registered model's name in MLflow, for links; the pipeline's name when left out.
+
+    Terminal errors fail the task at once, without retry; transient ones are retried.
+    """
+
+    template_fields: Sequence[str] = ("arguments", "canary")
+    template_fields_renderers = {"arguments": "json", "canary": "json"}  # noqa: RUF012  (Airflow's own attribute)
+    ui_color = "#e3f0f4"
+
+    def __init__(
+        self,
+        *,
+        step: str,
+        pipeline: str,
+        arguments: Mapping[str, Any] | None = None,
+        from_params: Sequence[str] = (),
+        from_run: Sequence[str] = (),
+        canary: Any = None,
+        model_name: str = "",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        check_names(tuple(from_run))
+        self.step = step
+        self.pipeline = pipeline
+        self.arguments = dict(arguments or {})
+        self.from_params = tuple(from_params)
+        self.from_run = tuple(from_run)
+        self.canary = canary
+        self.model_name = model_name
+        self.operator_extra_links = operator_links(step)
+        self.links: dict[str, str] = {}
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        require_promotable(self.canary, self.log)
+        try:
+            settings = Settings.from_environment()
+            arguments = step_arguments(self, context, settings)
+            self.links = self._links(settings, arguments, {})
+            self.log.info("%s of %s with %s", self.step, self.pipeline, in_words(arguments) or "no arguments")
+            function = getattr(importlib.import_module("tasks.wiring"), self.step)
+            result: dict[str, Any] = function(settings, self.pipeline, **arguments)
+        except PenstockError as error:
+            self.log.error("%s", error)
+            raise airflow_error(error) from None
+        self.links |= self._links(settings, arguments, result)
+        return conclude(self, context, result)
+
+    def _links(self, settings: Settings, arguments: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+        return links_of(settings, self.pipeline, self.step, arguments, result, model_name=self.model_name)
+
+
+def step_arguments(operator: Any, context: Any, settings: Settings) -> dict[str, Any]:
+    """The keyword arguments of an operator's step: its own, the form's and the run's."""
+    params = context["params"]
+    chosen = {name: params[name] for name in operator.from_params if params.get(name) not in (None, "")}
+    return {**operator.arguments, **chosen, **values(operator.from_run, context, settings)}
+
+
+def conclude(operator: Any, context: Any, result: dict[str, Any]) -> dict[str, Any]:
+    """Log the result, attach it to asset events, and end the task as the result says.
+
+    Raises:
+        AirflowSkipException: There was nothing to do; everything downstream is skipped too.
+        AirflowFailException: The canary found the challenger worse than the champion.
+    """
+    operator.log.info("Done: %s", in_words(result) or "nothing to report")
+    for name, url in operator.links.items():
+        operator.log.info("%s: %s", name.replace("_", " "), url)
+    if result.get("nothing_to_do"):
+        for key, value in result.items():
+            context["ti"].xcom_push(key=key, value=value)
+        why = _reasons(result) or "there is no day left to work on"
+        operator.log.warning("Nothing to do: %s", why)
+        raise AirflowSkipException(f"Nothing to do: {why}")
+    if operator.step == "canary_model" and result.get("outcome") not in PROCEED:
+        why = _reasons(result)
+        if result.get("outcome") == "fail":
+            for key, value in result.items():
+                context["ti"].xcom_push(key=key, value=value)
+            raise AirflowFailException(f"The canary refused the challenger; the champion stays. {why}")
+        operator.log.warning("The canary did not decide; the champion stays. %s", why)
+    for asset in operator.outlets or ():
+        context["outlet_events"][asset].extra = {
+            key: value for key, value in result.items() if isinstance(value, str | int | float | bool)
+        }
+    return result
+
+
+def require_promotable(canary: Mapping[str, Any] | None, log: Any) -> None:
+    """Raise `AirflowSkipException` with the canary's reasons, logged, when it does not allow a promotion."""
+    if canary and canary.get("outcome") not in PROCEED:
+        why = f"Not promoted: the canary is {canary.get('outcome')}; the champion stays. {_reasons(canary)}".strip()
+        log.warning("%s", why)
+        raise AirflowSkipException(why)
+
+
+def _reasons(result: Mapping[str, Any]) -> str:
+    reasons = result.get("reasons") or result.get("reason") or ()
+    return reasons if isinstance(reasons, str) else "; ".join(str(item) for item in reasons)
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """`a=1, b=x`: scalars whole, short lists whole, anything longer as a count."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        if isinstance(value, Mapping):
+            short = ", ".join(f"{k}={shown(v)}" for k, v in value.items()) if len(value) <= 8 else ""
+            return f"{{{short}}}" if short and len(short) <= 200 else f"{{{len(value)} entries}}"
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value)) if len(value) <= 4 else f"{len(value)} entries"
+        return str(value)
+
+    return ", ".join(f"{key}={shown(value)}" for key, value in values.items() if value is not None)
