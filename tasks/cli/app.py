@@ -117,7 +117,18 @@ def pipelines(as_json: Json = False) -> None:
     """List the pipelines with their champion and the last published day."""
     from tasks import wiring
 
-    show(wiring.overview(cli_settings()), as_json=as_json, title="Pipelines")
+    found = wiring.overview(cli_settings())
+    lines = [
+        {
+            "pipeline": entry["pipeline"],
+            "champion": entry["champion"] and f"version {entry['champion']['version']}",
+            "last published day": entry["published"] and entry["published"]["last_day"],
+            "verdicts": ", ".join(f"{item['gate']}: {item['outcome']}" for item in entry["verdicts"]),
+            "problem": entry.get("error"),
+        }
+        for entry in found
+    ]
+    show(found if as_json else lines, as_json=as_json, title="Pipelines")
 
 
 @app.command()

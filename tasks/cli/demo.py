@@ -73,7 +73,7 @@ def run_demo(settings: Settings) -> int:
             local = start(settings)
             client = AirflowClient(local.airflow_url, *airflow_login(local))
             _wait_for_dags(client)
-            runs = {stage: _run_stage(client, stage) for stage in _STAGES}
+            runs = [(stage, _run_stage(client, stage)) for stage in _STAGES]
             _summary(client, runs, time.monotonic() - begun)
         except KeyboardInterrupt:
             errors.print("\ninterrupted: ending the services; `make demo` goes on where this stopped")
@@ -223,10 +223,10 @@ def _show_failure(client: AirflowClient, stage: _Stage, run_id: str) -> None:
                 errors.print(f"    {line}", markup=False)
 
 
-def _summary(client: AirflowClient, runs: dict[_Stage, str], wall_s: float) -> None:
+def _summary(client: AirflowClient, runs: list[tuple[_Stage, str]], wall_s: float) -> None:
     facts: dict[str, Any] = {}
     steps: list[tuple[str, float]] = []
-    for stage, run_id in runs.items():
+    for stage, run_id in runs:
         for task in _in_order(client.task_instances(stage.dag_id, run_id)):
             seconds = _seconds(task)
             if seconds is not None and task["end_date"]:

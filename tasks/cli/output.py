@@ -13,8 +13,9 @@ from rich.table import Table
 
 from tasks.core.errors import PenstockError
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+_WIDE = None if sys.stdout.isatty() else 200  # a pipe or a log file has no width to wrap at
+console = Console(highlight=False, width=_WIDE)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show(result: Any, *, as_json: bool, title: str = "") -> None:
@@ -74,8 +75,6 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, Mapping):
         return "\n".join(f"{key}: {_text(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list | tuple):

@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from tasks.cli.output import console, show
 from tasks.core.errors import PenstockError
+from tasks.core.pools import POOLS
 from tasks.core.settings import Settings
 from tasks.local import AirflowClient, start_services, stop_services, survey
 from tasks.local.services import airflow_login, local_settings
-
-POOLS = {"penstock_ray": (1, "Ray jobs at a time; raise it with the cluster")}
 
 
 def start(settings: Settings) -> Settings:
@@ -21,8 +21,8 @@ def start(settings: Settings) -> Settings:
     try:
         local = start_services(settings, _timed_progress())
         client = AirflowClient(local.airflow_url, *airflow_login(local))
-        for name, (slots, description) in POOLS.items():
-            client.ensure_pool(name, slots, description)
+        for name, pool in POOLS.items():
+            client.ensure_pool(name, pool)
         client.close()
     except (KeyboardInterrupt, PenstockError):
         stop_services(settings, _timed_progress())
@@ -39,8 +39,13 @@ def stop(settings: Settings) -> None:
 def show_status(settings: Settings, *, as_json: bool) -> bool:
     """Print the services; True when all are healthy."""
     states = survey(settings)
-    show([{**asdict(state), "log": str(state.log)} for state in states], as_json=as_json, title="Services")
+    rows = [{**asdict(state), "log": _relative(state.log)} for state in states]
+    show(rows, as_json=as_json, title="Services")
     return all(state.healthy for state in states)
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def show_urls(settings: Settings) -> None:

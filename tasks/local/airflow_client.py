@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from tasks.core.errors import NotFound, ServiceUnavailable, TerminalError
+from tasks.core.pools import Pool
 
 
 class AirflowClient:
@@ -98,14 +100,12 @@ class AirflowClient:
             str(item.get("event", item)) if isinstance(item, dict) else str(item) for item in content
         )
 
-    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+    def ensure_pool(self, name: str, pool: Pool) -> None:
         """Create the pool, or leave the one there is as people have set it."""
         try:
             self._call("GET", f"/api/v2/pools/{name}")
         except NotFound:
-            self._call(
-                "POST", "/api/v2/pools", json={"name": name, "slots": slots, "description": description}
-            )
+            self._call("POST", "/api/v2/pools", json={"name": name, **asdict(pool)})
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         answer = self._send(method, path, **arguments)
