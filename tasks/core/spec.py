@@ -127,6 +127,8 @@ class TrainingSpec(_Record):
     weight_decay: float = Field(1e-4, ge=0)
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = Field(0.1, ge=0, lt=1)
+    refit: bool = True
+    """After early stopping, train again from the start on all training days, for as many epochs."""
     seed: int = 7
     workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
@@ -328,13 +330,12 @@ def parse_pipeline(text: str, *, origin: str) -> PipelineSpec:
         return PipelineSpec.model_validate(raw)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
-        first = problems[0][0]
+        field, message = problems[0]
+        single = len(problems) == 1
         raise ConfigError(
-            "; ".join(f"{field}: {message}" for field, message in problems),
-            which=f"{origin}: {first}" if len(problems) == 1 else origin,
-            fix="correct the field"
-            + ("s named" if len(problems) > 1 else "")
-            + "; docs/pipeline.md lists all of them",
+            message if single else "; ".join(f"{field}: {message}" for field, message in problems),
+            which=f"{origin}: {field}" if single else origin,
+            fix="correct the field" + ("" if single else "s named") + "; docs/pipeline.md lists all of them",
         ) from error
 
 

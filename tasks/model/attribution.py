@@ -127,6 +127,7 @@ class Explainer:
         network = cast(TabularMLP, self.network)
         with torch.inference_mode():
             actual, reference = network.embed(x), self._baseline
+            linear_path: Tensor | float = 0.0 if network.wide is None else network.wide(actual)
             delta = actual - reference
             passed: list[tuple[nn.Linear | None, Tensor | None]] = []
             for layer in network.layers:
@@ -145,8 +146,11 @@ class Explainer:
                     multiplier = multiplier @ linear.weight
                 elif slope_or_none is not None:
                     multiplier = multiplier * slope_or_none
+            if network.wide is not None:
+                multiplier = multiplier + network.wide.weight
+            logits = (actual + linear_path).squeeze(-1)
             parts = self._by_feature(multiplier * delta)
-            return parts, actual.squeeze(-1) - self.base_logit - parts.sum(1)
+            return parts, logits - self.base_logit - parts.sum(1)
 
     def _integrated_gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Legendre path integral from the mean embedding (Sundararajan, Taly & Yan 2017)."""

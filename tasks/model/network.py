@@ -13,6 +13,9 @@ from tasks.model.user_code import blaming, execute
 class TabularMLP(nn.Module):  # type: ignore[misc]
     """Embeddings of the categorical codes beside the numeric columns, then a ReLU network to one logit.
 
+    With `spec.wide` a linear path runs beside it and makes logistic regression the floor: the layers only have to learn what it cannot say
+    (Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems").
+
     `forward(x)` is `head(embed(x))`; attributions are computed between the two, where every input is
     continuous. `layout[i]` is the range of embedding columns that encoded column `i` becomes.
     """
@@ -33,6 +36,7 @@ class TabularMLP(nn.Module):  # type: ignore[misc]
             layers += [nn.Linear(before, units), nn.ReLU(), nn.Dropout(spec.dropout)]
             before = units
         self.layers = nn.Sequential(*layers, nn.Linear(before, 1))
+        self.wide = nn.Linear(sum(widths), 1) if spec.wide else None
 
     def embed(self, x: Tensor) -> Tensor:
         """Encoded matrix `[n, width]` to the continuous `[n, D]`."""
@@ -43,8 +47,10 @@ class TabularMLP(nn.Module):  # type: ignore[misc]
 
     def head(self, embedded: Tensor) -> Tensor:
         """Logits `[n]` of `[n, D]`."""
-        logits: Tensor = self.layers(embedded).squeeze(-1)
-        return logits
+        logits: Tensor = self.layers(embedded)
+        if self.wide is not None:
+            logits = logits + self.wide(embedded)
+        return logits.squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, float32 `[n]`, of the encoded matrix, float32 `[n, width]`."""

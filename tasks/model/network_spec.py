@@ -18,6 +18,9 @@ class NetworkSpec(JsonRecord):
     embedding_dims: tuple[int, ...]
     hidden: tuple[int, ...]
     dropout: float
+    wide: bool = False
+    """Whether a linear path runs beside the layers. Absent in bundles from before it existed: a bundle's model.py
+    builds on Penstock's classes, so every change to them hangs on a field here whose default is the old way."""
 
     @property
     def width(self) -> int:

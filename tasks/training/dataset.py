@@ -115,6 +115,7 @@ def load_training_data(
         embedding_dims=tuple(column.embedding_dim for column in spec.features.categorical.values()),
         hidden=spec.training.hidden,
         dropout=spec.training.dropout,
+        wide=True,
     )
     validation_encoded = encoder.encode(pa.concat_tables(day.features for day in validation_days))
     data = TrainingData(

@@ -66,10 +66,14 @@ class Alone:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best epoch's weights and the story of all epochs."""
+    """The final weights, those they were tuned with, and the story of all epochs."""
 
     state_dict: dict[str, Tensor]
+    """Of the network that is kept: fitted on all training days when `training.refit`, else `tuned`."""
+    tuned: dict[str, Tensor]
+    """The best epoch's weights, which have not seen the tuning days: what calibration is fitted on."""
     history: tuple[EpochRecord, ...]
+    """Of the fit with early stopping."""
 
     @property
     def best_epoch(self) -> int:
@@ -84,6 +88,7 @@ class Checkpoints:
         self.store = store
         self.training_id = training_id
         self._latest = f"training/{training_id}/checkpoint.pt"
+        self._refit = f"training/{training_id}/refit.pt"
         self._fitted = f"training/{training_id}/fitted.pt"
 
     def save(self, state: dict[str, Any]) -> None:
@@ -92,19 +97,27 @@ class Checkpoints:
     def load(self) -> dict[str, Any] | None:
         return self._read(self._latest)
 
+    def save_refit(self, state: dict[str, Any]) -> None:
+        self.store.put(self._refit, _dump(state))
+
+    def load_refit(self) -> dict[str, Any] | None:
+        return self._read(self._refit)
+
     def save_fitted(self, fitted: Fitted) -> None:
         history = [item.to_json() for item in fitted.history]
-        self.store.put(self._fitted, _dump({"weights": fitted.state_dict, "history": history}))
+        state = {"weights": fitted.state_dict, "tuned": fitted.tuned, "history": history}
+        self.store.put(self._fitted, _dump(state))
 
     def load_fitted(self) -> Fitted | None:
         found = self._read(self._fitted)
         if found is None:
             return None
-        return Fitted(found["weights"], tuple(EpochRecord.from_json(item) for item in found["history"]))
+        history = tuple(EpochRecord.from_json(item) for item in found["history"])
+        return Fitted(found["weights"], found["tuned"], history)
 
     def clear(self) -> None:
         """Remove what a finished training does not need any more."""
-        for key in (self._latest, self._fitted):
+        for key in (self._latest, self._refit, self._fitted):
             self.store.delete(key)
 
     def _read(self, key: str) -> dict[str, Any] | None:
@@ -134,6 +147,9 @@ def fit_network(
 ) -> Fitted:
     """Train with AdamW and early stopping on the tuning loss; continues from a checkpoint if there is one.
 
+    With `training.refit` the network then starts anew and sees fit and tuning rows together, for as many epochs
+    as were best: the newest days are the likest to those that will be scored.
+
     Args:
         network: Freshly built; on a resume its weights are replaced.
         wrap: Makes the module that trains, such as DistributedDataParallel; weights stay those of `network`.
@@ -158,9 +174,8 @@ def _fit(
     after_epoch: Callable[[EpochRecord], None] | None,
 ) -> Fitted:
     network.to(device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    initial = _copy(network)
+    optimizer = _optimizer(network, training)
     history: list[EpochRecord] = []
     best: dict[str, Tensor] = {}
     state = checkpoints.load()
@@ -194,7 +209,7 @@ def _fit(
         record = EpochRecord(epoch, train_loss, tuning_loss, tuning_auc, time.monotonic() - started)
         history.append(record)
         if _best(history) == epoch:
-            best = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+            best = _copy(network)
         if peers.rank == 0:
             _say(record, training, is_best=_best(history) == epoch)
             checkpoints.save(
@@ -209,7 +224,68 @@ def _fit(
             after_epoch(record)
         if peers.agree(_out_of_patience(history, training.patience)):
             break
-    return Fitted(best, tuple(history))
+    if not training.refit:
+        return Fitted(best, best, tuple(history))
+    network.load_state_dict(initial)
+    whole = Part(np.concatenate([fit.x, tuning.x]), np.concatenate([fit.y, tuning.y]))
+    _refit(network, model, whole, training, _best(history), checkpoints, peers, device)
+    return Fitted(_copy(network), best, tuple(history))
+
+
+def _refit(
+    network: nn.Module,
+    model: nn.Module,
+    whole: Part,
+    training: TrainingSpec,
+    epochs: int,
+    checkpoints: Checkpoints,
+    peers: Peers,
+    device: str,
+) -> None:
+    """Train `network`, fresh, for `epochs` epochs on all training rows; continues from its own checkpoint."""
+    optimizer = _optimizer(network, training)
+    done = 0
+    state = checkpoints.load_refit()
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = int(state["epochs"])
+    if peers.mean(done) != done:
+        raise TransientError(
+            "the workers loaded checkpoints of different epochs",
+            which=f"training {checkpoints.training_id}",
+            fix="run it again: it continues from its last epoch",
+        )
+    started = time.monotonic()
+    x, y = torch.from_numpy(whole.x).to(device), torch.from_numpy(whole.y).to(device)
+    for epoch in range(done + 1, epochs + 1):
+        loss = peers.mean(_train_epoch(model, x, y, optimizer, training, epoch, peers))
+        if not math.isfinite(loss):
+            raise TerminalError(
+                f"the loss is not finite in epoch {epoch} of the refit on all training days",
+                which=f"training {checkpoints.training_id}",
+                fix="lower training.learning_rate in pipeline.yaml",
+            )
+        if peers.rank == 0:
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch}
+            checkpoints.save_refit(state)
+    if peers.rank == 0:
+        logger.info(
+            "fitted again on all %d training rows for %d epochs, %.1f s",
+            len(y),
+            epochs,
+            time.monotonic() - started,
+        )
+
+
+def _optimizer(network: nn.Module, training: TrainingSpec) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 def _train_epoch(

@@ -147,8 +147,10 @@ def _package(
     clock: Clock,
 ) -> TrainedModel:
     """Calibrate, measure, write and upload the bundle, log to MLflow."""
+    network.load_state_dict(fitted.tuned)
     calibration = platt(logits_of(network, data.tuning.x), data.tuning.y)
     tuning_scores = predict(network, data.tuning.x, calibration)
+    network.load_state_dict(fitted.state_dict)
     validation_scores = predict(network, data.validation.x, calibration)
     metrics = {
         **headline(validation_scores, data.validation.y, prefix="validation"),

@@ -55,7 +55,9 @@ def make_bundle(toy: PipelineSpec, settings: object, tmp_path: Path) -> MakeBund
 
     made = 0
 
-    def make(model_source: str = TABULAR, *, seed: int = 0, features: str | None = None) -> Bundle:
+    def make(
+        model_source: str = TABULAR, *, seed: int = 0, features: str | None = None, wide: bool = True
+    ) -> Bundle:
         nonlocal made
         made += 1
         folder = tmp_path / f"bundle-{made}"
@@ -66,7 +68,7 @@ def make_bundle(toy: PipelineSpec, settings: object, tmp_path: Path) -> MakeBund
         rows = toy_rows(400)
         table = code.compute(rows, toy.features)
         encoder = FeatureEncoder.fit(table, toy.features)
-        network_spec = NetworkSpec(encoder.numeric_width, encoder.cardinalities, (3, 2), (16, 8), 0.1)
+        network_spec = NetworkSpec(encoder.numeric_width, encoder.cardinalities, (3, 2), (16, 8), 0.1, wide)
         torch.manual_seed(seed)
         network = build_network(model_source, network_spec, origin="model.py").eval()
         calibration = Calibration(1.25, -0.5)

@@ -56,3 +56,12 @@ def test_a_faulty_model_file_is_refused_with_file_and_line(source: str, says: st
     with pytest.raises(PipelineCodeError) as caught:
         build_network(source, SPEC, origin="model.py")
     assert says in str(caught.value) and caught.value.which.startswith("model.py")
+
+
+def test_a_network_spec_from_before_the_linear_path_builds_the_network_of_then() -> None:
+    raw = SPEC.to_json()
+    del raw["wide"]
+    then = TabularMLP(NetworkSpec.from_json(raw))
+    assert not any(name.startswith("wide") for name in then.state_dict())
+    now = TabularMLP(NetworkSpec.from_json({**raw, "wide": True}))
+    assert {name for name in now.state_dict() if name.startswith("wide")} == {"wide.weight", "wide.bias"}

@@ -118,21 +118,22 @@ def test_attributions_of_original_features_add_up_to_the_prediction(
     assert np.abs(why.attributions).max() > 0.01
 
 
-def test_our_deeplift_equals_captums(make_bundle) -> None:
+@pytest.mark.parametrize("wide", [True, False])
+def test_our_deeplift_equals_captums(make_bundle, wide: bool) -> None:
     from captum.attr import DeepLift
     from torch import nn
 
-    scorer = Scorer(make_bundle())
+    scorer = Scorer(make_bundle(wide=wide))
     x = torch.from_numpy(encoded(scorer, 100))
     network = scorer._network
 
     class Head(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = network.layers
+            self.layers, self.wide = network.layers, network.wide
 
         def forward(self, e: torch.Tensor) -> torch.Tensor:
-            return self.layers(e)
+            return self.layers(e) if self.wide is None else self.layers(e) + self.wide(e)
 
     embedded = network.embed(x).detach().clone()
     baseline = scorer._explainer._baseline.clone().expand(len(embedded), -1)

@@ -36,7 +36,9 @@ def same(first: Fitted, second: Fitted) -> bool:
         return [(item.train_loss, item.tuning_loss, item.tuning_auc) for item in fitted.history]
 
     return story(first) == story(second) and all(
-        torch.equal(first.state_dict[name], second.state_dict[name]) for name in first.state_dict
+        torch.equal(mine[name], theirs[name])
+        for mine, theirs in ((first.state_dict, second.state_dict), (first.tuned, second.tuned))
+        for name in mine
     )
 
 
@@ -58,8 +60,41 @@ def test_a_killed_training_resumes_and_ends_with_the_very_same_weights(settings,
     assert child.exitcode == -signal.SIGKILL
     epochs: list[int] = []
     resumed = fit(settings, toy, snapshot, "killed", after_epoch=lambda record: epochs.append(record.epoch))
-    assert epochs == [3, 4, 5, 6]
+    assert epochs == list(range(3, len(whole.history) + 1)) and len(whole.history) > 2
     assert same(whole, resumed)
+
+
+def _die_in_the_refit(settings: Settings, spec: PipelineSpec, snapshot: Snapshot) -> None:
+    save = Checkpoints.save_refit
+
+    def save_and_die(self: Checkpoints, state: dict[str, Any]) -> None:
+        save(self, state)
+        if state["epochs"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoints.save_refit = save_and_die  # type: ignore[method-assign]
+    fit(settings, spec, snapshot, "killed")
+
+
+def test_a_training_killed_in_its_refit_ends_with_the_very_same_weights(settings, toy, snapshot) -> None:
+    whole = fit(settings, toy, snapshot, "whole")
+    child = multiprocessing.get_context("spawn").Process(
+        target=_die_in_the_refit, args=(settings, toy, snapshot)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    left = Checkpoints(open_store(settings, prefix=toy.prefix), "killed").load_refit()
+    assert left is not None and left["epochs"] == 1 < whole.best_epoch
+    assert same(whole, fit(settings, toy, snapshot, "killed"))
+
+
+def test_without_a_refit_the_tuned_weights_are_kept(settings, toy, snapshot) -> None:
+    once = toy.model_copy(update={"training": toy.training.model_copy(update={"refit": False})})
+    found, refitted = fit(settings, once, snapshot, "once"), fit(settings, toy, snapshot, "twice")
+    assert all(torch.equal(found.state_dict[name], found.tuned[name]) for name in found.tuned)
+    assert all(torch.equal(found.tuned[name], refitted.tuned[name]) for name in found.tuned)
+    assert not same(found, refitted)
 
 
 def test_two_trainings_of_one_seed_are_equal_and_of_two_seeds_are_not(settings, toy, snapshot) -> None:
