@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tasks.wiring.context import Context, open_context, parse_day, window
 
 if TYPE_CHECKING:
     from tasks.model import Bundle, Profile
-    from tasks.monitoring import DayPerformance, DaySignals, Decision
+    from tasks.monitoring import DayPerformance, DaySignals, Decision, PerformanceSignal
 
 _HISTORY = timedelta(days=60)
 """How far back measured days matter: four same weekdays with gaps, and the run-up of the CUSUM."""
@@ -164,7 +165,7 @@ def report_window(
         decision=_decide(context, first, last),
         signals=_signals(context, first, last),
         performances=[found for found in performances if found.day >= first],
-        gaps=_gaps(performances),
+        gaps=_gaps(context, performances),
         profiles={day: profile for _, by_day, _ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),
         model=_scored_by(context, first, last),
@@ -230,11 +231,7 @@ def _profiles_by_bundle(
     from tasks.model import Profile, fetch_bundle
 
     days = _published(context, first - _HISTORY, last)
-    digests: dict[date, str] = {}
-    for day, run_id in days.items():
-        run = context.metadata.run(context.spec, run_id)
-        if run and run.bundle_digest:
-            digests[day] = run.bundle_digest
+    digests = _bundle_by_day(context, list(days))
     wanted = {digest for day, digest in digests.items() if day >= first}
     records = published_records(
         context.settings, context.spec, [day for day in days if digests.get(day) in wanted]
@@ -316,14 +313,83 @@ def _decide(context: Context, first: date, last: date) -> Decision:
         context.spec,
         signals,
         [found for found in performances if found.day >= first],
-        _gaps(performances),
+        _gaps(context, performances),
     )
 
 
-def _gaps(performances: list[DayPerformance]) -> Any:
+def _gaps(context: Context, performances: list[DayPerformance]) -> list[PerformanceSignal]:
+    """The performance chart: each model's days against its own validation days."""
     from tasks.monitoring import judge_gaps
 
-    return judge_gaps(performances)
+    by_bundle: dict[str, list[DayPerformance]] = defaultdict(list)
+    digests = _bundle_by_day(context, [found.day for found in performances])
+    for found in performances:
+        if found.day in digests:
+            by_bundle[digests[found.day]].append(found)
+    signals = [
+        signal
+        for digest, days in by_bundle.items()
+        for signal in judge_gaps(days, _reference_performance(context, digest))
+    ]
+    return sorted(signals, key=lambda signal: signal.day)
+
+
+def _reference_performance(context: Context, bundle_digest: str) -> list[DayPerformance]:
+    """How a model did on its validation days, by day; scored once per bundle, then kept.
+
+    Empty when the training snapshot is gone: the monitor then falls back to sampling error.
+    """
+    from tasks.monitoring import DayPerformance
+
+    key = f"monitoring/reference/{bundle_digest}.json"
+    try:
+        raw = json.loads(context.store.get(key))
+    except NotFound:
+        raw = [found.to_json() for found in _score_validation_days(context, bundle_digest)]
+        context.store.put(key, canonical_json(raw))
+    return [DayPerformance.from_json(item) for item in raw]
+
+
+def _score_validation_days(context: Context, bundle_digest: str) -> list[DayPerformance]:
+    import pyarrow as pa
+
+    from tasks.core.partitions import read_partition
+    from tasks.core.rows import prediction_ids
+    from tasks.model import Scorer, fetch_bundle
+    from tasks.monitoring import performance
+
+    bundle = fetch_bundle(context.store, bundle_digest, context.settings.cache_dir)
+    try:
+        snapshot = context.snapshot(bundle.manifest.snapshot_id)
+    except NotFound:
+        return []
+    scorer, found = Scorer(bundle), []
+    for partition in snapshot.partitions:
+        if partition.day >= bundle.manifest.validation_first_day:
+            rows = read_partition(context.store, partition)
+            ids = prediction_ids(rows, context.spec)
+            scores = scorer.predict(scorer.encode(scorer.features(rows)))
+            found.append(
+                performance(
+                    context.spec,
+                    day=partition.day,
+                    scored=pa.table({"prediction_id": ids, "prediction": scores}),
+                    labels=pa.table({"prediction_id": ids, "label": rows[context.spec.label.column]}),
+                    as_of=date.max,
+                )
+            )
+    return found
+
+
+def _bundle_by_day(context: Context, days: Iterable[date]) -> dict[date, str]:
+    """Digest of the bundle that scored each published day."""
+    published = context.metadata.published_days(context.spec)
+    by_run: dict[str, str] = {}
+    for run_id in {published[day] for day in days if day in published}:
+        run = context.metadata.run(context.spec, run_id)
+        if run and run.bundle_digest:
+            by_run[run_id] = run.bundle_digest
+    return {day: by_run[published[day]] for day in days if published.get(day) in by_run}
 
 
 def _performance_key(day: date, run_id: str) -> str:
