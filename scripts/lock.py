@@ -15,7 +15,7 @@ def lock(source: str, target: str) -> None:
     path = ROOT / target
     subprocess.run(
         [
-            *(sys.executable, "-m", "piptools", "compile", "--quiet", "--strip-extras", "--allow-unsafe"),
+            *(sys.executable, "-m", "piptools", "compile", "--quiet", "--no-strip-extras", "--allow-unsafe"),
             *("--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host", "--no-header"),
             *("--output-file", target, source),
         ],
