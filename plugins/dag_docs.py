@@ -41,11 +41,21 @@ STEPS: dict[str, str] = {
 }
 """One paragraph per step."""
 
+PURPOSES: dict[str, str] = {
+    "train": "Trains, gates and releases the model.",
+    "score": "Scores days with the champion, exactly once.",
+    "monitor": "Measures drift and realised performance, and decides.",
+}
+"""What each kind of DAG is for; the pipeline's own description follows it."""
+
 FIELDS: dict[str, tuple[str, str]] = {
     "train_first_day": ("Train from", "First training day. Empty: as pipeline.yaml says."),
     "train_last_day": ("Train to", "Last training day, included. Empty: as pipeline.yaml says."),
-    "validation_first_day": ("Validate from", "First validation day; after the last training day."),
-    "validation_last_day": ("Validate to", "Last validation day, included."),
+    "validation_first_day": (
+        "Validate from",
+        "First validation day, after the last training day. Empty: as pipeline.yaml says.",
+    ),
+    "validation_last_day": ("Validate to", "Last validation day, included. Empty: as pipeline.yaml says."),
     "first_day": ("First day", "First day to work on. Empty: the oldest one that is still to do."),
     "last_day": ("Last day", "Last day, included. Empty: as many as the pipeline allows in one run."),
     "as_of": ("As of", "Pretend that today is this day: only labels known by then count. Empty: today."),

@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from plugins.evidence_view import facts, link_label, reason_groups
 from plugins.links import PAGES
 from tasks.core.errors import NotFound, PenstockError
 from tasks.core.report_style import page
@@ -50,12 +51,18 @@ _BADGES = {
     "ok": "pass",
     "success": "pass",
     "none": "pass",
+    "healthy": "pass",
+    "noise": "pass",
     "fail": "fail",
     "error": "fail",
+    "data fault": "fail",
+    "performance damage": "fail",
     "warn": "warn",
     "inconclusive": "warn",
     "hold": "warn",
     "alert": "warn",
+    "drift, no damage seen": "warn",
+    "cannot judge": "warn",
     "skipped": "skip",
 }
 
@@ -125,7 +132,14 @@ def overview(
 ) -> Response:
     """Every pipeline the user may read, with champion, last verdicts and last published day."""
     rows = [row for row in wiring.overview(settings) if may_read(str(row.get("pipeline") or row.get("name")))]
-    return _page(request, "Pipelines", "overview.html", subtitle="What every pipeline stands at", rows=rows)
+    return _page(
+        request,
+        "Pipelines",
+        "overview.html",
+        subtitle="Where every pipeline stands",
+        rows=rows,
+        airflow_url=settings.airflow_url,
+    )
 
 
 def run_evidence(
@@ -158,14 +172,35 @@ def summary_of(items: list[dict[str, Any]]) -> tuple[str, str]:
     """(`pass`, `warn` or `fail`, one sentence) over all evidence of a run."""
     if not items:
         return "warn", "Nothing is recorded for this run yet."
-    failed = [item for item in items if badge(item.get("outcome")) == "fail"]
-    held = [item for item in items if badge(item.get("outcome")) == "warn"]
+    failed = [item for item in items if badge(said(item)) == "fail"]
+    held = [item for item in items if badge(said(item)) == "warn"]
     names = ", ".join(str(item.get("title") or item.get("kind")) for item in (failed or held))
     if failed:
         return "fail", f"Stopped by: {names}."
     if held:
         return "warn", f"Needs attention: {names}."
-    return "pass", "Everything recorded so far has passed."
+    return "pass", _achieved(items) or "Everything recorded so far has passed."
+
+
+def _achieved(items: list[dict[str, Any]]) -> str:
+    """What a run that passed has brought about, in one sentence; empty while it is on its way."""
+    made = {item.get("kind"): item["summary"] for item in items if isinstance(item.get("summary"), dict)}
+    if (promoted := made.get("promotion")) and "version" in promoted:
+        return f"Every gate passed: version {promoted['version']} is the champion."
+    if (published := made.get("publication")) and isinstance(published.get("rows"), int):
+        return f"{published['rows']:,} predictions are published."
+    if decided := made.get("decision"):
+        return str(decided.get("headline") or "")
+    return ""
+
+
+def said(item: dict[str, Any]) -> str:
+    """The word for a record's badge: its outcome, or whether a verification found everything in order."""
+    outcome = str(item.get("outcome") or "")
+    summary = item.get("summary")
+    if not outcome and isinstance(summary, dict) and isinstance(summary.get("ok"), bool):
+        return "pass" if summary["ok"] else "fail"
+    return outcome
 
 
 def badge(outcome: Any) -> str:
@@ -195,11 +230,18 @@ def links_in(raw: Any, *, framed: bool) -> list[dict[str, Any]]:
             continue
         own = parts.path.startswith(f"{PAGES}/")
         href = parts.path if own else str(url)
-        found.append({"label": label or href, "href": href, "own": own, "open": own or not framed})
+        found.append(
+            {
+                "label": link_label(str(label or ""), str(url)),
+                "href": href,
+                "own": own,
+                "open": own or not framed,
+            }
+        )
     return found
 
 
-_templates.filters["badge"] = badge
+_templates.filters |= {"badge": badge, "said": said, "facts": facts, "reason_groups": reason_groups}
 
 
 def _page(request: Request, title: str, template: str, *, subtitle: str, **values: Any) -> Response:

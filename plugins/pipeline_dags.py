@@ -227,7 +227,7 @@ def maintenance_dag(settings: Settings) -> DAG:
 def _dag(spec: PipelineSpec, kind: str, *, doc: str, schedule: Any, params: dict[str, Param]) -> DAG:
     return DAG(
         dag_id=f"{spec.name}.{kind}",
-        description=spec.description,
+        description=f"{dag_docs.PURPOSES[kind]} {spec.description}",
         doc_md=doc,
         schedule=schedule,
         params=params,

@@ -23,6 +23,14 @@ _LEVEL = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d+\s+(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+")
 """What the job's own logging puts first; the task's log has a time and a level for each line already."""
 
+_CHATTER = re.compile(
+    r"(\S*job_manager\.py:\d+ -- Runtime env is setting up"
+    r"|Running entrypoint for job "
+    r"|\S*worker\.py:\d+ -- (Using address|Connecting to existing Ray cluster|Connected to Ray cluster)"
+    r"|\S+\.py:\d+ -- Progress bars disabled)"
+)
+"""What Ray says in every job and no reader of a task's log needs; the Ray dashboard has it."""
+
 
 class TriggererEnds(ConnectionError):
     """The triggerer process is shutting down: Airflow cannot be asked any more."""
@@ -133,6 +141,8 @@ class RayJobTrigger(BaseTrigger):
         if not shown:
             return
         stamp = _STAMP.match(shown)
+        if _CHATTER.match(shown[stamp.end() :] if stamp else shown):
+            return
         found = stamp or _LEVEL.search(shown[:80])
         self.log.log(
             logging.getLevelName(found.group(1)) if found else logging.INFO,

@@ -7,6 +7,7 @@ errors into Airflow's, and logs what came out.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,7 @@ def _reasons(result: Mapping[str, Any]) -> str:
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """`a=1, b=x`: scalars whole, short lists whole, anything longer as a count."""
+    """`a=1, b=x`: scalars whole, digests as their first 16 digits, short lists whole, anything longer as a count."""
 
     def shown(value: Any) -> str:
         if isinstance(value, float):
@@ -148,6 +149,6 @@ def in_words(values: Mapping[str, Any]) -> str:
             return f"{{{short}}}" if short and len(short) <= 200 else f"{{{len(value)} entries}}"
         if isinstance(value, list | tuple):
             return ", ".join(map(str, value)) if len(value) <= 4 else f"{len(value)} entries"
-        return str(value)
+        return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", str(value))
 
     return ", ".join(f"{key}={shown(value)}" for key, value in values.items() if value is not None)

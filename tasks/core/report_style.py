@@ -11,6 +11,8 @@ below; `page` puts them into a document.
 | `<div class="scroll"><table>` | a table; `class="num"` on cells that hold numbers |
 | `<figure>` with inline `<svg>` and `<figcaption>` | a chart; colours by class `s1`..`s5`, `muted`, `grid`, `axis`, `good`, `bad` |
 | `<span class="bar"><i style="width:42%"></i></span>` | a small bar in a cell; `class="bar bad"` past its limit |
+| `<section class="record pass\\|warn\\|fail">` | one step of a chain: `<h2>`, `<dl class="tiles">`, `<p class="links">` |
+| `<dl class="tiles">` of `<div>` | short facts side by side, label above value; `class="wide"` takes the whole row |
 | `<details><summary>` | what a reader may skip |
 | `<code>`, `<p class="note">`, `<dl class="facts">` | names, small print, provenance |
 """
@@ -108,6 +110,7 @@ tr.warn td:first-child { box-shadow: inset 3px 0 0 var(--warn); }
 figure { margin: 10px 0 18px; background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px 12px; }
 figure svg, figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: 10px; max-width: 90ch; }
+figure h3 { margin: 0 0 8px; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 14px; }
 .figures figure { margin: 0; }
 svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; fill: var(--soft); }
@@ -136,6 +139,18 @@ summary { cursor: pointer; color: var(--accent); font-weight: 550; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; font-size: 14px; }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
+.record { background: var(--surface); border: 1px solid var(--line); border-left: 4px solid var(--line); border-radius: 10px; padding: 16px 20px; margin: 14px 0; }
+.record.pass { border-left-color: var(--pass); } .record.warn { border-left-color: var(--warn); } .record.fail { border-left-color: var(--fail); }
+.record > h2 { margin: 0 0 8px; font-size: 17px; }
+.record > h2 .badge { vertical-align: 2px; margin-left: 4px; }
+.record > :last-child { margin-bottom: 0; }
+.record ul { margin: 10px 0 0; padding-left: 20px; }
+.record p.links { margin: 12px 0 0; font-size: 14px; }
+dl.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 10px 20px; margin: 0 0 12px; }
+dl.tiles div { min-width: 0; } dl.tiles .wide { grid-column: 1 / -1; }
+dl.tiles dt { color: var(--soft); font-size: 12.5px; }
+dl.tiles dd { margin: 0; font-size: 14.5px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.nowrap { white-space: nowrap; } td.prose { overflow-wrap: anywhere; min-width: 16em; }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line); color: var(--faint); font-size: 12.5px; }
 @media (max-width: 640px) { .page { padding: 24px 14px 40px; } h1 { font-size: 22px; } dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: 8px; } }
 @media print { :root { color-scheme: light; } .page { max-width: none; padding: 0; } .scroll { overflow: visible; } tr, figure, .card { break-inside: avoid; } }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ NAMES = {
     "baseline": "Logistic regression",
     "constant": "Constant",
 }
-STYLE = {"candidate": "s1", "champion": "s2", "baseline": "s3"}
+STYLE = {"candidate": "s1", "champion": "s5", "baseline": "s2"}
 METRICS = {
     "auc": ("AUC", "higher is better"),
     "pr_auc": ("PR-AUC", "higher is better"),
@@ -63,7 +64,7 @@ def render_evaluation(
             _verdict(verdict, _headline(verdict)),
             _cards(evaluation),
             "<h2>Gate</h2>",
-            _findings(verdict.findings),
+            _findings(_rules(verdict.findings)),
             "<h2>Models on the same rows</h2>",
             _models(evaluation),
             "<h2>Curves</h2>",
@@ -72,7 +73,7 @@ def render_evaluation(
             _roc(scored),
             _precision_recall(scored),
             _calibration(evaluation),
-            _histogram(scored),
+            _histogram(scored, spec.label.column),
             "</div>",
             _slices(spec, evaluation),
             "<h2>Behaviour</h2>",
@@ -119,7 +120,7 @@ def render_canary(
         "Champion": f"<code>{escape(champion_digest)}</code>",
         "Margin": f"{spec.canary.margin_brier:g} Brier",
         "Error rate": f"{spec.canary.alpha:g} on each side, at every day together",
-        "Entities": f"{spec.canary.slice_share:.0%}, by hash",
+        "Entities": f"{100 * spec.canary.slice_share:.0f} %, by hash",
         "Decided": escape(verdict.decided_at_utc),
     }
     body = "".join(
@@ -151,7 +152,9 @@ def _verdict(verdict: Verdict, headline: str) -> str:
     bad = [finding for finding in verdict.findings if finding.status != "pass"]
     if bad:
         ordered = sorted(bad, key=lambda item: item.status != "fail")
-        items = "".join(f"<li>{escape(_rule(item))}: {escape(item.detail)}</li>" for item in ordered)
+        items = "".join(
+            f"<li>{escape(_rule(item))}: {escape(_minus_numbers(item.detail))}</li>" for item in ordered
+        )
         reasons = f"<ul>{items}</ul>"
     else:
         reasons = f"<p>All {len(verdict.findings)} rules hold.</p>"
@@ -171,7 +174,7 @@ def _cards(evaluation: Evaluation) -> str:
                 (name, _value(difference["auc"], signed=True), _bounds(difference["auc"], signed=True))
             )
     rate = evaluation.positives / evaluation.rows if evaluation.rows else 0.0
-    cards.append(("Labelled rows", f"{evaluation.rows:,}", f"{rate:.1%} positive"))
+    cards.append(("Labelled rows", f"{evaluation.rows:,}", f"{_percent(rate)} positive"))
     inner = "".join(
         f'<div class="card"><span class="label">{escape(label)}</span><span class="value">{value}</span>'
         f'<span class="hint">{hint}</span></div>'
@@ -188,7 +191,7 @@ def _findings(findings: Iterable[Finding]) -> str:
         badge = ("skip", "skipped") if skipped else (item.status, words[item.status])
         rows.append(
             f'<tr class="{item.status}"><td>{escape(_rule(item))}</td>'
-            f'<td><span class="badge {badge[0]}">{badge[1]}</span></td><td>{escape(item.detail)}</td>'
+            f'<td><span class="badge {badge[0]}">{badge[1]}</span></td><td class="prose">{escape(_minus_numbers(item.detail))}</td>'
             f'<td class="num">{_number(item.value)}</td><td class="num">{_number(item.limit)}</td></tr>'
         )
     return (
@@ -196,6 +199,11 @@ def _findings(findings: Iterable[Finding]) -> str:
         f'<th class="num">Judged value</th><th class="num">Limit</th></tr></thead><tbody>{"".join(rows)}'
         "</tbody></table></div>"
     )
+
+
+def _rules(findings: Sequence[Finding]) -> list[Finding]:
+    """The gate's own rules, and each behaviour that did not hold; the others are in their own section."""
+    return [item for item in findings if not item.name.startswith("behaviour: ") or item.status != "pass"]
 
 
 def _rule(item: Finding) -> str:
@@ -209,17 +217,15 @@ def _rule(item: Finding) -> str:
 def _models(evaluation: Evaluation) -> str:
     models = [name for name in NAMES if name in evaluation.models]
     others = [name for name in ("champion", "baseline") if f"candidate-{name}" in evaluation.differences]
-    percent = f"{evaluation.confidence:.0%}"
+    percent = f"{100 * evaluation.confidence:.0f} %"
     plain = f" Before that it is {evaluation.ece_plugin:.4f}." if evaluation.ece_plugin is not None else ""
+    columns = []
+    for name in models:
+        columns.append((NAMES[name], evaluation.models[name], False))
+        if name in others:
+            columns.append(("Candidate − this", evaluation.differences[f"candidate-{name}"], True))
     return (
-        _metric_table([(NAMES[name], evaluation.models[name], False) for name in models])
-        + "<h3>Paired differences</h3>"
-        + _metric_table(
-            [
-                (f"Candidate − {NAMES[name].lower()}", evaluation.differences[f"candidate-{name}"], True)
-                for name in others
-            ]
-        )
+        _metric_table(columns)
         + f'<p class="note">{percent} intervals from {evaluation.bootstrap_samples:,} resamples of whole days: '
         "rows of one day share shocks, so days and not rows are the unit of evidence. Differences are paired: "
         "every model is measured on the same resamples. ECE is given less its estimated bias."
@@ -257,7 +263,7 @@ def _roc(scored: ScoredDays) -> str:
     for name, style in reversed(STYLE.items()):
         if name in scored.scores:
             axes.path(*metrics.roc_points(scored.labels, scored.scores[name]), style)
-    return _figure(axes.svg(), "ROC. The dashed diagonal is a coin toss.")
+    return _figure(axes.svg(), "The dashed diagonal is a coin toss.", "ROC")
 
 
 def _precision_recall(scored: ScoredDays) -> str:
@@ -269,7 +275,9 @@ def _precision_recall(scored: ScoredDays) -> str:
             recall, precision = metrics.pr_points(scored.labels, scored.scores[name])
             steady = recall >= 0.005
             axes.path(recall[steady], precision[steady], style)
-    return _figure(axes.svg(), f"Precision and recall. The dashed line is the label rate, {rate:.1%}.")
+    return _figure(
+        axes.svg(), f"The dashed line is the label rate, {_percent(rate)}.", "Precision and recall"
+    )
 
 
 def _calibration(evaluation: Evaluation) -> str:
@@ -289,12 +297,13 @@ def _calibration(evaluation: Evaluation) -> str:
         )
     return _figure(
         axes.svg(),
-        f"Calibration of the candidate in {len(bins)} bins of equal counts, intervals by resampling days. "
+        f"The candidate in {len(bins)} bins of equal counts, intervals by resampling days. "
         "On the dashed line, predictions come true as often as they say.",
+        "Calibration",
     )
 
 
-def _histogram(scored: ScoredDays) -> str:
+def _histogram(scored: ScoredDays, label: str) -> str:
     scores, labels = scored.scores["candidate"], scored.labels == 1
     top = float(min(1.0, max(np.max(scores) * 1.02, 0.05)))
     edges = np.linspace(0, top, 41)
@@ -308,9 +317,12 @@ def _histogram(scored: ScoredDays) -> str:
         for left, right, share in zip(edges, edges[1:], shares, strict=False):
             if share:
                 axes.box((float(left), float(right)), (0, float(share)), style, 0.55)
-    legend = '<div class="legend"><span><i class="s4"></i>label 0</span><span><i class="s5"></i>label 1</span></div>'
+    legend = (
+        f'<div class="legend"><span><i class="s4"></i>{escape(label)} = 0</span>'
+        f'<span><i class="s5"></i>{escape(label)} = 1</span></div>'
+    )
     return _figure(
-        legend + axes.svg(), "Predictions of the candidate by outcome, each scaled to its own total."
+        legend + axes.svg(), "The candidate, each outcome scaled to its own total.", "Predictions by outcome"
     )
 
 
@@ -336,7 +348,7 @@ def _slices(spec: PipelineSpec, evaluation: Evaluation) -> str:
         table.append(
             f"<tr><td>{escape(item.name)}</td>"
             f'<td class="num">{item.rows:,}</td><td class="num">{item.days}</td>'
-            f'<td class="num">{item.positives / item.rows:.1%}</td>{_cell(item.auc)}'
+            f'<td class="num">{_percent(item.positives / item.rows)}</td>{_cell(item.auc)}'
             f"{_cell(item.champion_auc) if evaluation.champion_digest else ''}{_cell(item.baseline_auc)}"
             f"{_cell(item.calibration_gap, signed=True)}</tr>"
         )
@@ -356,7 +368,7 @@ def _slices(spec: PipelineSpec, evaluation: Evaluation) -> str:
         "<h2>Slices</h2>"
         + _figure(
             plot,
-            f"AUC of the candidate by slice with {evaluation.confidence:.0%} intervals. Dashed: the floor, "
+            f"AUC of the candidate by slice with {100 * evaluation.confidence:.0f} % intervals. Dashed: the floor, "
             f"{gates.slice_min_auc:g}. Solid: all rows. Slices under {gates.slice_min_rows:,} rows or "
             f"{MIN_SLICE_DAYS} days are shown but not judged; the tiniest are in the table only.",
         )
@@ -455,8 +467,13 @@ def _facts(facts: dict[str, str]) -> str:
     return f'<dl class="facts">{"".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items())}</dl>'
 
 
-def _figure(inner: str, caption: str) -> str:
-    return f"<figure>{inner}<figcaption>{escape(caption)}</figcaption></figure>"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _figure(inner: str, caption: str, title: str = "") -> str:
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return f"<figure>{head}{inner}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _cell(bounds: Interval | None, *, signed: bool = False) -> str:
@@ -481,6 +498,11 @@ def _bounds(bounds: Interval, *, signed: bool = False) -> str:
 def _shown(value: float, signed: bool) -> str:
     rounded = value + 0.0 if abs(value) >= 5e-5 else 0.0
     return _minus(f"{rounded:+.4f}" if signed and rounded else f"{rounded:.4f}")
+
+
+def _minus_numbers(text: str) -> str:
+    """`text` with a minus sign before its negative numbers; hyphens in words and dates stay."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "−", text)
 
 
 def _minus(text: str) -> str:

@@ -27,7 +27,7 @@ from tasks.monitoring.signals import (
 
 _LOOK = {
     HEALTHY: ("pass", "Healthy"),
-    NOISE: ("pass", "Noise"),
+    NOISE: ("pass", "Healthy, with noise"),
     BLIND: ("warn", "Cannot judge"),
     DRIFT: ("warn", "Drift, no damage seen"),
     FAULT_VERDICT: ("fail", "Data fault"),
@@ -102,7 +102,10 @@ def _verdict(decision: Decision) -> str:
             f"<ul>{''.join(items[_SHOWN_REASONS:])}</ul></details>"
         )
     steps = "".join(f"<li>{escape(step)}</li>" for step in decision.next_steps)
-    advice = f"<h3>What to do</h3><ol>{steps}</ol>" if steps else ""
+    only = (
+        f"<p>{escape(decision.next_steps[0])}</p>" if len(decision.next_steps) == 1 else f"<ol>{steps}</ol>"
+    )
+    advice = f"<h3>What to do</h3>{only}" if steps else ""
     return (
         f'<div class="verdict {look}"><h2>{title}</h2><p>{escape(decision.headline)} '
         f"<strong>{_ACTIONS[decision.action]}</strong></p>{shown}</div>{advice}"
@@ -185,17 +188,20 @@ def _series(
         "<h2>Scores, volume, performance</h2>"
         + _figure(
             line_chart(days, scores, label="Mean score by day", fmt=lambda v: f"{v:.2f}"),
-            "Mean score by day. Nine normal days in ten fall into the band around the last four same weekdays; "
+            "Nine normal days in ten fall into the band around the last four same weekdays; "
             "a red dot is a score histogram in alarm.",
+            "Mean score by day",
         )
         + _figure(
             line_chart(days, volume, label="Rows by day", fmt=lambda v: f"{v:,.0f}", height=150),
-            "Rows by day; dotted: the median of the last four same weekdays.",
+            "Dotted: the median of the last four same weekdays.",
+            "Rows by day",
         )
         + _figure(
             line_chart(days, quality, label="AUC by day", fmt=lambda v: f"{v:.2f}"),
-            "AUC on labels by day. Dotted: the AUC that the scores imply before labels come; the band is three "
+            "Dotted: the AUC that the scores imply before labels come; the band is three "
             "usual gaps around it. Red dots are days in alarm.",
+            "AUC by day, once labels are known",
         )
     )
 
@@ -318,7 +324,7 @@ def _numeric_groups(edges: Sequence[float], weight: FloatArray) -> tuple[list[st
 
 def _contract(signals: Sequence[DaySignals]) -> str:
     rows = [
-        f'<tr class="{"fail" if f.severity == FAULT else "warn"}"><td class="num">{s.day}</td>'
+        f'<tr class="{"fail" if f.severity == FAULT else "warn"}"><td class="nowrap">{s.day}</td>'
         f'<td><span class="badge {"fail" if f.severity == FAULT else "warn"}">{f.severity}</span></td>'
         f"<td>{escape(f.check)}</td><td>{escape(f.detail)}</td></tr>"
         for s in signals
@@ -345,7 +351,7 @@ def _performance(
         p, g = performances.get(s.day), gaps.get(s.day)
         if p is None:
             rows.append(
-                f'<tr><td class="num">{s.day}</td><td><span class="badge skip">no labels</span></td>'
+                f'<tr><td class="nowrap">{s.day}</td><td><span class="badge skip">no labels</span></td>'
                 '<td class="num"></td><td class="num"></td>'
                 f'<td class="num">{_number(s.expected_auc)}</td><td class="num"></td><td class="num"></td>'
                 f'<td class="num"></td><td class="num">{_number(s.expected_brier)}</td></tr>'
@@ -355,9 +361,9 @@ def _performance(
         interval = "" if p.auc_se is None else f" ± {1.96 * p.auc_se:.3f}"
         detail = "" if p.state == "measured" else f'<span class="note">{escape(p.statement)}</span>'
         rows.append(
-            f'<tr class="{"fail" if alarm else ""}"><td class="num">{s.day}</td>'
+            f'<tr class="{"fail" if alarm else ""}"><td class="nowrap">{s.day}</td>'
             f'<td><span class="badge {_STATES[p.state]}">{p.state.replace("_", " ")}</span>{alarm}{detail}</td>'
-            f'<td class="num">{p.coverage:.0%}</td><td class="num">{_number(p.auc)}{interval}</td>'
+            f'<td class="num">{100 * p.coverage:.0f} %</td><td class="num">{_number(p.auc)}{interval}</td>'
             f'<td class="num">{_number(p.expected_auc if p.auc is not None else s.expected_auc)}</td>'
             f'<td class="num">{"" if g is None else f"{g.z:+.1f}"}</td><td class="num">{"" if g is None else f"{g.cusum:.1f}"}</td>'
             f'<td class="num">{_number(p.brier)}</td><td class="num">{_number(p.expected_brier)}</td></tr>'
@@ -379,7 +385,7 @@ def _performance(
 
 def _decided(decision: Decision) -> str:
     rows = [
-        f'<tr><td class="num">{d.day}</td><td><span class="badge {_LOOK[d.verdict][0]}">{escape(_LOOK[d.verdict][1])}</span></td>'
+        f'<tr><td class="nowrap">{d.day}</td><td><span class="badge {_LOOK[d.verdict][0]}">{escape(_LOOK[d.verdict][1])}</span></td>'
         f"<td>{escape(_ACTIONS[d.action])}"
         + (
             f'<span class="note">same incident as {d.incident}</span>'
@@ -412,8 +418,8 @@ def _method(spec: PipelineSpec, monitor: Monitor | None, model: str, signals: Se
             "Drift alarm",
             f"z above {spec.drift.z_alarm:g} once, or above {spec.drift.z_persistent:g} on two of three days",
         ),
-        ("Performance alarm", "z of the AUC gap below -4, or CUSUM (k 1, h 4)"),
-        ("Volume", f"within {spec.drift.volume_tolerance:.0%} of the last four same weekdays"),
+        ("Performance alarm", "z of the AUC gap below −4, or CUSUM (k 1, h 4)"),
+        ("Volume", f"within {100 * spec.drift.volume_tolerance:.0f} % of the last four same weekdays"),
         ("Fewest rows judged", f"{spec.drift.min_rows:,}"),
         ("Profile grid", signals[-1].grid if signals else ""),
     ]
@@ -424,8 +430,9 @@ def _method(spec: PipelineSpec, monitor: Monitor | None, model: str, signals: Se
     )
 
 
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+def _figure(picture: str, caption: str, title: str = "") -> str:
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return f"<figure>{head}{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _number(value: float | None) -> str:

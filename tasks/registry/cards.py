@@ -9,12 +9,12 @@ from typing import Any
 from tasks.core.records import Verdict
 from tasks.core.spec import PipelineSpec
 
-_MARKS = {"pass": "✅", "warn": "⚠️", "fail": "❌"}
+_MARKS = {"pass": "✓", "warn": "⚠", "fail": "✗"}
 _ORDER = {"fail": 0, "warn": 1, "pass": 2}
 
 
 def model_card(spec: PipelineSpec) -> str:
-    """The registered model's description."""
+    """The registered model's description. Lists, no tables: MLflow draws tables without any spacing."""
     return "\n".join(
         [
             f"**{_text(spec.description)}**",
@@ -22,13 +22,11 @@ def model_card(spec: PipelineSpec) -> str:
             f"Predicts `{spec.label.column}` · owner **{_text(spec.owner)}** · tenant `{spec.tenant}` · "
             f"pipeline `{spec.name}`",
             "",
-            "| alias | meaning |",
-            "|---|---|",
-            "| `champion` | scores production; moved only by Penstock's deployment log |",
-            "| `challenger` | passed its gate, waits for the canary or for approval |",
+            "- `champion` scores production; only Penstock's deployment log moves it",
+            "- `challenger` passed its gate and waits for the canary or for approval",
             "",
-            "An alias moved by hand is put back: promote with "
-            f"`penstock registry promote {spec.name} VERSION`, undo with `penstock registry rollback {spec.name}`.",
+            "An alias moved by hand is put back. Promote with "
+            f"`penstock registry promote {spec.name} VERSION`, undo with `penstock registry rollback {spec.name} --leaving VERSION`.",
         ]
     )
 
@@ -40,35 +38,78 @@ def model_tags(spec: PipelineSpec) -> dict[str, str]:
 
 
 def version_card(trained: Mapping[str, Any], verdict: Verdict, links: Mapping[str, str]) -> str:
-    """A version's description: what it was made of, how good it is, why the gate let it pass, where to look."""
+    """A version's description: how good it is, where to look, why the gate let it pass, what it was made of.
+
+    Lists, no tables: MLflow draws tables without any spacing.
+    """
     lines = [
-        f"**Gate `{verdict.gate}`: {verdict.outcome.upper()}** on {_text(verdict.decided_at_utc)}",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| snapshot | `{trained['snapshot_id']}` |",
-        f"| feature version | `{trained['feature_version']}` |",
-        f"| training | `{trained['training_id']}` |",
-        f"| bundle digest | `{trained['bundle_digest']}` |",
+        f"**Gate `{verdict.gate}`: {verdict.outcome.upper()}** on {_text(_when(verdict.decided_at_utc))}",
     ]
-    if trained.get("epochs") is not None:
-        lines.append(f"| epochs | {trained['epochs']} |")
-    metrics = trained.get("metrics") or {}
+    metrics = dict(trained.get("metrics") or {})
     if metrics:
-        lines += ["", "### Metrics", "", "| metric | value |", "|---|---:|"]
-        lines += [f"| {_text(name)} | {_number(value)} |" for name, value in sorted(metrics.items())]
+        lines += ["", *_metric_lines(metrics)]
+    if links:
+        lines += ["", " · ".join(f"[{_text(label)}]({_address(url)})" for label, url in links.items())]
     if verdict.findings:
-        lines += ["", "### Why", "", "| | check | value | limit | detail |", "|---|---|---:|---:|---|"]
+        passed = sum(item.status == "pass" for item in verdict.findings)
+        lines += ["", f"#### Why: {passed} of {len(verdict.findings)} checks passed", ""]
         for item in sorted(verdict.findings, key=lambda finding: _ORDER.get(finding.status, 3)):
             mark = _MARKS.get(item.status, item.status)
-            lines.append(
-                f"| {mark} | {_text(item.name)} | {_number(item.value)} | {_number(item.limit)} "
-                f"| {_text(item.detail)} |"
-            )
-    if links:
-        lines += ["", "### Links", ""]
-        lines += [f"- [{_text(label)}]({_address(url)})" for label, url in links.items()]
+            lines.append(f"- {mark} **{_text(item.name.replace('_', ' '))}**: {_text(item.detail)}")
+    lines += [
+        "",
+        "#### Made of",
+        "",
+        f"- snapshot `{trained['snapshot_id']}`",
+        f"- feature version `{trained['feature_version']}`",
+        f"- training `{trained['training_id']}`" + _epochs(trained),
+        f"- bundle `{trained['bundle_digest']}`",
+    ]
     return "\n".join(lines)
+
+
+def _metric_lines(metrics: dict[str, Any]) -> list[str]:
+    """One line for each set of rows (`validation_auc` is `auc` of `validation`), the gate's rows first."""
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for name, value in metrics.items():
+        rows, _, measure = name.partition("_")
+        known = rows in ("validation", "tuning", "fit") and measure
+        groups.setdefault(rows if known else "", []).append((measure if known else name, value))
+    lines = []
+    for rows in sorted(groups, key=lambda name: ["", "validation", "tuning", "fit"].index(name)):
+        shown = " · ".join(
+            f"{_MEASURES.get(name, _text(name.replace('_', ' ')))} {'**' if name == 'auc' else ''}{_number(value)}"
+            f"{'**' if name == 'auc' else ''}"
+            for name, value in sorted(groups[rows], key=lambda item: _rank(item[0]))
+        )
+        lines.append(f"- {rows}: {shown}" if rows else f"- {shown}")
+    return lines
+
+
+_MEASURES = {
+    "auc": "AUC",
+    "pr_auc": "PR-AUC",
+    "log_loss": "log loss",
+    "brier": "Brier",
+    "ece": "ECE",
+    "label_rate": "label rate",
+    "rows": "rows",
+}
+
+
+def _rank(measure: str) -> tuple[int, str]:
+    return (list(_MEASURES).index(measure) if measure in _MEASURES else len(_MEASURES)), measure
+
+
+def _epochs(trained: Mapping[str, Any]) -> str:
+    epochs = trained.get("epochs")
+    return "" if epochs is None else f", {epochs} epoch{'' if epochs == 1 else 's'}"
+
+
+def _when(stamp: str) -> str:
+    """`2024-02-06T12:00:01.123Z` as `2024-02-06 12:00 UTC`."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\.\d+)?(?:Z|\+00:00)", stamp)
+    return f"{found.group(1)} {found.group(2)} UTC" if found else stamp
 
 
 def version_tags(

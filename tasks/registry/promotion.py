@@ -209,7 +209,7 @@ def bar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, rea
             raise TerminalError(
                 "is live and cannot be barred",
                 which=f"{spec.name} version {version}",
-                fix=f"roll it back: `penstock registry rollback {spec.name}` bars it too",
+                fix=f"roll it back: `penstock registry rollback {spec.name} --leaving {version}` bars it too",
             )
         return [_event("bar", model, expected=None, actor=actor, reason=reason)]
 

@@ -46,14 +46,15 @@ def model_card(
     )
     features = "\n".join(part for part in (numeric, categorical) if part)
     hidden = " → ".join(str(units) for units in spec.training.hidden)
-    return f"""# {spec.name}
+    return f"""### {spec.name}
 
 {spec.description}
 
-Owner: {spec.owner}. Predicts `{spec.label.column}`, known {spec.label.delay_days} day(s) after the day of
-`{spec.event_time}`.
+**Validation AUC {metrics["validation_auc"]:.3f}, ECE {metrics["validation_ece"]:.3f}** on {len(data.validation.y):,} labelled rows of {data.validation_days[0].day} to {data.validation_days[-1].day}.
 
-## Quality
+Owner: {spec.owner}. Predicts `{spec.label.column}`, known {spec.label.delay_days} day(s) after the day of `{spec.event_time}`.
+
+#### Quality
 
 | | validation | tuning |
 |---|---|---|
@@ -62,7 +63,7 @@ Owner: {spec.owner}. Predicts `{spec.label.column}`, known {spec.label.delay_day
 Validation days ({data.validation_days[0].day} to {data.validation_days[-1].day}) took no part in training. Tuning days
 ({data.tuning_first_day} to {data.train_days[-1].day}) chose the epoch and the calibration.
 
-## Data
+#### Data
 
 | | |
 |---|---|
@@ -72,7 +73,7 @@ Validation days ({data.validation_days[0].day} to {data.validation_days[-1].day}
 
 Rows without a label are scored, and never learnt from.
 
-## Model
+#### Model
 
 Network of `model.py` with hidden layers {hidden or "none"}, dropout {spec.training.dropout}; {len(fitted.history)} epochs, epoch
 {fitted.best_epoch} kept. Probabilities are Platt-scaled: sigmoid({manifest.calibration.slope:.4f} · logit
@@ -83,7 +84,7 @@ Network of `model.py` with hidden layers {hidden or "none"}, dropout {spec.train
 |---|---|---|
 {features}
 
-## Identity
+#### Identity
 
 | | |
 |---|---|
@@ -92,7 +93,7 @@ Network of `model.py` with hidden layers {hidden or "none"}, dropout {spec.train
 | Feature version | `{manifest.feature_version}` |
 | Trained with | {", ".join(f"{name} {version}" for name, version in manifest.frameworks.items())} |
 
-## Limits
+#### Limits
 
 The model knows the days above and nothing later: watch its monitor. Categories seen fewer than `min_count` times
 share one code with unseen ones. A score is a probability for this population, not a cause.

@@ -164,6 +164,7 @@ def _experiment(client: Any, spec: PipelineSpec) -> str:
                     "mlflow.note.content": spec.description,
                     "penstock.pipeline": spec.name,
                     "owner": spec.owner,
+                    "mlflow.experimentKind": "custom_model_development",
                 },
             )
             return identifier
@@ -187,6 +188,9 @@ def _find_run(client: Any, experiment_id: str, training_id: str) -> Tracked | No
 
 def _tags(spec: PipelineSpec, snapshot: Snapshot, scorer: Scorer, data: TrainingData) -> dict[str, str]:
     return {
+        "mlflow.user": spec.owner,
+        "mlflow.source.name": f"pipelines/{spec.name}",
+        "mlflow.source.type": "PROJECT",
         TRAINING_TAG: scorer.bundle.manifest.training_id,
         "penstock.pipeline": spec.name,
         "penstock.owner": spec.owner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from html import escape
 from typing import Any
 
@@ -11,6 +12,11 @@ from tasks.validation.wording import number, percent
 
 _WORDS = {"pass": "passed", "warn": "warning", "fail": "failed"}
 _ORDER = {"fail": 0, "warn": 1, "pass": 2}
+_HEADS = {
+    "critical": "Critical expectations",
+    "warning": "Warning expectations",
+    "info": "Informative expectations",
+}
 _MEANING = {
     "critical": "A failure stops the chain before training or scoring.",
     "warning": "A failure is reported and the chain goes on.",
@@ -26,10 +32,10 @@ def render(evidence: dict[str, Any]) -> str:
         _verdict(evidence),
         _cards(evidence),
         _problems(evidence),
+        _days(evidence),
         *(_severity_table(evidence, severity) for severity in SEVERITIES),
         _always_table(evidence),
         _not_applicable(evidence),
-        _days(evidence),
         _quarantine(evidence),
         _provenance(evidence),
     ]
@@ -59,7 +65,15 @@ def _verdict(evidence: dict[str, Any]) -> str:
             f"<p>No critical expectation failed.{aside}</p>{_reasons(warned)}</section>"
         )
     head = f"Fit for {kind}: every check passed"
-    return f'<section class="verdict pass"><h2>{head}</h2><p>Nothing stands out.{aside}</p></section>'
+    return f'<section class="verdict pass"><h2>{head}</h2><p>{_extent(evidence)}{aside}</p></section>'
+
+
+def _extent(evidence: dict[str, Any]) -> str:
+    rows = sum(day["rows"] for day in evidence["days"])
+    return (
+        f"{_count(rows, 'row')} of {_count(len(evidence['days']), 'day')} meet "
+        f"{_count(len(evidence['checks']), 'expectation')} and {_count(len(evidence['always']), 'built-in check')}."
+    )
 
 
 def _reasons(findings: list[dict[str, Any]]) -> str:
@@ -96,7 +110,7 @@ def _cards(evidence: dict[str, Any]) -> str:
         ("Expectations passed", f"{passed} of {len(checks)}", f"{evidence['suite']['declared']} declared"),
         ("Rows quarantined", f"{quarantined:,}", f"{percent(quarantined / total)} of rows" if total else ""),
         (
-            "Rows that may go on",
+            "Rows to use",
             f"{evidence['result']['rows']:,}" if evidence["result"]["clean_snapshot_id"] else "none",
             "",
         ),
@@ -137,9 +151,9 @@ def _severity_table(evidence: dict[str, Any], severity: str) -> str:
     summary = f"{len(checks) - bad} of {len(checks)} passed. {_MEANING[severity]}"
     head = '<tr><th>Expectation</th><th>Result</th><th>Observed</th><th class="num">Limit</th></tr>'
     return (
-        f'<h2>{severity.capitalize()}</h2><p class="muted-text">{summary}</p>'
-        f'<div class="scroll"><table style="table-layout:fixed;min-width:760px"><colgroup><col style="width:42%"><col style="width:9%">'
-        f'<col style="width:33%"><col style="width:16%"></colgroup><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+        f'<h2>{_HEADS[severity]}</h2><p class="muted-text">{summary}</p>'
+        f'<div class="scroll"><table style="table-layout:fixed;min-width:660px"><colgroup><col style="width:40%"><col style="width:13%">'
+        f'<col style="width:29%"><col style="width:18%"></colgroup><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -248,7 +262,7 @@ def _days(evidence: dict[str, Any]) -> str:
             )
         if index % every == 0:
             marks.append(
-                f'<text x="{x + width / 2:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{day["day"][5:]}</text>'
+                f'<text x="{x + width / 2:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{_short_day(day["day"])}</text>'
             )
     marks.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
     marks.append(f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(floor):.1f}" y2="{y(floor):.1f}"/>')
@@ -262,6 +276,12 @@ def _days(evidence: dict[str, Any]) -> str:
         f"<figcaption>The fewest rows came on {fewest['day']}: {fewest['rows']:,}. The dashed line is the floor of "
         f"{floor:,} rows a day.</figcaption></figure>"
     )
+
+
+def _short_day(day: str) -> str:
+    """`2013-01-05` as `5 Jan`."""
+    found = date.fromisoformat(day)
+    return f"{found.day} {found:%b}"
 
 
 def _ticks(top: float) -> list[float]:

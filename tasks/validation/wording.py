@@ -29,7 +29,7 @@ def number(value: float) -> str:
 def percent(share: float) -> str:
     """A share as a percentage that never rounds a part to all or nothing."""
     if share in (0, 1):
-        return f"{share:.0%}"
+        return "100 %" if share else "0 %"
     for digits in (1, 2, 3):
         text = f"{share * 100:.{digits}f}"
         if float(text) not in (0.0, 100.0):

@@ -331,6 +331,20 @@ def test_the_jobs_own_time_and_level_are_not_printed_twice(ray_api: FakeRay, log
     assert log.levels["tasks.training: one line of 3"] == "WARNING"
 
 
+def test_what_ray_says_in_every_job_is_left_out(ray_api: FakeRay, log: LogLines) -> None:
+    chatter = (
+        "2026-11-21 04:10:42,1 INFO job_manager.py:581 -- Runtime env is setting up.\n"
+        "Running entrypoint for job j: python -m tasks.cli job\n"
+        "2026-11-21 04:13:26,2 INFO worker.py:1841 -- Connecting to existing Ray cluster at address: a...\n"
+        "line 1 of ours\n"
+        "2026-11-21 04:13:26,2 ERROR worker.py:99 -- The worker died: line 2\n"
+    )
+    ray_api.add("j", "SUCCEEDED", logs=chatter)
+    follow(WatchedTrigger(ray_api.url))
+    assert log.with_word("line") == ["line 1 of ours", "worker.py:99 -- The worker died: line 2"]
+    assert not log.with_word("entrypoint") + log.with_word("Runtime env") + log.with_word("Connecting")
+
+
 def test_a_new_triggerer_goes_on_where_the_last_one_stopped(ray_api: FakeRay, log: LogLines) -> None:
     ray_api.add("j", "SUCCEEDED", logs="line 1\nline 2\n")
     follow(WatchedTrigger(ray_api.url, position=f"j:{len('line 1') + 1}"))

@@ -89,7 +89,7 @@ def test_a_challenger_is_worth_reading_in_the_mlflow_ui(
     assert tags["penstock.gate"] == "evaluation: pass"
     assert tags["penstock.link.airflow_run"] == links["Airflow run"]
     card = shown["description"]
-    assert "| auc | 0.7123 |" in card and "Gate `evaluation`: PASS" in card
+    assert "AUC **0.7123** · Brier 0.1987" in card and "Gate `evaluation`: PASS" in card
     assert "[Airflow run](http://airflow/dags/toy.train/runs/manual%20%281%29)" in card
     assert f"/runs/{trained['mlflow_run_id']}" in card and "[Report]" not in card
     assert "<b>" not in card.replace("\\<b\\>", "") and "slice \\| carrier" in card

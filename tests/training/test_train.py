@@ -70,7 +70,7 @@ def test_training_ends_with_a_verified_bundle_and_a_run_worth_browsing(
     logged = client.get_run(found.mlflow_run_id)
     assert logged.info.status == "FINISHED"
     assert logged.data.tags["penstock.bundle_digest"] == found.bundle_digest
-    assert logged.data.tags["mlflow.note.content"].startswith("# toy\n")
+    assert logged.data.tags["mlflow.note.content"].startswith("### toy\n")
     assert logged.data.metrics["validation_auc"] == pytest.approx(found.metrics["validation_auc"])
     assert len(client.get_metric_history(found.mlflow_run_id, "epoch_tuning_loss")) == found.epochs
     assert logged.data.params["learning_rate"] == "0.01"

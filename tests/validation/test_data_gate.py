@@ -388,8 +388,8 @@ def test_the_report_says_the_verdict_in_words_and_shows_severities_and_days(
 ) -> None:
     good = report_of(store, validate(settings, toy, take(edit=bad_rows_on_the_second_day)))
     assert "Fit for training, with 2 warnings" in good
-    assert "<h2>Critical</h2>" in good
-    assert "<h2>Warning</h2>" in good
+    assert "<h2>Critical expectations</h2>" in good
+    assert "<h2>Warning expectations</h2>" in good
     assert good.count("<title>2024-01-0") == 3 + 1
     bad = report_of(
         store, validate(settings, toy, take(edit=lambda _, t: change(t, "device", {0: "<b>fridge</b>"})))

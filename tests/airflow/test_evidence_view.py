@@ -1,0 +1,98 @@
+"""What the evidence pages show of a record, and how."""
+
+from __future__ import annotations
+
+import pytest
+
+from plugins.evidence_view import facts, link_label, reason_groups
+from plugins.pages import said, summary_of
+
+
+def shown(summary: dict[str, object]) -> dict[str, str]:
+    return {fact.label: fact.text for fact in facts(summary)}
+
+
+def test_a_digest_is_shortened_and_kept_whole_for_the_tooltip() -> None:
+    (bundle,) = facts({"bundle digest": "5c86d5d51a1d3789" * 4})
+    assert bundle.text == "5c86d5d51a1d3789…"
+    assert bundle.whole == "5c86d5d51a1d3789" * 4
+
+
+def test_numbers_have_separators_and_units() -> None:
+    found = shown({"rows": 109119, "wall s": 6.9581, "hot bytes freed": 169790, "share": 0.123456})
+    assert found == {
+        "Rows": "109,119",
+        "Wall time": "7.0 s",
+        "Hot bytes freed": "170 kB",
+        "Share": "0.1235",
+    }
+
+
+def test_first_and_last_day_are_one_window_and_a_stamp_is_readable() -> None:
+    found = shown(
+        {
+            "first day": "2013-05-01",
+            "last day": "2013-05-31",
+            "days": 31,
+            "published at utc": "2026-11-21T04:13:37.612Z",
+        }
+    )
+    assert found == {
+        "Window": "2013-05-01 to 2013-05-31",
+        "Days": "31",
+        "Published at": "2026-11-21 04:13:37 UTC",
+    }
+    assert shown({"first day": "2013-05-01", "last day": "2013-05-01"}) == {"Day": "2013-05-01"}
+
+
+def test_what_says_nothing_is_left_out_but_zero_stays() -> None:
+    assert shown(
+        {
+            "nothing to do": False,
+            "superseded by": None,
+            "problems": [],
+            "report key": "validation/s1/report.html",
+            "quarantined rows": 0,
+            "published": True,
+        }
+    ) == {"Quarantined rows": "0", "Published": "yes"}
+
+
+def test_of_the_metrics_the_gates_own_are_shown() -> None:
+    metrics = {"validation_auc": 0.73043, "tuning_auc": 0.75, "validation_ece": 0.0642, "fit_rows": 5.0}
+    assert shown({"metrics": metrics}) == {"AUC": "0.7304", "Calibration error (ECE)": "0.0642"}
+
+
+@pytest.mark.parametrize(
+    ("label", "url", "words"),
+    [
+        ("report", "http://airflow/penstock/report/toy/validation/s1/report.html", "Validation report"),
+        ("report", "http://airflow/penstock/report/toy/monitoring/d/report.html", "Drift report"),
+        ("url", "http://mlflow/#/models/toy/versions/3", "Model version in MLflow"),
+        ("My notes", "http://mlflow/#/models/toy/versions/3", "My notes"),
+    ],
+)
+def test_a_link_is_named_by_what_it_opens(label: str, url: str, words: str) -> None:
+    assert link_label(label, url) == words
+
+
+def test_passed_checks_are_told_from_the_others() -> None:
+    open_, passed = reason_groups(["[pass] rows: 10", "[fail] nulls: too many", "no champion yet"])
+    assert open_ == [("fail", "nulls: too many"), ("", "no champion yet")]
+    assert passed == ["rows: 10"]
+
+
+def test_a_run_that_passed_says_what_it_brought_about() -> None:
+    promoted = {"kind": "promotion", "outcome": "", "summary": {"version": 4}}
+    assert summary_of([promoted]) == ("pass", "Every gate passed: version 4 is the champion.")
+    published = {"kind": "publication", "outcome": "", "summary": {"rows": 28796}}
+    assert summary_of([published]) == ("pass", "28,796 predictions are published.")
+
+
+def test_a_verification_that_found_a_problem_fails_the_run() -> None:
+    broken = {"kind": "verification", "title": "Verification", "summary": {"ok": False}}
+    assert said(broken) == "fail"
+    assert summary_of([{"kind": "publication", "summary": {"rows": 1}}, broken]) == (
+        "fail",
+        "Stopped by: Verification.",
+    )
