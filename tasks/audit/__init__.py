@@ -9,15 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.audit.archive import ArchivedDate, archived_dates
     from tasks.audit.lookup import AuditPage, AuditRecord, InvalidQuery, by_prediction, by_window
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
 
 _HOME = {
+    "ArchivedDate": "archive",
     "AuditPage": "lookup",
     "AuditRecord": "lookup",
     "InvalidQuery": "lookup",
     "Retained": "retention",
+    "archived_dates": "archive",
     "audit_table": "rows",
     "by_prediction": "lookup",
     "by_window": "lookup",
@@ -25,10 +28,12 @@ _HOME = {
 }
 
 __all__ = [
+    "ArchivedDate",
     "AuditPage",
     "AuditRecord",
     "InvalidQuery",
     "Retained",
+    "archived_dates",
     "audit_table",
     "by_prediction",
     "by_window",

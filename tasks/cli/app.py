@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import redirect_stdout
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
+from tasks.cli.logs import log_to_stderr
 from tasks.cli.output import console, show
 from tasks.cli.services import cli_settings
+from tasks.core.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Pipeline = Annotated[str, typer.Argument(help="Name of a folder under pipelines/.", show_default=False)]
 Day = Annotated[str | None, typer.Option(help="YYYY-MM-DD", show_default=False)]
+FirstDay = Annotated[str, typer.Option(help="First day of the window, YYYY-MM-DD.", show_default=False)]
+LastDay = Annotated[str, typer.Option(help="Last day of the window, YYYY-MM-DD.", show_default=False)]
+AsOf = Annotated[
+    str | None,
+    typer.Option(help="Day on which it is done, YYYY-MM-DD; default: today.", show_default=False),
+]
+SnapshotId = Annotated[
+    str, typer.Argument(help="As the snapshot or validation step prints it.", show_default=False)
+]
+RunId = Annotated[str, typer.Argument(help="As `penstock inference plan` prints it.", show_default=False)]
+Version = Annotated[int, typer.Argument(help="Number of a registered version.", show_default=False)]
+EvaluationKey = Annotated[
+    str, typer.Argument(help="As `penstock evaluation run` prints it.", show_default=False)
+]
+ValidationFirstDay = Annotated[
+    str, typer.Option(help="First day that is not trained on, YYYY-MM-DD.", show_default=False)
+]
 Actor = Annotated[str, typer.Option(help="Who decides; kept in the record.", envvar="USER")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the record.", prompt=True)]
 
@@ -25,8 +45,15 @@ def _group(name: str, help_text: str) -> typer.Typer:
     return group
 
 
+_ABOUT = """An ML pipeline that a team can trust with its production scoring.
+
+Every step of a DAG can be run by hand, and repeated: what is done already is found, not done again.
+
+Exit codes: 0 done; 2 wrong input or a refusal: fix it first; 75 try again later; 76 the outcome is unknown: look it up by its id first; 130 interrupted; 1 anything else.
+"""
+
 app = typer.Typer(
-    help="An ML pipeline that a team can trust with its production scoring.",
+    help=_ABOUT,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -45,19 +72,19 @@ audit = _group("audit", "Why was this prediction made?")
 def _start(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show progress lines on stderr.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
 
-def _run(step: str, pipeline: str, as_json: bool, **arguments: Any) -> Any:
+def _call(step: str, pipeline: str, **arguments: Any) -> dict[str, Any]:
     from tasks import wiring
 
-    result = wiring.step(step)(cli_settings(), pipeline, **arguments)
+    with redirect_stdout(sys.stderr):  # Ray prints its workers' lines; stdout is for the result alone
+        return wiring.step(step)(cli_settings(), pipeline, **arguments)
+
+
+def _run(step: str, pipeline: str, as_json: bool, **arguments: Any) -> None:
+    result = _call(step, pipeline, **arguments)
     show(result, as_json=as_json, title=f"{pipeline}: {step.replace('_', ' ')}")
-    return result
 
 
 # -- this machine's services
@@ -66,9 +93,11 @@ def _run(step: str, pipeline: str, as_json: bool, **arguments: Any) -> Any:
 @app.command()
 def up() -> None:
     """Start Airflow, MLflow and a Ray head on loopback, and wait until they are healthy."""
+    from tasks.cli.interrupts import one_interrupt
     from tasks.cli.services import start
 
-    start(cli_settings())
+    with one_interrupt():
+        start(cli_settings())
 
 
 @app.command()
@@ -98,12 +127,14 @@ def demo() -> None:
 
 @app.command()
 def job(
-    step: str,
-    pipeline: str,
+    step: Annotated[str, typer.Argument(help="Name of a step, for example train_model.", show_default=False)],
+    pipeline: Pipeline,
+    result: Annotated[
+        str, typer.Option(help="Key in the store for the outcome, as JSON.", show_default=False)
+    ],
     arguments: Annotated[str, typer.Option(help="JSON object of the step's arguments.")] = "{}",
-    result: Annotated[str, typer.Option(help="Key in the store for the outcome.")] = "",
 ) -> None:
-    """Run one step as a job: what Airflow submits to Ray."""
+    """Run one step as a job and leave its outcome in the store: what Airflow submits to Ray."""
     from tasks.cli.job import run_job
 
     raise typer.Exit(run_job(cli_settings(), step, pipeline, arguments, result))
@@ -148,7 +179,16 @@ def new(
     folder = wiring.new_pipeline(
         cli_settings(), name, source=source, label=label, time=time, keys=key, time_zone=time_zone
     )
-    console.print(f"Wrote {folder}. Read its pipeline.yaml, then: penstock data snapshot {name}")
+    console.print(f"Wrote {folder}", soft_wrap=True)
+    console.print("1. Read its pipeline.yaml: are all its features known when the prediction is made?")
+    console.print(f"2. Start {name}.train in Airflow (`penstock up` starts Airflow and says where it is),")
+    console.print(f"   or go step by step here: penstock data snapshot {name}")
+
+
+@app.command()
+def maintain(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Daily upkeep: remove files that nothing refers to, put MLflow's aliases right. Safe beside running work."""
+    _run("maintain", pipeline, as_json)
 
 
 # -- rooms
@@ -157,35 +197,66 @@ def new(
 @data.command("snapshot")
 def data_snapshot(
     pipeline: Pipeline,
-    scoring: Annotated[bool, typer.Option("--scoring", help="Without labels, for scoring.")] = False,
-    first_day: Day = None,
-    last_day: Day = None,
+    train_first_day: Day = None,
+    train_last_day: Day = None,
+    validation_first_day: Day = None,
+    validation_last_day: Day = None,
+    scoring: Annotated[
+        bool, typer.Option("--scoring", help="Rows to score, without labels, instead of rows to train on.")
+    ] = False,
+    first_day: Annotated[
+        str | None,
+        typer.Option(help="With --scoring; default: the oldest unpublished day.", show_default=False),
+    ] = None,
+    last_day: Annotated[str | None, typer.Option(help="With --scoring.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Freeze the training windows, or with --scoring some days, into an immutable snapshot."""
+    """Freeze rows into an immutable snapshot: the training and validation windows, or days to score.
+
+    Days that are not given are those of split in pipeline.yaml.
+    """
+    split = {
+        "train_first_day": train_first_day,
+        "train_last_day": train_last_day,
+        "validation_first_day": validation_first_day,
+        "validation_last_day": validation_last_day,
+    }
+    days = {"first_day": first_day, "last_day": last_day}
+    wrong = [name for name, value in (split if scoring else days).items() if value is not None]
+    if wrong:
+        raise ConfigError(
+            "belongs to a training snapshot" if scoring else "belongs to a scoring snapshot",
+            which=", ".join(f"--{name.replace('_', '-')}" for name in wrong),
+            fix="use --first-day and --last-day"
+            if scoring
+            else "add --scoring, or use --train-first-day ...",
+        )
     if scoring:
-        _run("snapshot_scoring", pipeline, as_json, first_day=first_day, last_day=last_day)
+        _run("snapshot_scoring", pipeline, as_json, **days)
     else:
-        _run("snapshot_training", pipeline, as_json, train_first_day=first_day, validation_last_day=last_day)
+        _run("snapshot_training", pipeline, as_json, **split)
 
 
 @data.command("show")
-def data_show(pipeline: Pipeline, snapshot_id: str, as_json: Json = False) -> None:
+def data_show(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = False) -> None:
     """The partitions of a snapshot: day, rows, bytes, digest."""
     _run("show_snapshot", pipeline, as_json, snapshot_id=snapshot_id)
 
 
 @validation.command("run")
-def validation_run(pipeline: Pipeline, snapshot_id: str, as_json: Json = False) -> None:
-    """Judge a snapshot by its suite; bad rows are quarantined, a critical failure ends with exit code 2."""
+def validation_run(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = False) -> None:
+    """Judge a snapshot by its suite; bad rows are quarantined, a critical failure ends with exit code 2.
+
+    Prints the id of the clean snapshot: the next step takes that one.
+    """
     _run("validate_snapshot", pipeline, as_json, snapshot_id=snapshot_id)
 
 
 @training.command("run")
 def training_run(
     pipeline: Pipeline,
-    snapshot_id: str,
-    validation_first_day: Annotated[str, typer.Option(help="First day that is not trained on.")],
+    snapshot_id: SnapshotId,
+    validation_first_day: ValidationFirstDay,
     as_json: Json = False,
 ) -> None:
     """Train on a validated snapshot; the same snapshot, code and settings are trained once."""
@@ -195,9 +266,11 @@ def training_run(
 @evaluation.command("run")
 def evaluation_run(
     pipeline: Pipeline,
-    snapshot_id: str,
-    bundle_digest: str,
-    validation_first_day: Annotated[str, typer.Option(help="First day to evaluate on.")],
+    snapshot_id: SnapshotId,
+    bundle_digest: Annotated[
+        str, typer.Argument(help="As `penstock training run` prints it.", show_default=False)
+    ],
+    validation_first_day: ValidationFirstDay,
     as_json: Json = False,
 ) -> None:
     """Measure a model on the validation days against the champion and logistic regression."""
@@ -212,7 +285,7 @@ def evaluation_run(
 
 
 @evaluation.command("gate")
-def evaluation_gate(pipeline: Pipeline, evaluation_key: str, as_json: Json = False) -> None:
+def evaluation_gate(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: Json = False) -> None:
     """Judge an evaluation; a refused model ends with exit code 2."""
     _run("gate_model", pipeline, as_json, evaluation_key=evaluation_key)
 
@@ -220,7 +293,10 @@ def evaluation_gate(pipeline: Pipeline, evaluation_key: str, as_json: Json = Fal
 @registry.command("history")
 def registry_history(pipeline: Pipeline, as_json: Json = False) -> None:
     """Every promotion and rollback: when, what, who and why."""
-    _run("deployment_history", pipeline, as_json)
+    found = _call("deployment_history", pipeline)
+    show(
+        found if as_json else found["events"], as_json=as_json, title=f"{pipeline}: deployments, newest first"
+    )
 
 
 @registry.command("live")
@@ -233,12 +309,45 @@ def registry_live(
     _run("live_model", pipeline, as_json, at=at.isoformat() if at else None)
 
 
+@registry.command("register")
+def registry_register(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: Json = False) -> None:
+    """Register the model of a passed evaluation as challenger; needs MLflow. Once for each bundle."""
+    _run("register_model", pipeline, as_json, evaluation_key=evaluation_key)
+
+
+@registry.command("canary")
+def registry_canary(
+    pipeline: Pipeline,
+    version: Version,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare on days after this one; default: the model's last day.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a challenger with the champion on labelled days that neither was judged on.
+
+    Prints its verdict: promote after pass or skipped; fail and inconclusive mean that the champion stays.
+    """
+    _run("canary_model", pipeline, as_json, version=version, validation_last_day=after)
+
+
 @registry.command("promote")
 def registry_promote(
-    pipeline: Pipeline, version: int, actor: Actor, reason: Reason, as_json: Json = False
+    pipeline: Pipeline,
+    version: Version,
+    actor: Actor,
+    reason: Reason,
+    replacing: Annotated[
+        int | None,
+        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Make a registered version the champion, after loading it and replaying its golden rows."""
-    _run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason)
+    _run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
 
 
 @registry.command("rollback")
@@ -246,16 +355,41 @@ def registry_rollback(
     pipeline: Pipeline,
     actor: Actor,
     reason: Reason,
-    to_version: Annotated[int | None, typer.Option("--to", help="Default: the version before.")] = None,
+    leaving: Annotated[
+        int | None,
+        typer.Option(
+            help="The version to leave: the one that is live. Repeating is safe.", show_default=False
+        ),
+    ] = None,
+    to_version: Annotated[
+        int | None, typer.Option("--to", help="Default: the version live before.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Go back to an earlier version, load-verified; the version left is barred."""
-    _run("rollback_model", pipeline, as_json, to_version=to_version, actor=actor, reason=reason)
+    if leaving is None:
+        live = _call("live_model", pipeline)["version"]
+        raise ConfigError(
+            "is needed, so that a repeated command does not go back one version more",
+            which="--leaving",
+            fix=f"version {live} is live; to leave it, add: --leaving {live}"
+            if live
+            else "no version is live, so there is nothing to leave",
+        )
+    _run(
+        "rollback_model",
+        pipeline,
+        as_json,
+        expected=leaving,
+        to_version=to_version,
+        actor=actor,
+        reason=reason,
+    )
 
 
 @registry.command("unbar")
 def registry_unbar(
-    pipeline: Pipeline, version: int, actor: Actor, reason: Reason, as_json: Json = False
+    pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
 ) -> None:
     """Allow a rolled-back version to be promoted again."""
     _run("unbar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
@@ -268,7 +402,7 @@ def registry_reconcile(pipeline: Pipeline, as_json: Json = False) -> None:
 
 
 @inference.command("plan")
-def inference_plan(pipeline: Pipeline, snapshot_id: str, as_json: Json = False) -> None:
+def inference_plan(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = False) -> None:
     """Cut a validated scoring snapshot into shards for the champion; prints the run id."""
     _run("plan_scoring", pipeline, as_json, snapshot_id=snapshot_id)
 
@@ -276,52 +410,112 @@ def inference_plan(pipeline: Pipeline, snapshot_id: str, as_json: Json = False) 
 @inference.command("run")
 def inference_run(
     pipeline: Pipeline,
-    run_id: str,
+    run_id: RunId,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score what is not committed yet; also the way to resume."""
+    """Score what is not committed yet."""
     _run("score_run", pipeline, as_json, run_id=run_id, local=local)
 
 
+@inference.command("resume")
+def inference_resume(
+    pipeline: Pipeline,
+    run_id: RunId,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score what is missing, publish and verify, whatever stopped the run; safe at any moment."""
+    _run("resume_run", pipeline, as_json, run_id=run_id, local=local)
+
+
+@inference.command("replay")
+def inference_replay(
+    pipeline: Pipeline,
+    run_id: RunId,
+    snapshot_id: Annotated[
+        str | None,
+        typer.Option(
+            "--snapshot",
+            help="Take the rows from this validated scoring snapshot of a corrected delivery; "
+            "without it they are scored as they were.",
+            show_default=False,
+        ),
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a published run's dead letters again and add those that can be scored now, each once."""
+    _run("replay_run", pipeline, as_json, run_id=run_id, snapshot_id=snapshot_id, local=local)
+
+
 @inference.command("publish")
-def inference_publish(pipeline: Pipeline, run_id: str, as_json: Json = False) -> None:
+def inference_publish(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
     """Add a finished run to the predictions table in one transaction; a second call changes nothing."""
     _run("publish_run", pipeline, as_json, run_id=run_id)
 
 
 @inference.command("status")
-def inference_status(pipeline: Pipeline, run_id: str, as_json: Json = False) -> None:
-    """Shards and rows done, rate, dead letters and cost so far."""
+def inference_status(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
+    """A progress bar, rows, rate, time left, work by node, dead letters and cost so far."""
     _run("run_status", pipeline, as_json, run_id=run_id)
 
 
 @inference.command("verify")
-def inference_verify(pipeline: Pipeline, run_id: str, as_json: Json = False) -> None:
+def inference_verify(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
     """Check counts, digests and uniqueness of a published run; exit code 2 when something is wrong."""
     _run("verify_run", pipeline, as_json, run_id=run_id)
 
 
-@inference.command("sweep")
-def inference_sweep(pipeline: Pipeline, as_json: Json = False) -> None:
-    """Remove files that no run and no table refers to any more."""
-    _run("maintain", pipeline, as_json)
-
-
 @monitoring.command("run")
 def monitoring_run(
-    pipeline: Pipeline,
-    first_day: Day = None,
-    last_day: Day = None,
-    as_of: Annotated[str | None, typer.Option(help="Day on which labels are read; default: today.")] = None,
-    as_json: Json = False,
+    pipeline: Pipeline, first_day: Day = None, last_day: Day = None, as_of: AsOf = None, as_json: Json = False
 ) -> None:
-    """Measure, join labels, decide and report for a window of scored days."""
+    """All of it: measure, join labels, decide and report. Without days: those of the newest publication."""
     _run("monitor_window", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
 
 
+@monitoring.command("measure")
+def monitoring_measure(
+    pipeline: Pipeline, first_day: Day = None, last_day: Day = None, as_json: Json = False
+) -> None:
+    """Drift and contract signals of each published day. Without days: those of the newest publication."""
+    _run("measure_window", pipeline, as_json, first_day=first_day, last_day=last_day)
+
+
+@monitoring.command("labels")
+def monitoring_labels(
+    pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_of: AsOf = None, as_json: Json = False
+) -> None:
+    """Realised performance of each day whose labels are known."""
+    _run("join_labels", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
+
+
+@monitoring.command("decide")
+def monitoring_decide(
+    pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_json: Json = False
+) -> None:
+    """The verdict on a measured window, and what to do about it."""
+    _run("decide_window", pipeline, as_json, first_day=first_day, last_day=last_day)
+
+
+@monitoring.command("report")
+def monitoring_report(
+    pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_json: Json = False
+) -> None:
+    """One page for a measured window: the verdict and the charts it stands on."""
+    _run("report_window", pipeline, as_json, first_day=first_day, last_day=last_day)
+
+
 @audit.command("id")
-def audit_id(pipeline: Pipeline, prediction_id: str, as_json: Json = False) -> None:
+def audit_id(
+    pipeline: Pipeline,
+    prediction_id: Annotated[
+        str,
+        typer.Argument(help="As in the predictions table and `penstock audit window`.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
     """One prediction: features, model, run, explanation."""
     _run("audit_prediction", pipeline, as_json, prediction_id=prediction_id)
 
@@ -331,7 +525,7 @@ def audit_window(
     pipeline: Pipeline,
     start: Annotated[datetime, typer.Option(help="UTC, included.")],
     end: Annotated[datetime, typer.Option(help="UTC, excluded.")],
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Predictions on a page.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="From the page before.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -348,6 +542,6 @@ def audit_window(
 
 
 @audit.command("retain")
-def audit_retain(pipeline: Pipeline, as_of: Day = None, as_json: Json = False) -> None:
+def audit_retain(pipeline: Pipeline, as_of: AsOf = None, as_json: Json = False) -> None:
     """Archive and expire explanation data by age."""
     _run("archive_explanations", pipeline, as_json, as_of=as_of)

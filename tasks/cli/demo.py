@@ -6,10 +6,8 @@ finished is named and skipped.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,8 +16,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tasks.cli.interrupts import one_interrupt
 from tasks.cli.output import console, errors
-from tasks.cli.services import show_urls, start, stop
+from tasks.cli.services import show_urls, start, stop_quietly
 from tasks.core.errors import NotFound, PenstockError, ServiceUnavailable
 from tasks.core.settings import Settings
 from tasks.local import AirflowClient
@@ -68,16 +67,16 @@ class _RunFailed(Exception):
 def run_demo(settings: Settings) -> int:
     """Run the demo; returns the exit code. Ctrl-C, TERM and a closed terminal end every service."""
     begun = time.monotonic()
-    with _interruptible():
+    with one_interrupt():
         try:
             local = start(settings)
             client = AirflowClient(local.airflow_url, *airflow_login(local))
             _wait_for_dags(client)
             runs = [(stage, _run_stage(client, stage)) for stage in _STAGES]
             _summary(client, runs, time.monotonic() - begun)
-        except KeyboardInterrupt:
-            errors.print("\ninterrupted: ending the services; `make demo` goes on where this stopped")
-            stop(settings)
+            show_urls(settings)
+        except (KeyboardInterrupt, OSError):  # OSError: whoever read our output is gone
+            stop_quietly(settings, "interrupted: ending the services; `make demo` goes on where this stopped")
             return 130
         except _RunFailed:
             show_urls(settings)
@@ -85,7 +84,6 @@ def run_demo(settings: Settings) -> int:
         except PenstockError:
             show_urls_if_up(settings)
             raise
-    show_urls(settings)
     return 0
 
 
@@ -94,21 +92,6 @@ def show_urls_if_up(settings: Settings) -> None:
         show_urls(settings)
     except PenstockError:
         return
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """TERM and HUP end the demo as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _wait_for_dags(client: AirflowClient, timeout_s: float = 120.0) -> None:

@@ -6,12 +6,14 @@ The Ray job operator runs it on the cluster. The result object is the contract b
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import traceback
 from typing import Any
 
 from tasks import wiring
+from tasks.cli.logs import log_to_stderr
 from tasks.core import Settings, open_store
 from tasks.core.errors import PenstockError, TerminalError, TransientError, error_kind
 from tasks.core.ids import canonical_json
@@ -19,12 +21,10 @@ from tasks.core.ids import canonical_json
 
 def run_job(settings: Settings, step: str, pipeline: str, arguments: str, result_key: str) -> int:
     """Run `wiring.<step>` and write its outcome to `result_key`; returns the process's exit code."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    log_to_stderr(logging.INFO)
     store = open_store(settings)
     try:
-        result = wiring.step(step)(settings, pipeline, **_parsed(arguments))
+        outcome = canonical_json({"ok": True, "result": _call(settings, step, pipeline, arguments)})
     except PenstockError as error:
         logging.getLogger(__name__).error("%s: %s", type(error).__name__, error)
         store.put(
@@ -42,8 +42,22 @@ def run_job(settings: Settings, step: str, pipeline: str, arguments: str, result
             result_key, canonical_json({"ok": False, "error": wrapped.as_record(), "kind": "transient"})
         )
         return wrapped.exit_code
-    store.put(result_key, canonical_json({"ok": True, "result": result}))
+    store.put(result_key, outcome)
     return 0
+
+
+def _call(settings: Settings, step: str, pipeline: str, arguments: str) -> dict[str, Any]:
+    function = wiring.step(step)
+    parsed = _parsed(arguments)
+    try:
+        inspect.signature(function).bind(settings, pipeline, **parsed)
+    except TypeError as error:
+        raise TerminalError(
+            f"does not take these arguments: {error}",
+            which=f"step {step}",
+            fix=f"it is {step}{inspect.signature(function)}",
+        ) from error
+    return function(settings, pipeline, **parsed)
 
 
 def _parsed(arguments: str) -> dict[str, Any]:

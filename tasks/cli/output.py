@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from rich.table import Table
 
 from tasks.core.errors import PenstockError
 
+_UNFOLDED = 10_000
 _WIDE = None if sys.stdout.isatty() else 200  # a pipe or a log file has no width to wrap at
 console = Console(highlight=False, width=_WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -21,13 +24,26 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def show(result: Any, *, as_json: bool, title: str = "") -> None:
     """Print one result: JSON on request, else a table of its fields, or of its rows when it is a list."""
     if as_json:
-        sys.stdout.write(json.dumps(result, indent=2, default=str) + "\n")
+        sys.stdout.write(json.dumps(_strict(result), indent=2, default=str, allow_nan=False) + "\n")
     elif isinstance(result, Mapping):
-        console.print(_fields(result, title))
+        _print(_fields(result, title))
     elif isinstance(result, Sequence) and not isinstance(result, str):
-        console.print(_rows(result, title) if result else f"{title or 'Nothing'}: none")
+        if result:
+            _print(_rows(result, title))
+        else:
+            console.print(f"{title or 'Nothing'}: none")
     else:
         console.print(str(result))
+
+
+def _print(table: Table) -> None:
+    """In a pipe or a log every row is one line: nothing is folded, and no blanks fill it up."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, highlight=False, width=_UNFOLDED).print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 @contextmanager
@@ -39,6 +55,17 @@ def plain_errors() -> Iterator[None]:
         errors.print(f"[bold red]{type(error).__name__}[/] ", end="")
         errors.print(str(error), markup=False)
         raise SystemExit(error.exit_code) from error
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
 
 
 def _fields(result: Mapping[str, Any], title: str) -> Table:

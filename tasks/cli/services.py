@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from tasks.cli.output import console, show
+from tasks.cli.output import console, errors, show
 from tasks.core.errors import PenstockError
 from tasks.core.pools import POOLS
 from tasks.core.settings import Settings
@@ -24,8 +24,11 @@ def start(settings: Settings) -> Settings:
         for name, pool in POOLS.items():
             client.ensure_pool(name, pool)
         client.close()
-    except (KeyboardInterrupt, PenstockError):
-        stop_services(settings, _timed_progress())
+    except KeyboardInterrupt:
+        stop_quietly(settings, "interrupted: ending the services")
+        raise
+    except (PenstockError, OSError):
+        stop_quietly(settings)
         raise
     show_urls(local)
     return local
@@ -34,6 +37,18 @@ def start(settings: Settings) -> Settings:
 def stop(settings: Settings) -> None:
     ended = stop_services(settings, _timed_progress())
     console.print("services ended" if ended else "no service was running")
+
+
+def stop_quietly(settings: Settings, message: str = "") -> None:
+    """End the services even when nobody can read what is said about it."""
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            errors.print(text)
+
+    if message:
+        say(f"\n{message}")
+    stop_services(settings, say)
 
 
 def show_status(settings: Settings, *, as_json: bool) -> bool:
@@ -64,12 +79,7 @@ def cli_settings() -> Settings:
     local = local_settings(settings)
     if local.airflow_url.endswith(":0"):
         return settings
-    return replace(
-        settings,
-        mlflow_url=settings.mlflow_url if os.environ.get("PENSTOCK_MLFLOW_URL") else local.mlflow_url,
-        ray_jobs_url=settings.ray_jobs_url if os.environ.get("PENSTOCK_RAY_JOBS_URL") else local.ray_jobs_url,
-        airflow_url=settings.airflow_url if os.environ.get("PENSTOCK_AIRFLOW_URL") else local.airflow_url,
-    )
+    return Settings.from_environment(defaults=local)
 
 
 def _timed_progress() -> Callable[[str], None]:

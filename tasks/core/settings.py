@@ -81,8 +81,10 @@ class Settings:
         )
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read `PENSTOCK_*`.
+    def from_environment(
+        cls, environ: Mapping[str, str] | None = None, *, defaults: Settings | None = None
+    ) -> Settings:
+        """Read `PENSTOCK_*`; what the environment does not say is as in `defaults`, or as the table above says.
 
         Raises:
             ConfigError: An unknown `PENSTOCK_*` variable is set: a misspelt setting must not be ignored.
@@ -95,9 +97,14 @@ class Settings:
                 which=", ".join(unknown),
                 fix=f"unset it or use one of: {', '.join(sorted(_KNOWN))}",
             )
-        project = Path(env.get("PENSTOCK_PROJECT") or _PROJECT).resolve()
-        home = Path(env.get("PENSTOCK_HOME") or project / ".penstock").resolve()
-        base = cls.at_home(home, project=project)
+        if defaults is None:
+            project = Path(env.get("PENSTOCK_PROJECT") or _PROJECT).resolve()
+            home = Path(env.get("PENSTOCK_HOME") or project / ".penstock").resolve()
+            base = cls.at_home(home, project=project)
+        else:
+            base = defaults
+            project = Path(env.get("PENSTOCK_PROJECT") or base.project).resolve()
+            home = Path(env.get("PENSTOCK_HOME") or base.home).resolve()
         return cls(
             home=home,
             project=project,
@@ -106,7 +113,7 @@ class Settings:
             mlflow_url=(env.get("PENSTOCK_MLFLOW_URL") or base.mlflow_url).rstrip("/"),
             ray_jobs_url=(env.get("PENSTOCK_RAY_JOBS_URL") or base.ray_jobs_url).rstrip("/"),
             airflow_url=(env.get("PENSTOCK_AIRFLOW_URL") or base.airflow_url).rstrip("/"),
-            s3_endpoint=env.get("PENSTOCK_S3_ENDPOINT") or None,
+            s3_endpoint=env.get("PENSTOCK_S3_ENDPOINT") or base.s3_endpoint,
             s3_region=env.get("PENSTOCK_S3_REGION") or base.s3_region,
         )
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from tasks.core.clock import Clock, utc_now
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.rows import local_days
 from tasks.core.settings import Settings
-from tasks.core.spec import PipelineSpec, parse_pipeline
+from tasks.core.spec import ExplanationSpec, PipelineSpec, parse_pipeline
 from tasks.data.checks import refuse_one_class, require_columns
 from tasks.data.snapshot import prepare_rows
 from tasks.data.sources import open_files
@@ -56,6 +57,7 @@ def scaffold(
     keys: Sequence[str],
     time_zone: str = "UTC",
     owner: str = "me",
+    clock: Clock = utc_now,
 ) -> Path:
     """Write `pipelines/<name>/` and its expectation suite, ready to run.
 
@@ -68,6 +70,7 @@ def scaffold(
         keys: Columns that, with the time, identify a row.
         time_zone: IANA zone whose midnight divides days, and in which times without an offset are read.
         owner: Shown in Airflow.
+        clock: What time it is, to tell old data from fresh.
 
     Returns:
         The new folder.
@@ -84,7 +87,7 @@ def scaffold(
     raw = files.read()
     uri = source if source.startswith("s3://") else str(Path(source).expanduser().resolve())
     probe = _probe_spec(name, kind, uri, label, time, keys, time_zone)
-    require_columns(raw.column_names, [*keys, time, label], probe)
+    _require_options(raw.column_names, probe)
     rows = prepare_rows(_with_binary_label(raw, label, uri), probe, with_labels=True)
     refuse_one_class(rows, probe)
     days = sorted(set(local_days(rows, probe).to_pylist()))
@@ -97,7 +100,7 @@ def scaffold(
             which=uri,
             fix="add columns that are known before the label is",
         )
-    text = _pipeline_yaml(probe, columns, windows, rows, days, owner)
+    text = _pipeline_yaml(probe, columns, windows, rows, days, owner, clock().date())
     parse_pipeline(text, origin=f"{name}/pipeline.yaml")
     suite = _suite(name, probe, rows, columns)
     folder.mkdir(parents=True)
@@ -133,6 +136,12 @@ def _refuse_name(name: str, folder: Path, suite_path: Path) -> None:
 
 def _kind_of(settings: Settings, source: str) -> str:
     """`parquet` or `csv`, by the file's name or by what lies in the folder."""
+    if not source.startswith("s3://") and not Path(source).expanduser().exists():
+        raise ConfigError(
+            "does not exist",
+            which=source,
+            fix=f"give --from a file, a folder or an s3:// prefix; a relative path starts at {Path.cwd()}",
+        )
     lowered = source.lower().rstrip("/")
     if lowered.endswith((".csv", ".csv.gz")):
         return "csv"
@@ -175,6 +184,18 @@ def _probe_spec(
         ),
         origin=f"penstock new {name}",
     )
+
+
+def _require_options(present: Sequence[str], probe: PipelineSpec) -> None:
+    """`require_columns`, with a fix for somebody who has typed options and has no pipeline.yaml yet."""
+    try:
+        require_columns(present, [*probe.entity_key, probe.event_time, probe.label.column], probe)
+    except DataError as error:
+        raise DataError(
+            error.what,
+            which=probe.source.uri,
+            fix=f"name columns of the source with --key, --time and --label; it has: {', '.join(present)}",
+        ) from error
 
 
 def _with_binary_label(raw: pa.Table, label: str, uri: str) -> pa.Table:
@@ -223,6 +244,8 @@ def _choose(rows: pa.Table, spec: PipelineSpec) -> _Columns:
             leak = _strength(known, target)
             if leak > LEAK:
                 why = f"predicts the label almost alone ({leak:.3f}): is it known before the outcome is?"
+        elif _null_strength(known, target) > LEAK:
+            why += "; and whether it is null tells the label: if only the outcome sets it, list it in outcome_columns"
         if why is not None:
             chosen.left_out[name] = why
         elif _is_number(column.type):
@@ -276,9 +299,7 @@ def _strength(column: pa.ChunkedArray, target: np.ndarray[Any, np.dtype[np.float
 
     For a text, categories are ordered by their label rate, leaving each row's own label out.
     """
-    missing = pc.is_null(column).to_numpy(zero_copy_only=False)
-    by_null = _auc(missing.astype(np.float64), target)  # null exactly when the outcome is 1 leaks as well
-    strengths = [by_null, 1 - by_null]
+    strengths = [_null_strength(column, target)]
     if _is_number(column.type):
         values = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
         known = np.isfinite(values)
@@ -292,6 +313,12 @@ def _strength(column: pa.ChunkedArray, target: np.ndarray[Any, np.dtype[np.float
         rate = (ones[codes] - target + target.mean()) / count[codes]
         strengths.append(_auc(rate, target))
     return float(max(strengths))
+
+
+def _null_strength(column: pa.ChunkedArray, target: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """How well "is null" alone tells the label, as AUC: a column that only the outcome fills leaks it."""
+    by_null = _auc(pc.is_null(column).to_numpy(zero_copy_only=False).astype(np.float64), target)
+    return max(by_null, 1 - by_null)
 
 
 def _auc(
@@ -325,6 +352,7 @@ def _pipeline_yaml(
     rows: pa.Table,
     days: list[date],
     owner: str,
+    today: date,
 ) -> str:
     first, train_end, validation_start, validation_end = windows
     labels = rows[spec.label.column]
@@ -387,8 +415,22 @@ def _pipeline_yaml(
         "drift:",
         f"  min_rows: {max(1, min(200, int(np.median(per_day)) // 2))}",
         "",
+        *_explanations(days, today),
     ]
     return "\n".join(lines)
+
+
+def _explanations(days: list[date], today: date) -> list[str]:
+    """Keep explanations of old data: with the default their first archiving would delete them."""
+    default = ExplanationSpec().expire_days
+    age = (today - days[0]).days
+    if age <= default:
+        return []
+    return [
+        "explanations:",
+        f"  expire_days: {age + default} # the default of {default} would delete those of these old days at once",
+        "",
+    ]
 
 
 def _q(value: Any, *, inline: bool = False) -> str:

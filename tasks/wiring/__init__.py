@@ -37,6 +37,8 @@ _STEPS = {
     "publish_run": "score",
     "verify_run": "score",
     "run_status": "score",
+    "resume_run": "score",
+    "replay_run": "score",
     "maintain": "score",
     "measure_window": "monitor",
     "join_labels": "monitor",

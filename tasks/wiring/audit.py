@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.core import Settings, utc_now
-from tasks.wiring.context import open_context, parse_day, parse_moment
+from tasks.wiring.context import Context, open_context, parse_day, parse_moment
 
 
 def archive_explanations(
@@ -16,9 +16,29 @@ def archive_explanations(
 
     context = open_context(settings, pipeline)
     kept = retain(settings, context.spec, as_of=parse_day(as_of, "as_of") or utc_now().date())
+    _record_actions(context)
     result = kept.to_json()
     context.evidence(dag_run, "archive", result)
     return result
+
+
+def _record_actions(context: Context) -> None:
+    """Keep in the metadata store what the archive says of each date and is not recorded yet.
+
+    Read from the archive and not from what one call did: so a crash in between loses no action.
+    """
+    from tasks.audit import archived_dates
+
+    dates = archived_dates(context.store)
+    known = {
+        (action.kind, action.day, action.record.get("generation"))
+        for action in context.metadata.audit_actions(context.spec, limit=2 * len(dates) + 1000)
+    }
+    for day, item in dates.items():
+        if (item.state, day, item.generation) not in known:
+            context.metadata.record_audit_action(
+                context.spec, kind=item.state, day=day, rows=item.rows, key=item.key, record=item.to_json()
+            )
 
 
 def audit_prediction(settings: Settings, pipeline: str, *, prediction_id: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tasks.core import ObjectStore, PipelineSpec, Settings, load_pipeline, open_store
+from tasks.core import ObjectStore, PipelineSpec, Settings, Verdict, load_pipeline, open_store
 from tasks.core.errors import ConfigError, NotFound
 from tasks.core.partitions import load_snapshot
 from tasks.core.records import Snapshot
@@ -74,6 +74,16 @@ class Context:
 def open_context(settings: Settings, pipeline: str) -> Context:
     """Raises `NotFound` or `ConfigError` when the pipeline's folder or file is not right."""
     return Context(settings, load_pipeline(settings, pipeline))
+
+
+def in_short(verdict: Verdict) -> dict[str, Any]:
+    """A verdict for a page: how many checks passed, and as reasons only the findings that did not."""
+    bad = [finding for finding in verdict.findings if finding.status != "pass"]
+    total = len(verdict.findings)
+    return {
+        "checks": f"{total - len(bad)} of {total} checks passed",
+        "reasons": verdict.reasons() if bad or not verdict.passed else [],
+    }
 
 
 def parse_day(text: str | date | None, name: str) -> date | None:

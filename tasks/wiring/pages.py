@@ -11,7 +11,7 @@ from tasks.core import Settings, load_pipeline, pipeline_names
 from tasks.core.errors import NotFound, PenstockError
 from tasks.wiring.context import open_context
 
-_REPORT_KEY = re.compile(r"^(validation|evaluation|canary|monitoring)/[A-Za-z0-9_.\-/]+\.html$")
+_REPORT_KEY = re.compile(r"(validation|evaluation|canary|monitoring)/[A-Za-z0-9_.\-/]+\.html")
 _TITLES = {
     "snapshot": "Snapshot",
     "data gate": "Data gate",
@@ -62,7 +62,7 @@ def read_report(settings: Settings, pipeline: str, key: str) -> bytes:
     Raises:
         NotFound: The key is not a report's, or there is none.
     """
-    if not _REPORT_KEY.match(key) or ".." in key:
+    if not _REPORT_KEY.fullmatch(key) or ".." in key:
         raise NotFound("is not a report", which=key, fix="follow a link from a task or a DAG run's page")
     return open_context(settings, pipeline).store.get(key)
 

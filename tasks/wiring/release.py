@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.core import Settings
+from tasks.core.errors import NotFound
 from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
 from tasks.wiring.train import evaluation_verdict
@@ -15,16 +16,20 @@ def register_model(
     settings: Settings,
     pipeline: str,
     *,
-    trained: dict[str, Any],
     evaluation_key: str,
+    trained: dict[str, Any] | None = None,
     links: dict[str, str] | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Register a gated model as challenger, in MLflow and in the metadata store; once per bundle."""
+    """Register a gated model as challenger, in MLflow and in the metadata store; once per bundle.
+
+    `trained` is what the train step returned; left out, it is the recorded training of the judged bundle.
+    """
     from tasks.registry import register_challenger
 
     context = open_context(settings, pipeline)
     verdict = evaluation_verdict(context, evaluation_key)
+    trained = trained or _training_of(context, verdict.subject)
     reports = {"Evaluation report": context.report_url(verdict.report_key)}
     version = register_challenger(settings, context.spec, trained, verdict, {**(links or {}), **reports})
     result = {"version": version.version, "bundle_digest": version.bundle_digest, "url": version.url}
@@ -130,10 +135,14 @@ def rollback_model(
     *,
     actor: str,
     reason: str,
+    expected: int,
     to_version: int | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Go back to an earlier champion, load-verified, and bar the version left (I7)."""
+    """Go back from version `expected` to an earlier champion, load-verified, and bar the version left (I7).
+
+    Naming the version to leave makes a repeat safe: it finds the rollback done and does not go back one more.
+    """
     from tasks.registry import rollback
 
     context = open_context(settings, pipeline)
@@ -141,6 +150,7 @@ def rollback_model(
         settings,
         context.spec,
         to_version=to_version,
+        expected=expected,
         actor=actor,
         reason=reason,
         check=_loads_and_scores(context),
@@ -175,9 +185,18 @@ def deployment_history(settings: Settings, pipeline: str) -> dict[str, Any]:
 
     events = history(settings, open_context(settings, pipeline).spec)
     return {
-        f"{event.event_id}": f"{event.at_utc:%Y-%m-%d %H:%M:%S}Z  {event.kind} version {event.version} "
-        f"(was {event.previous_version})  by {event.actor}: {event.reason}"
-        for event in events
+        "events": [
+            {
+                "event": event.event_id,
+                "at": f"{event.at_utc:%Y-%m-%dT%H:%M:%SZ}",
+                "kind": event.kind,
+                "version": event.version,
+                "was": event.previous_version,
+                "by": event.actor,
+                "reason": event.reason,
+            }
+            for event in events
+        ]
     }
 
 
@@ -190,6 +209,17 @@ def live_model(settings: Settings, pipeline: str, *, at: str | None = None) -> d
         live_at(settings, context.spec, parse_moment(at, "at")) if at else champion(settings, context.spec)
     )
     return _deployment(found.to_json()) if found else {"version": None}
+
+
+def _training_of(context: Context, bundle_digest: str) -> dict[str, Any]:
+    for training in context.metadata.trainings(context.spec):
+        if training.bundle_digest == bundle_digest:
+            return training.record
+    raise NotFound(
+        "was not trained by this installation, or long ago",
+        which=f"{context.spec.name} bundle {bundle_digest[:16]}",
+        fix="run the train step again: it finds what was trained and records it",
+    )
 
 
 def _deployment(raw: dict[str, Any]) -> dict[str, Any]:

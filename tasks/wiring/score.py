@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
 from tasks.core import Settings
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, ServiceUnavailable
 from tasks.wiring.context import Context, open_context, parse_day, window
 
+_VACUUM_AGE = timedelta(days=7)
 AUDIT_TABLE = "tasks.audit:audit_table"
 """What the shard worker calls to build audit rows; by name, since it runs in another process."""
 
@@ -97,18 +99,21 @@ def score_run(
     settings: Settings, pipeline: str, *, run_id: str, local: bool = False, dag_run: str | None = None
 ) -> dict[str, Any]:
     """Score what is not committed yet, on Ray or in this process; shards committed before are skipped."""
-    from tasks.inference import run_plan
+    from tasks.inference import run_plan, status
 
     context = open_context(settings, pipeline)
     report = run_plan(settings, context.spec, run_id, local=local, audit_table=AUDIT_TABLE)
+    whole = status(
+        settings, context.spec, run_id
+    )  # of all attempts: a resumed run has cost more than this call
     context.metadata.record_run(
         context.spec,
         run_id,
         status="scored",
-        dead_letters=report.dead_letters,
-        cpu_seconds=report.cpu_seconds,
-        gpu_seconds=report.gpu_seconds,
-        wall_s=report.wall_s,
+        dead_letters=whole.dead_letters,
+        cpu_seconds=whole.cpu_seconds,
+        gpu_seconds=whole.gpu_seconds,
+        wall_s=report.wall_s if report.shards_committed else None,
         dag_run=dag_run,
     )
     result = report.to_json()
@@ -159,35 +164,106 @@ def verify_run(
     verification = verify(settings, context.spec, run_id)
     result = verification.to_json()
     context.evidence(dag_run, "verification", result)
-    if not verification.ok:
-        problems = "\n  ".join(verification.problems)
-        raise DataError(
-            f"does not hold what it should:\n  {problems}",
-            which=f"run {run_id}",
-            fix="do not use its rows; see docs/inference.md on repairing a run",
-        )
+    _refuse_problems(run_id, verification.problems)
     context.metadata.record_run(context.spec, run_id, status="verified", dag_run=dag_run)
     return result
 
 
 def run_status(settings: Settings, pipeline: str, *, run_id: str) -> dict[str, Any]:
-    """How far a run is: shards, rows, rate, dead letters, cost so far."""
+    """How far a run is: shards, rows, rate, time left, work by node, dead letters, cost so far."""
     from tasks.inference import status
 
-    return status(settings, open_context(settings, pipeline).spec, run_id).to_json()
+    found = status(settings, open_context(settings, pipeline).spec, run_id)
+    return {"progress": found.line(), **found.to_json()}
+
+
+def resume_run(
+    settings: Settings, pipeline: str, *, run_id: str, local: bool = False, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Score what is missing, publish and verify: whatever stopped a run, and wherever.
+
+    What is done already is found and not done again. A driver that is still at work on the run elsewhere is
+    refused at its next commit.
+    """
+    scored = score_run(settings, pipeline, run_id=run_id, local=local, dag_run=dag_run)
+    published = publish_run(settings, pipeline, run_id=run_id, dag_run=dag_run)
+    verified = verify_run(settings, pipeline, run_id=run_id, dag_run=dag_run)
+    return {
+        "run_id": run_id,
+        "shards": scored["shards"],
+        "shards_committed": scored["shards_committed"],
+        "shards_skipped": scored["shards_skipped"],
+        "rows": published["rows"],
+        "dead_letters": published["dead_letters"],
+        "already_published": published["already_published"],
+        "table_version": published["table_version"],
+        "table": published["table"],
+        "ok": verified["ok"],
+    }
+
+
+def replay_run(
+    settings: Settings,
+    pipeline: str,
+    *,
+    run_id: str,
+    snapshot_id: str | None = None,
+    local: bool = False,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Score a published run's dead letters again, as they were or as `snapshot_id` has them, and add them."""
+    from tasks.inference import replay, verify
+
+    context = open_context(settings, pipeline)
+    corrected = context.snapshot(snapshot_id) if snapshot_id else None
+    replayed = replay(
+        settings, context.spec, run_id, corrected=corrected, local=local, audit_table=AUDIT_TABLE
+    )
+    result = replayed.to_json()
+    if replayed.replay_run_id is not None:
+        verification = verify(settings, context.spec, replayed.replay_run_id)
+        _refuse_problems(replayed.replay_run_id, verification.problems)
+        context.metadata.record_run(
+            context.spec, run_id, status="published", record={f"replay_{replayed.replay}": result}
+        )
+    context.evidence(dag_run, "replay", result)
+    return result
 
 
 def maintain(
     settings: Settings, pipeline: str, *, safe_age_hours: float = 24.0, dag_run: str | None = None
 ) -> dict[str, Any]:
-    """Sweep files that no table and no unfinished run refers to, once they are `safe_age_hours` old."""
-    from tasks.inference import sweep_orphans
+    """Daily upkeep: remove files that nothing refers to, and bring MLflow's aliases in line with the log.
+
+    Orphans go when they are `safe_age_hours` old and no attempt can commit them any more; files that a table let
+    go stay a week for readers of older versions. MLflow being down is told in `registry`, it is no failure.
+    """
+    from tasks.inference import sweep_orphans, vacuum
+    from tasks.registry import reconcile
 
     context = open_context(settings, pipeline)
-    swept = sweep_orphans(settings, context.spec, older_than=timedelta(hours=safe_age_hours))
-    result = swept.to_json()
+    last_commit = timedelta(seconds=2 * context.spec.inference.shard_timeout_s)
+    swept = sweep_orphans(
+        settings, context.spec, older_than=max(timedelta(hours=safe_age_hours), last_commit)
+    )
+    vacuumed = vacuum(settings, context.spec, retention=_VACUUM_AGE)
+    try:
+        registry = reconcile(settings, context.spec) or ["in line with the log"]
+    except ServiceUnavailable as error:
+        registry = [f"not reconciled, the next maintenance will: {error.which}: {error.what}"]
+    result = {**swept.to_json(), "vacuumed_files": vacuumed, "registry": registry}
     context.evidence(dag_run, "maintenance", result)
     return result
+
+
+def _refuse_problems(run_id: str, problems: Sequence[str]) -> None:
+    if problems:
+        listed = "\n  ".join(problems)
+        raise DataError(
+            f"does not hold what it should:\n  {listed}",
+            which=f"run {run_id}",
+            fix="do not use its rows; see docs/inference.md on repairing a run",
+        )
 
 
 def _unpublished_days(context: Context) -> list[date]:

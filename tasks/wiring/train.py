@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from tasks.core import Settings, Verdict
 from tasks.core.errors import DataError, GateFailed, NotFound
-from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.context import Context, in_short, open_context, parse_day, window
 
 
 def snapshot_training(
@@ -93,7 +93,7 @@ def validate_snapshot(
         "report_key": verdict.report_key,
         "report_url": context.report_url(verdict.report_key),
     }
-    context.evidence(dag_run, "data gate", {**summary, "reasons": verdict.reasons()})
+    context.evidence(dag_run, "data gate", {**summary, **in_short(verdict)})
     require(result)
     return summary
 
@@ -174,7 +174,7 @@ def gate_model(
     context.evidence(
         dag_run,
         "evaluation gate",
-        {"outcome": verdict.outcome, "reasons": verdict.reasons(), "report_url": url},
+        {"outcome": verdict.outcome, **in_short(verdict), "report_url": url},
     )
     if not verdict.passed:
         reasons = "\n  ".join(verdict.reasons())
@@ -188,10 +188,21 @@ def gate_model(
 
 
 def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
-    """The verdict on a kept evaluation: a pure function of its evidence and the pipeline's gates."""
+    """The verdict on a kept evaluation: a pure function of its evidence and the pipeline's gates.
+
+    It carries the evidence's time, so that judging again is the same verdict and not one more.
+    """
     from tasks.evaluation import judge, load_evaluation
 
-    return judge(context.spec, load_evaluation(context.store, evaluation_key))
+    try:
+        evaluation = load_evaluation(context.store, evaluation_key)
+    except NotFound as error:
+        raise NotFound(
+            "is not a kept evaluation",
+            which=f"{context.spec.name} {evaluation_key}",
+            fix="pass the evaluation_key that the evaluate step printed, or evaluate the model first",
+        ) from error
+    return judge(context.spec, evaluation, clock=lambda: datetime.fromisoformat(evaluation.created_at_utc))
 
 
 def _required_day(text: str, name: str) -> date:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def orders() -> pa.Table:
             "comment": [f"please {i} ring" for i in range(rows)],
             "row_number": range(rows),
             "shipped_at": pa.array([start] * rows, pa.timestamp("us", tz="UTC")),
+            "sent_back_at": pa.array([start if y else None for y in returned], pa.timestamp("us", tz="UTC")),
             "refund": price * returned,
             "reason": pa.array(
                 [("broken" if r % 2 else "late") if y else None for r, y in enumerate(returned)]
@@ -89,7 +91,9 @@ def test_every_column_left_out_is_in_a_comment_with_its_reason(settings: Setting
         "currency is constant",
         "comment is a text that hardly repeats",
         "row_number is different in every row, like an id",
-        "shipped_at is a time",
+        "shipped_at is a time: derive numbers from it in features.py, such as an hour or an age\n",
+        "sent_back_at is a time: derive numbers from it in features.py, such as an hour or an age; "
+        "and whether it is null tells the label: if only the outcome sets it, list it in outcome_columns\n",
         "refund predicts the label almost alone",
         "reason predicts the label almost alone",
     ):
@@ -105,6 +109,16 @@ def test_the_suite_is_one_that_the_data_gate_accepts(settings: Settings, parquet
     read = read_suite(folder, "orders")
     assert read.problems == ()
     assert len(read.checks) == len(suite["expectations"])
+
+
+def test_explanations_of_old_data_outlive_their_first_archiving(settings: Settings, parquet: Path) -> None:
+    new(settings, parquet, clock=lambda: datetime(2030, 1, 1, tzinfo=UTC))
+    oldest = date(2030, 1, 1) - date(2025, 5, 1)
+    assert load_pipeline(settings, "orders").explanations.expire_days > oldest.days
+    shutil.rmtree(settings.pipelines_dir / "orders")
+    (settings.expectations_dir / "orders.json").unlink()
+    new(settings, parquet, clock=lambda: datetime(2025, 6, 1, tzinfo=UTC))
+    assert load_pipeline(settings, "orders").explanations.expire_days == 730
 
 
 def test_nothing_is_overwritten(settings: Settings, parquet: Path) -> None:
@@ -127,13 +141,15 @@ def test_a_label_that_is_not_binary_is_described(settings: Settings, tmp_path: P
     message = refused(settings, orders(), tmp_path / "a.parquet", label="country")
     assert "is not a binary label: it is string with 3 distinct values ('CH', 'DE', 'FR: south')" in message
     assert "one class" not in message
-    only = orders().set_column(12, "returned", pa.array([1] * (DAYS * PER_DAY)))
+    only = orders().set_column(13, "returned", pa.array([1] * (DAYS * PER_DAY)))
     assert "is 1 in every labelled row" in refused(settings, only, tmp_path / "b.parquet")
 
 
 def test_a_wrong_column_too_few_days_and_repeated_keys_are_named(settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    assert "lacks column retuned (did you mean returned" in refused(settings, orders(), path, label="retuned")
+    message = refused(settings, orders(), path, label="retuned")
+    assert "lacks column retuned (did you mean returned" in message
+    assert "name columns of the source with --key, --time and --label; it has: order_id, " in message
     assert "spans 1 day; " in refused(settings, orders().slice(0, 30), path)
     twice = pa.concat_tables([orders(), orders().slice(0, 1)])
     assert "more than once" in refused(settings, twice, path)
@@ -146,3 +162,5 @@ def test_a_name_that_is_no_name_and_a_source_that_is_nothing_are_refused(
         scaffold(settings, "My Orders", source=str(tmp_path), label="a", time="b", keys=["c"])
     with pytest.raises(ConfigError, match="holds neither Parquet nor CSV files"):
         scaffold(settings, "orders", source=str(tmp_path), label="a", time="b", keys=["c"])
+    with pytest.raises(ConfigError, match=r"does not exist\n.*a relative path starts at"):
+        scaffold(settings, "orders", source="no-such.csv", label="a", time="b", keys=["c"])

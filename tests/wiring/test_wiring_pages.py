@@ -1,0 +1,113 @@
+"""What the pages show: an overview that survives a broken pipeline, short evidence, and nothing but reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from wiring_support import Finished, edit
+
+from tasks import wiring
+from tasks.core import Settings, load_pipeline, open_store
+from tasks.core.errors import DataGateFailed, NotFound
+from tasks.metadata import MetadataStore
+
+
+def evidence(settings: Settings, kind: str, run: str = "manual__1") -> dict[str, Any]:
+    entries = {entry["kind"]: entry for entry in wiring.dag_run_evidence(settings, "toy.train", run)}
+    found: dict[str, Any] = entries[kind]
+    return found
+
+
+def test_the_overview_says_what_is_live_judged_and_published(finished: Finished) -> None:
+    (line,) = wiring.overview(finished.settings)
+    assert line["pipeline"] == "toy" and line["champion"]["version"] == finished.version
+    assert line["published"] == {"last_day": "2024-02-08", "days": 4}
+    assert {item["gate"]: item["outcome"] for item in line["verdicts"]} == {
+        "data": "pass",
+        "evaluation": "pass",
+        "monitor, 2024-02-05 to 2024-02-08": "healthy",
+    }
+
+
+def test_a_broken_pipeline_is_named_and_hides_no_other(installation: Settings) -> None:
+    (installation.pipelines_dir / "odd").mkdir()
+    (installation.pipelines_dir / "odd" / "pipeline.yaml").write_text("name: odd\n")
+    odd, toy = wiring.overview(installation)
+    assert "odd/pipeline.yaml" in odd["error"] and odd["champion"] is None
+    assert toy["champion"] and "error" not in toy
+
+
+def test_a_passed_gate_shows_how_many_checks_and_no_list_of_passes(installation: Settings) -> None:
+    taken = wiring.step("snapshot_training")(installation, "toy")
+    wiring.step("validate_snapshot")(
+        installation, "toy", snapshot_id=taken["snapshot_id"], dag_run="toy.train/manual__1"
+    )
+    entry = evidence(installation, "data gate")
+    spec = load_pipeline(installation, "toy")
+    verdict = MetadataStore.open(installation).verdicts(spec, gate="data", limit=1)[0].verdict
+    total = len(verdict.findings)
+    assert (entry["title"], entry["outcome"], entry["reasons"]) == ("Data gate", "pass", [])
+    assert entry["summary"]["checks"] == f"{total} of {total} checks passed"
+    assert entry["links"]["report"].endswith("report.html")
+    assert verdict.reasons(), "the verdict itself still says on what it stands"
+
+
+def test_a_failed_gate_shows_what_failed_and_only_that(installation: Settings) -> None:
+    edit(
+        installation.pipelines_dir / "toy" / "source.py",
+        {'["phone", "desktop"]': '["phone", "watch"]'},
+    )
+    taken = wiring.step("snapshot_training")(installation, "toy")
+    with pytest.raises(DataGateFailed, match="device"):
+        wiring.step("validate_snapshot")(
+            installation, "toy", snapshot_id=taken["snapshot_id"], dag_run="toy.train/manual__2"
+        )
+    entry = evidence(installation, "data gate", "manual__2")
+    assert entry["outcome"] == "fail"
+    assert entry["reasons"] and all(not reason.startswith("[pass]") for reason in entry["reasons"])
+    passed, _, rest = entry["summary"]["checks"].partition(" of ")
+    assert int(passed) == int(rest.split()[0]) - len(entry["reasons"])
+
+
+def test_evidence_of_a_repeated_task_is_there_once(installation: Settings) -> None:
+    for _ in range(2):
+        wiring.step("snapshot_training")(installation, "toy", dag_run="toy.train/manual__3")
+    entries = wiring.dag_run_evidence(installation, "toy.train", "manual__3")
+    assert [entry["kind"] for entry in entries] == ["snapshot"]
+
+
+@pytest.mark.parametrize("dag_id", ["nothing.train", "platform.maintenance", "toy"])
+def test_a_dag_without_evidence_has_none(finished: Finished, dag_id: str) -> None:
+    assert wiring.dag_run_evidence(finished.settings, dag_id, "manual__9") == []
+
+
+def test_a_report_is_read_whole(finished: Finished) -> None:
+    key = finished.chain.done["report_window"].first["report_key"]
+    assert wiring.read_report(finished.settings, "toy", key).lstrip().startswith(b"<!")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "monitoring/../../../other/toy/monitoring/report.html",
+        "../toy/validation/x/report.html",
+        "/etc/passwd.html",
+        "monitoring/x/decision.json",
+        "snapshots/x.html",
+        "validation/x/report.html\n",
+        "validation/%2e%2e/report.html",
+        "validation\\..\\report.html",
+        "",
+    ],
+)
+def test_nothing_but_a_report_of_the_pipeline_is_read(finished: Finished, key: str) -> None:
+    store = open_store(finished.settings)
+    store.put("other/toy/monitoring/report.html", b"another tenant's")
+    with pytest.raises(NotFound):
+        wiring.read_report(finished.settings, "toy", key)
+
+
+def test_a_report_of_a_pipeline_that_is_none_is_not_found(finished: Finished) -> None:
+    with pytest.raises(NotFound, match="is not a pipeline"):
+        wiring.read_report(finished.settings, "../toy", "validation/x/report.html")

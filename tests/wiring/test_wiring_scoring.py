@@ -1,0 +1,112 @@
+"""Which days are scored without being asked for, days delivered again, and upkeep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import pytest
+from wiring_support import contents, edit, score
+
+from tasks import wiring
+from tasks.core import Settings, load_pipeline
+from tasks.core.errors import NotFound
+from tasks.inference import read_predictions
+from tasks.metadata import MetadataStore
+
+
+def published(settings: Settings) -> list[str]:
+    spec = load_pipeline(settings, "toy")
+    return sorted(day.isoformat() for day in MetadataStore.open(settings).published_days(spec))
+
+
+def days_of(run: dict[str, Any]) -> tuple[str, str]:
+    return run["first_day"], run["last_day"]
+
+
+def test_without_days_the_oldest_unpublished_days_are_scored_until_none_is_left(
+    installation: Settings,
+) -> None:
+    edit(
+        installation.pipelines_dir / "toy" / "source.py",
+        {"('2024-01-01', '2024-02-25')": "('2024-01-01', '2024-02-14')"},
+    )
+    assert published(installation)[0] == "2024-02-05", "the day after the last one that was trained on"
+    assert days_of(score(installation)) == ("2024-02-09", "2024-02-12")
+    assert days_of(score(installation)) == ("2024-02-13", "2024-02-14")
+    nothing = score(installation)
+    assert nothing == {"nothing_to_do": True, "reason": "every day of the source is published"}
+
+
+def test_a_hole_is_filled_before_newer_days(installation: Settings) -> None:
+    score(installation, first_day="2024-02-10", last_day="2024-02-11")
+    assert days_of(score(installation)) == ("2024-02-09", "2024-02-09")
+    assert score(installation)["first_day"] == "2024-02-12"
+
+
+def test_nothing_is_scored_before_a_first_promotion(settings: Settings) -> None:
+    with pytest.raises(NotFound, match="has no champion yet"):
+        wiring.step("snapshot_scoring")(settings, "toy")
+
+
+def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation: Settings) -> None:
+    spec = load_pipeline(installation, "toy")
+    day = date(2024, 2, 8)
+    before = read_predictions(installation, spec, [day], ["prediction_id", "score"]).to_pydict()
+    edit(
+        installation.pipelines_dir / "toy" / "source.py",
+        {
+            "    price = rng.gamma(2.0, 10.0, n).astype(np.float64)": (
+                "    price = rng.gamma(2.0, 10.0, n).astype(np.float64) + (5.0 if day == date(2024, 2, 8) else 0.0)"
+            )
+        },
+    )
+    again = score(installation, first_day="2024-02-08", last_day="2024-02-08")
+    assert again["superseded_files"] > 0 and len(again["superseded_runs"]) == 1
+    after = read_predictions(installation, spec, [day], ["prediction_id", "score"]).to_pydict()
+    assert sorted(after["prediction_id"]) == sorted(before["prediction_id"])
+    assert len(set(after["prediction_id"])) == 120
+    assert dict(zip(*after.values(), strict=True)) != dict(zip(*before.values(), strict=True))
+    measured = wiring.step("measure_window")(
+        installation, "toy", first_day="2024-02-05", last_day="2024-02-08"
+    )
+    assert measured["days"] == 4
+
+
+def test_upkeep_finds_nothing_to_remove_in_a_sound_installation(installation: Settings) -> None:
+    wiring.step("reconcile_registry")(installation, "toy")  # other tests share the MLflow server
+    before = contents(installation)
+    result = wiring.step("maintain")(installation, "toy")
+    assert (result["data_files"], result["dead_letter_files"], result["staged_files"]) == (0, 0, 0)
+    assert (result["vacuumed_files"], result["registry"]) == (0, ["in line with the log"])
+    assert contents(installation) == before
+    assert wiring.step("verify_run")(
+        installation, "toy", run_id=MetadataStore.open(installation).runs(load_pipeline(installation, "toy"))[0].run_id
+    )["ok"]  # fmt: skip
+
+
+def test_upkeep_puts_a_hand_moved_alias_back_and_goes_on_without_mlflow(second, tmp_path) -> None:
+    import mlflow
+    from wiring_support import copy_of
+
+    settings = copy_of(second.settings, tmp_path / "copy")
+    promoted = second.done["promote_model"].first
+    client = mlflow.MlflowClient(settings.mlflow_url)
+    try:
+        client.set_registered_model_alias("toy", "champion", str(promoted["previous_version"]))
+        told = wiring.step("maintain")(settings, "toy")["registry"]
+        assert any("moved by hand" in line for line in told), told
+        assert client.get_model_version_by_alias("toy", "champion").version == str(promoted["version"])
+    finally:
+        client.set_registered_model_alias("toy", "champion", str(promoted["version"]))
+    told = wiring.step("maintain")(replace(settings, mlflow_url="http://127.0.0.1:9"), "toy")
+    assert "not reconciled" in told["registry"][0] and "127.0.0.1:9" in told["registry"][0]
+
+
+def test_upkeep_waits_for_attempts_that_may_still_commit(installation: Settings) -> None:
+    edit(
+        installation.pipelines_dir / "toy" / "pipeline.yaml",
+        {"max_days_per_run: 4": "max_days_per_run: 4, shard_timeout_s: 90000"},
+    )
+    assert wiring.step("maintain")(installation, "toy")["data_files"] == 0
