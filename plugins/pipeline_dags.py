@@ -142,7 +142,7 @@ def train_dag(spec: PipelineSpec) -> DAG:
                 spec,
                 "promote",
                 "promote_model",
-                {"version": register.output["version"]},
+                {"version": register.output["version"], "expected": canary.output["champion_version"]},
                 from_run=("actor", "reason"),
                 canary=canary.output,
                 outlets=[champion_asset(spec)],

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.evaluation.canary import CanaryDay, compare_canary, run_canary
+    from tasks.evaluation.canary import compare_canary, run_canary
     from tasks.evaluation.evidence import evaluate, load_evaluation
     from tasks.evaluation.gate import judge
-    from tasks.evaluation.records import Evaluation
+    from tasks.evaluation.records import CanaryDay, Evaluation
 
 _HOME = {
-    "CanaryDay": "canary",
+    "CanaryDay": "records",
     "Evaluation": "records",
     "compare_canary": "canary",
     "evaluate": "evidence",

@@ -11,16 +11,14 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
 
 import numpy as np
 
 from tasks.core import Clock, Finding, PipelineSpec, Settings, Snapshot, Verdict, iso_utc, open_store, utc_now
 from tasks.core.errors import DataError
 from tasks.core.ids import canonical_json, digest_json
-from tasks.core.records import JsonRecord
 from tasks.evaluation import metrics
+from tasks.evaluation.records import CanaryBound, CanaryDay
 
 log = logging.getLogger(__name__)
 
@@ -29,31 +27,6 @@ MIN_DAY_ROWS = 30
 MIN_DAYS = 3
 PRIOR_PRECISION = 0.1
 """c^2 of the mixture: prior variance of the standardised mean is 1 / c^2. Chosen for 3 to 14 days."""
-
-
-@dataclass(frozen=True)
-class CanaryDay(JsonRecord):
-    """Paired losses of one labelled day."""
-
-    day: date
-    rows: int
-    challenger_brier: float
-    champion_brier: float
-
-    @property
-    def difference(self) -> float:
-        return self.challenger_brier - self.champion_brier
-
-
-@dataclass(frozen=True)
-class CanaryBound(JsonRecord):
-    """The confidence sequence after one more day; `low` and `high` are None while it has no width yet."""
-
-    day: date
-    days: int
-    mean: float
-    low: float | None
-    high: float | None
 
 
 def half_width(days: int, spread: float, alpha: float, *, precision: float = PRIOR_PRECISION) -> float:

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ from tasks.evaluation import behaviour, metrics, resampling
 from tasks.evaluation.baseline import Baseline
 from tasks.evaluation.metrics import FloatArray
 from tasks.evaluation.records import BehaviourCheck, Evaluation, Interval, Latency, SliceMetrics
-from tasks.evaluation.scoring import inputs_of, labels_of, load_scorer
+from tasks.evaluation.scoring import ScoredDays, inputs_of, labels_of, load_scorer
 from tasks.evaluation.slices import slice_column, slice_values
 
 if TYPE_CHECKING:
@@ -46,19 +46,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Raised when the evidence changes for equal inputs, so that older evidence is not taken for it."""
 CANDIDATE, CHAMPION, BASELINE, CONSTANT = "candidate", "champion", "baseline", "constant"
-
-
-@dataclass(frozen=True)
-class ScoredDays:
-    """Labelled validation rows with every model's probability; arrays of shape (n,)."""
-
-    days: tuple[date, ...]
-    day: npt.NDArray[np.int64]
-    """Index into `days`."""
-    labels: npt.NDArray[np.int8]
-    scores: dict[str, FloatArray]
-    slices: dict[str, npt.NDArray[np.object_]]
-    unlabelled_rows: int = 0
 
 
 def evaluate(

@@ -119,3 +119,28 @@ class Evaluation(JsonRecord):
     """Why the champion could not score these rows, when it could not."""
     evidence_key: str | None = None
     report_key: str | None = None
+
+
+@dataclass(frozen=True)
+class CanaryDay(JsonRecord):
+    """Paired losses of one labelled day."""
+
+    day: date
+    rows: int
+    challenger_brier: float
+    champion_brier: float
+
+    @property
+    def difference(self) -> float:
+        return self.challenger_brier - self.champion_brier
+
+
+@dataclass(frozen=True)
+class CanaryBound(JsonRecord):
+    """The confidence sequence after one more day; `low` and `high` are None while it has no width yet."""
+
+    day: date
+    days: int
+    mean: float
+    low: float | None
+    high: float | None

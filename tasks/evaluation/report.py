@@ -14,12 +14,11 @@ from tasks.core.report_style import page
 from tasks.evaluation import metrics
 from tasks.evaluation.charts import Axes, forest
 from tasks.evaluation.gate import MIN_SLICE_DAYS
-from tasks.evaluation.records import Evaluation, Interval, SliceMetrics
+from tasks.evaluation.records import CanaryBound, CanaryDay, Evaluation, Interval, SliceMetrics
 from tasks.evaluation.slices import MONTH, QUARTILE
 
 if TYPE_CHECKING:
-    from tasks.evaluation.canary import CanaryBound, CanaryDay
-    from tasks.evaluation.evidence import ScoredDays
+    from tasks.evaluation.scoring import ScoredDays
 
 NAMES = {
     "candidate": "Candidate",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,3 +75,16 @@ def labels_of(rows: pa.Table, spec: PipelineSpec) -> tuple[npt.NDArray[np.int8],
             f"holds {numbers[bad][0]:g}", which=f"label column {name}", fix="labels must be 0, 1 or null"
         )
     return np.where(known, numbers, 0).astype(np.int8), known
+
+
+@dataclass(frozen=True)
+class ScoredDays:
+    """Labelled validation rows with every model's probability; arrays of shape (n,)."""
+
+    days: tuple[date, ...]
+    day: npt.NDArray[np.int64]
+    """Index into `days`."""
+    labels: npt.NDArray[np.int8]
+    scores: dict[str, FloatArray]
+    slices: dict[str, npt.NDArray[np.object_]]
+    unlabelled_rows: int = 0

@@ -12,6 +12,10 @@ from tasks.wiring.context import Context, open_context, parse_day, parse_moment,
 from tasks.wiring.train import evaluation_verdict
 
 
+NOTHING_LIVE = 0
+"""Versions start at 1, so this says in plain JSON that no version is live."""
+
+
 def register_model(
     settings: Settings,
     pipeline: str,
@@ -60,7 +64,11 @@ def canary_model(
     challenger = registered(settings, context.spec, version)
     if live is None or live.version == version:
         reason = "there is no champion yet" if live is None else f"version {version} is the champion already"
-        result: dict[str, Any] = {"outcome": "skipped", "reasons": [f"{reason}: nothing to compare with"]}
+        result: dict[str, Any] = {
+            "outcome": "skipped",
+            "reasons": [f"{reason}: nothing to compare with"],
+            "champion_version": live.version if live else NOTHING_LIVE,
+        }
         context.evidence(dag_run, "canary", result)
         return result
     after = (
@@ -72,6 +80,7 @@ def canary_model(
         result = {
             "outcome": "inconclusive",
             "reasons": [f"the source has no day after {after} to compare on"],
+            "champion_version": live.version,
         }
         context.evidence(dag_run, "canary", result)
         return result
@@ -92,6 +101,7 @@ def canary_model(
         "first_day": days[0].isoformat(),
         "last_day": days[-1].isoformat(),
         "report_url": context.report_url(verdict.report_key),
+        "champion_version": live.version,
     }
     context.evidence(dag_run, "canary", result)
     return result
@@ -109,7 +119,8 @@ def promote_model(
 ) -> dict[str, Any]:
     """Make a registered version the champion, after loading it and replaying its golden rows (I6, I7).
 
-    `expected` is the version believed to be live; left out, it is read now.
+    `expected` is the version believed to be live (0: none is), so that a promotion run again after somebody else's
+    is refused instead of undoing it; left out, it is read now.
     """
     from tasks.registry import champion, promote
 
@@ -119,7 +130,7 @@ def promote_model(
         settings,
         context.spec,
         version,
-        expected=expected if expected is not None else (live.version if live else None),
+        expected=(live.version if live else None) if expected is None else expected or None,
         actor=actor,
         reason=reason,
         check=_loads_and_scores(context),

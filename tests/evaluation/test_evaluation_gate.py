@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tasks.core import PipelineSpec, Verdict
 from tasks.evaluation import Evaluation, judge
 from tasks.evaluation.behaviour import sanity
-from tasks.evaluation.evidence import ScoredDays, measure
+from tasks.evaluation.evidence import measure
 from tasks.evaluation.gate import claim, holm, slice_findings
 from tasks.evaluation.records import Interval, SliceMetrics
+from tasks.evaluation.scoring import ScoredDays
 
 
 def gated(toy: PipelineSpec, **changes: object) -> PipelineSpec:

@@ -81,6 +81,19 @@ def test_a_move_decided_on_another_champion_than_the_live_one_is_refused(
     assert live(after_second) == new
 
 
+def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
+    finished: Finished, after_second: Settings, second: Chain
+) -> None:
+    first, new = versions(second)
+    seen_by_the_first_run = finished.chain.done["canary_model"].first["champion_version"]
+    assert (seen_by_the_first_run, second.done["canary_model"].first["champion_version"]) == (0, first)
+    with pytest.raises(PromotionConflict, match=f"no version was expected to be live, but version {new} is"):
+        wiring.step("promote_model")(
+            after_second, "toy", version=first, expected=seen_by_the_first_run, actor="ada", reason="cleared"
+        )
+    assert live(after_second) == new
+
+
 def test_the_history_says_what_was_live_when(after_second: Settings, second: Chain) -> None:
     first, new = versions(second)
     events = wiring.step("deployment_history")(after_second, "toy")["events"]
