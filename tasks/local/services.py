@@ -103,7 +103,7 @@ def start_services(settings: Settings, progress: Progress) -> Settings:
     _choose_ports(settings)
     local = local_settings(settings)
     env = _environment(local)
-    _prepare_airflow(local, env, progress)
+    _prepare_databases(local, env, progress)
     started: dict[str, subprocess.Popen[bytes]] = {}
     for service in _services(local):
         progress(f"starting {service.name}")
@@ -124,8 +124,9 @@ def stop_services(settings: Settings, progress: Progress, *, grace_s: float = 20
         return 0
     progress(f"ending {len(set(found.values()))} services ({len(found)} processes)")
     leaders = _load_sessions(settings)
-    for process in found:
-        if process.pid in leaders or not leaders:  # a leader ends its own children in order
+    led = {found[process] for process in found if process.pid in leaders}
+    for process, name in found.items():
+        if process.pid in leaders or name not in led:  # a living leader ends its own children in order
             _signal(process, psutil.Process.terminate)
     begun = time.monotonic()
     while (waited := time.monotonic() - begun) < grace_s:
@@ -148,9 +149,11 @@ def stop_services(settings: Settings, progress: Progress, *, grace_s: float = 20
 def survey(settings: Settings) -> list[ServiceState]:
     """The state of every service, found by process, and asked for its health."""
     local = local_settings(settings)
+    leaders = _load_sessions(settings)
     first: dict[str, int] = {}
     for process, name in _processes(settings):
-        first[name] = min(process.pid, first.get(name, process.pid))
+        if process.pid in leaders or name not in leaders.values():  # what a dead leader left is no service
+            first[name] = min(process.pid, first.get(name, process.pid))
     return [
         ServiceState(
             name=service.name,
@@ -217,7 +220,7 @@ def _services(local: Settings) -> list[_Service]:
     )
     mlflow_server = (
         *(python, "-m", "mlflow", "server", "--host", _LOOPBACK, "--port", str(ports["mlflow"])),
-        *("--backend-store-uri", f"sqlite:///{mlflow / 'mlflow.db'}"),
+        *("--backend-store-uri", _sqlite(_mlflow_database(local))),
         *("--artifacts-destination", str(mlflow / "artifacts"), "--workers", "1"),
     )
     return [
@@ -252,7 +255,7 @@ def _environment(local: Settings) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{local.airflow_url}/execution/",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": _sqlite(home / "airflow.db"),
         "AIRFLOW__API__HOST": _LOOPBACK,
         "AIRFLOW__API__PORT": str(ports["airflow"]),
         "AIRFLOW__API__BASE_URL": local.airflow_url,
@@ -280,26 +283,71 @@ def _environment(local: Settings) -> dict[str, str]:
     }
 
 
-def _prepare_airflow(local: Settings, env: dict[str, str], progress: Progress) -> None:
-    home = _airflow_home(local)
-    for folder in (home, local.home / "logs", local.home / "mlflow" / "artifacts", _ray_folder(local)):
+def _prepare_databases(local: Settings, env: dict[str, str], progress: Progress) -> None:
+    """Bring Airflow's database up to date, and make both databases where there is none yet.
+
+    A database is made under another name and then renamed: neither service can go on from one whose making was
+    interrupted half-way. Both at once, since each spends its time on imports.
+    """
+    airflow, mlflow = _airflow_home(local) / "airflow.db", _mlflow_database(local)
+    for folder in (airflow.parent, mlflow.parent / "artifacts", local.home / "logs", _ray_folder(local)):
         folder.mkdir(parents=True, exist_ok=True)
     progress("preparing Airflow's database")
-    done = subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"],
-        env={**env, "PENSTOCK_SERVICE": "airflow-db-migrate"},
+    python = sys.executable
+    made: dict[Path, tuple[str, ...]] = {airflow: (python, "-m", "airflow", "db", "migrate")}
+    if not mlflow.exists():
+        made[mlflow] = (python, "-m", "tasks.local.mlflow_tables", _sqlite(_unfinished(mlflow)))
+    running: dict[Path, subprocess.Popen[str]] = {}
+    try:
+        for path, command in made.items():
+            running[path] = _make_database(path, command, env)
+        for path, process in running.items():
+            output, _ = process.communicate()
+            if process.returncode != 0:
+                raise TerminalError(
+                    f"its database could not be prepared:\n{_tail(output)}",
+                    which=f"{'Airflow' if path == airflow else 'MLflow'} at {path.parent}",
+                    fix=f"read the message; if the database is damaged, remove {path}",
+                )
+            if not path.exists():
+                _unfinished(path).replace(path)
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _make_database(path: Path, command: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[str]:
+    unfinished = _unfinished(path)
+    for left in unfinished.parent.glob(f"{unfinished.name}*"):  # of an interrupted start, with its journal
+        left.unlink()
+    target = path if path.exists() else unfinished
+    return subprocess.Popen(
+        command,
+        env={
+            **env,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": _sqlite(target),
+            "PENSTOCK_SERVICE": "database-preparation",
+        },
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
         start_new_session=True,
     )
-    if done.returncode != 0:
-        raise TerminalError(
-            f"its database could not be prepared:\n{_tail(done.stdout + done.stderr)}",
-            which=f"Airflow at {home}",
-            fix=f"read the message; if the database is damaged, remove {home / 'airflow.db'}",
-        )
+
+
+def _mlflow_database(settings: Settings) -> Path:
+    return settings.home / "mlflow" / "mlflow.db"
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-unfinished{path.suffix}")
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite:///{path}"
 
 
 def _spawn(local: Settings, service: _Service, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -451,6 +499,8 @@ def _choose_ports(settings: Settings) -> None:
 
 def _bind(port: int) -> socket.socket | None:
     held = socket.socket()
+    if port:  # connections that a service of before has closed linger on its port; they are in nobody's way
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         held.bind((_LOOPBACK, port))
     except OSError:

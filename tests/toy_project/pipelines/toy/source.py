@@ -6,6 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 ROWS_PER_DAY = 120
+FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 20)
+
+
+def days() -> list[date]:
+    """Delivered so far. `load` makes later days too: a test that asks for one plays a new delivery."""
+    return [FIRST_DAY + timedelta(days=i) for i in range((LAST_DAY - FIRST_DAY).days + 1)]
 
 
 def load(first_day: date, last_day: date) -> pa.Table:
@@ -21,7 +27,13 @@ def _day(day: date) -> pa.Table:
     visits = rng.poisson(3, n).astype(np.int64)
     city = rng.choice(["Basel", "Bern", "Chur", "Genf"], n, p=[0.4, 0.3, 0.2, 0.1])
     device = rng.choice(["phone", "desktop"], n)
-    logit = 0.8 - 0.08 * price + 0.4 * visits + np.where(city == "Chur", 1.5, 0.0) - np.where(device == "phone", 0.7, 0.0)
+    logit = (
+        0.8
+        - 0.08 * price
+        + 0.4 * visits
+        + np.where(city == "Chur", 1.5, 0.0)
+        - np.where(device == "phone", 0.7, 0.0)
+    )
     bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)
     return pa.table(
         {

@@ -1,0 +1,49 @@
+"""One set of services for the whole folder, started and ended with the `penstock` command."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from damaged import add_damaged_pipelines
+from installation import Installation
+
+from tasks.local.services import _ray_folder
+
+HOLD = """
+
+def _wait_while_held() -> None:
+    import os
+    import time
+    from pathlib import Path
+
+    while Path(os.environ["PENSTOCK_PROJECT"], "hold").exists():
+        time.sleep(0.2)
+"""
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation nothing has been started in. The file `hold` in its project keeps features from coming."""
+    made = Installation(tmp_path_factory.mktemp("e2e"))
+    made.edit(
+        "toy",
+        "features.py",
+        {'    return rows.select(["price"': '    _wait_while_held()\n    return rows.select(["price"'},
+    )
+    features = made.project / "pipelines" / "toy" / "features.py"
+    features.write_text(features.read_text() + HOLD)
+    add_damaged_pipelines(made.project)
+    yield made
+    made.penstock("down")
+    assert not made.leftovers()
+    shutil.rmtree(_ray_folder(made.settings), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def installation(stopped: Installation) -> Installation:
+    """The installation with its services up."""
+    done = stopped.penstock("up")
+    assert done.returncode == 0, done.stdout
+    return stopped

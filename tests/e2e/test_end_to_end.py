@@ -1,0 +1,228 @@
+"""The whole chain through a real Airflow, Ray and MLflow, in the order in which a user meets it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import psutil
+import pytest
+from installation import Installation, until
+
+from tasks.local import survey
+from tasks.local.services import _processes
+
+pytestmark = pytest.mark.e2e
+
+TRAIN, SCORE, MONITOR = "toy.train", "toy.score", "toy.monitor"
+ROWS_A_DAY = 120
+
+
+class TestTheCommand:
+    @pytest.mark.parametrize("line", ["preparing Airflow's database", "ray is healthy"])
+    def test_ctrl_c_while_the_services_start_leaves_no_process(
+        self, stopped: Installation, line: str
+    ) -> None:
+        done = stopped.interrupt_up_at(line)
+        assert done.returncode == 130, done.stdout
+        assert line in done.stdout
+        assert "Traceback" not in done.stdout
+        assert stopped.leftovers() == []
+        assert not any(state.running for state in survey(stopped.settings))
+
+    def test_the_next_start_brings_all_services_up(self, installation: Installation) -> None:
+        assert all(state.healthy for state in survey(installation.settings))
+        assert installation.penstock("status").returncode == 0
+
+    def test_a_second_start_leaves_the_services_as_they_are(self, installation: Installation) -> None:
+        before = {state.name: state.pid for state in survey(installation.settings)}
+        done = installation.penstock("up")
+        assert done.returncode == 0, done.stdout
+        assert {state.name: state.pid for state in survey(installation.settings)} == before
+
+
+class TestTheChain:
+    """Each test goes on where the one before it stopped."""
+
+    known: ClassVar[dict[str, Any]] = {}
+
+    def test_a_wrong_pipeline_file_is_an_import_error_and_takes_no_other_dag_down(
+        self, installation: Installation
+    ) -> None:
+        airflow = installation.airflow
+        wanted = {TRAIN, SCORE, MONITOR, "truncated.train", "platform.maintenance"}
+        until(lambda: wanted <= set(airflow.dags()) or None, "the DAGs to be read")
+        until(lambda: airflow.import_errors() or None, "the import error")
+        (error,) = airflow.import_errors()
+        for part in (
+            "misspelt/pipeline.yaml: entity_key",
+            "unknown key, did you mean 'entity_key'?",
+            "Fix: ",
+        ):
+            assert part in error["stack_trace"].replace("entity_keys: unknown", "entity_key: unknown"), error
+        assert not [dag for dag in airflow.dags() if dag.startswith("misspelt")]
+
+    def test_training_over_rest_gates_registers_and_promotes(self, installation: Installation) -> None:
+        installation.airflow.unpause(SCORE)
+        installation.airflow.unpause(MONITOR)
+        installation.trigger(TRAIN, "first", reason="the first model", actor="ada")
+        installation.succeeded(TRAIN, "first")
+        assert installation.airflow.xcom(TRAIN, "first", "release.promote")["version"] == 1
+
+    def test_mlflow_shows_the_champion_with_its_origin(self, installation: Installation) -> None:
+        version = installation.mlflow("registered-models/alias", name="toy", alias="champion")[
+            "model_version"
+        ]
+        assert version["version"] == "1"
+        tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+        trained = installation.airflow.xcom(TRAIN, "first", "model.train")
+        told = " ".join(tags.values()) + version["description"]
+        for value in (trained["bundle_digest"], trained["snapshot_id"], trained["feature_version"]):
+            assert value in told, tags
+        assert f"{TRAIN}/runs/first" in told, tags
+
+    def test_the_evidence_page_needs_a_login(self, installation: Installation) -> None:
+        path = f"/penstock/run/{TRAIN}/first"
+        assert installation.airflow.page(path, logged_in=False).status_code in (303, 401)
+        shown = installation.airflow.page(path, logged_in=True)
+        assert shown.status_code == 200
+        assert "the first model" in shown.text
+
+    def test_the_promotion_starts_scoring_and_every_row_is_published_once(
+        self, installation: Installation
+    ) -> None:
+        run_id = installation.run_by_asset(SCORE)
+        installation.succeeded(SCORE, run_id)
+        snapshot = installation.airflow.xcom(SCORE, run_id, "data.validate")
+        table = installation.predictions("toy")
+        assert table.num_rows == snapshot["rows"] == 16 * ROWS_A_DAY
+        assert len(set(table["prediction_id"].to_pylist())) == table.num_rows
+        plan = installation.airflow.xcom(SCORE, run_id, "inference.plan")
+        self.known.update(dag_run=run_id, run_id=plan["run_id"], rows=table.num_rows)
+
+    def test_the_publication_starts_the_monitor(self, installation: Installation) -> None:
+        run_id = installation.run_by_asset(MONITOR)
+        installation.succeeded(MONITOR, run_id)
+        decided = installation.airflow.xcom(MONITOR, run_id, "decide")
+        assert decided["verdict"]
+        installation.airflow.pause(MONITOR)
+
+    def test_scoring_the_same_days_again_is_the_same_run_and_adds_no_row(
+        self, installation: Installation
+    ) -> None:
+        installation.trigger(SCORE, "again", first_day="2024-02-05", last_day="2024-02-20")
+        installation.succeeded(SCORE, "again")
+        assert installation.airflow.xcom(SCORE, "again", "inference.plan")["run_id"] == self.known["run_id"]
+        assert installation.airflow.xcom(SCORE, "again", "inference.score")["shards_committed"] == 0
+        assert installation.predictions("toy").num_rows == self.known["rows"]
+
+    @pytest.mark.parametrize("task_id", ["inference.publish", "inference.score"])
+    def test_clearing_one_task_of_a_finished_run_is_safe(
+        self, installation: Installation, task_id: str
+    ) -> None:
+        installation.clear(SCORE, self.known["dag_run"], task_id)
+        table = installation.predictions("toy")
+        assert table.num_rows == self.known["rows"]
+        assert len(set(table["prediction_id"].to_pylist())) == table.num_rows
+
+    def test_a_kill_in_the_ui_stops_the_ray_job_and_clearing_finishes_the_run(
+        self, installation: Installation
+    ) -> None:
+        hold = installation.project / "hold"
+        hold.touch()
+        try:
+            installation.trigger(SCORE, "killed", first_day="2024-02-21", last_day="2024-02-21")
+            installation.task_in(SCORE, "killed", "inference.score", "deferred")
+            until(
+                lambda: (
+                    [job["status"] for job in installation.ray_jobs(SCORE, "killed")] == ["RUNNING"] or None
+                ),
+                "the job",
+            )
+            installation.airflow.mark_failed(SCORE, "killed", "inference.score")
+            until(
+                lambda: installation.ray_jobs(SCORE, "killed")[0]["status"] == "STOPPED" or None,
+                "the job's end",
+            )
+            assert installation.ended(SCORE, "killed") == "failed"
+        finally:
+            hold.unlink()
+        assert installation.predictions("toy").num_rows == self.known["rows"]
+        installation.clear(SCORE, "killed", "inference.score", downstream=True)
+        assert [job["status"] for job in installation.ray_jobs(SCORE, "killed")] == ["STOPPED", "SUCCEEDED"]
+        assert installation.predictions("toy").num_rows == self.known["rows"] + ROWS_A_DAY
+
+    def test_a_model_that_the_gate_refuses_leaves_the_champion_alone(
+        self, installation: Installation
+    ) -> None:
+        installation.edit(
+            "toy",
+            "pipeline.yaml",
+            {"min_auc: 0.55": "min_auc: 0.99", "epochs: 6, patience: 3": "epochs: 1, patience: 1"},
+        )
+        installation.trigger(TRAIN, "refused")
+        assert installation.ended(TRAIN, "refused") == "failed"
+        gate = installation.task(TRAIN, "refused", "model.gate")
+        assert (gate["state"], gate["try_number"]) == ("failed", 1)
+        assert installation.task(TRAIN, "refused", "release.register")["state"] == "upstream_failed"
+        log = installation.log(TRAIN, "refused", "model.gate")
+        assert re.search(r"AUC.*0\.99", log, re.IGNORECASE), log
+        assert "/penstock/report/toy/evaluation/" in log, log
+        assert "Traceback" not in log
+        champion = installation.mlflow("registered-models/alias", name="toy", alias="champion")[
+            "model_version"
+        ]
+        assert champion["version"] == "1"
+        shown = installation.airflow.page(f"/penstock/run/{TRAIN}/refused", logged_in=True)
+        assert "Stopped by" in shown.text
+
+
+BAD_DELIVERIES = {
+    "truncated": ["is not a whole Parquet file", "deliver it again"],
+    "lacking": ["lacks bought", "deliver all files with the same columns"],
+    "hollow": ["has no rows", "deliver it again"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained_on(installation: Installation) -> Installation:
+    """All bad deliveries at once: they have nothing to do with each other."""
+    for pipeline in BAD_DELIVERIES:
+        installation.trigger(f"{pipeline}.train", "bad")
+    return installation
+
+
+class TestBadDeliveries:
+    @pytest.mark.parametrize("pipeline", BAD_DELIVERIES)
+    def test_a_bad_file_is_named_with_its_fix_and_not_tried_again(
+        self, trained_on: Installation, pipeline: str
+    ) -> None:
+        dag_id = f"{pipeline}.train"
+        assert trained_on.ended(dag_id, "bad") == "failed"
+        task = trained_on.task(dag_id, "bad", "data.snapshot")
+        assert (task["state"], task["try_number"]) == ("failed", 1)
+        log = trained_on.log(dag_id, "bad", "data.snapshot")
+        for part in (f"pipelines/{pipeline}/delivered/day-2.parquet", "Fix: ", *BAD_DELIVERIES[pipeline]):
+            assert part in log, log
+        assert "Traceback" not in log
+
+
+class TestTheEnd:
+    def test_a_killed_scheduler_is_back_after_the_next_start(self, installation: Installation) -> None:
+        scheduler = next(s for s in survey(installation.settings) if s.name == "airflow-scheduler")
+        assert scheduler.pid is not None
+        psutil.Process(scheduler.pid).kill()
+        until(lambda: installation.penstock("status").returncode == 1 or None, "the status to show the loss")
+        done = installation.penstock("up")
+        assert done.returncode == 0, done.stdout
+        assert all(state.healthy for state in survey(installation.settings))
+        assert installation.airflow.run(TRAIN, "first")["state"] == "success"
+
+    def test_down_ends_every_process(self, installation: Installation) -> None:
+        processes = [process for process, _ in _processes(installation.settings)]
+        assert len(processes) >= 6
+        done = installation.penstock("down")
+        assert done.returncode == 0, done.stdout
+        assert installation.leftovers() == []
+        alive = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        assert alive == []
