@@ -36,7 +36,7 @@ down: $(RUN_READY) ## end them
 	@$(BIN)/penstock down
 
 status: $(RUN_READY) ## show them
-	@$(BIN)/penstock status
+	@$(BIN)/penstock status || true
 
 lock: $(DEV_READY) ## resolve requirements*.in into requirements*.txt
 	@$(BIN)/python scripts/lock.py
