@@ -19,6 +19,8 @@ POINTS = (
     "before-delta-commit",
     "after-delta-commit",
     "after-published-marker",
+    "before-replay-record",
+    "after-replay-record",
     "before-archive-file",
     "after-archive-file",
     "after-archive-record",

@@ -394,6 +394,10 @@ class S3Store:
             found: dict[str, Any] = self.fs.find(self.url(prefix), detail=True)
         for path in sorted(found):
             info = found[path]
+            if (
+                info.get("type") == "directory"
+            ):  # s3fs answers so when the first object appears while it looks
+                continue
             yield ObjectInfo(path.removeprefix(base), info["size"], info["LastModified"])
 
     def delete(self, key: str) -> None:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from tasks.inference.planning import plan
     from tasks.inference.publishing import publish, published_days, published_records, read_predictions
     from tasks.inference.records import Plan, Published, RunReport, ShardRecord
+    from tasks.inference.replaying import Replayed, replay
     from tasks.inference.verification import RunStatus, Verification, status, verify
 
 _HOME = {
     "Plan": "records",
     "Published": "records",
+    "Replayed": "replaying",
     "RunReport": "records",
     "RunStatus": "verification",
     "ShardRecord": "records",
@@ -29,6 +31,7 @@ _HOME = {
     "published_days": "publishing",
     "published_records": "publishing",
     "read_predictions": "publishing",
+    "replay": "replaying",
     "run_plan": "engine",
     "status": "verification",
     "sweep_orphans": "maintenance",
@@ -39,6 +42,7 @@ _HOME = {
 __all__ = [
     "Plan",
     "Published",
+    "Replayed",
     "RunReport",
     "RunStatus",
     "ShardRecord",
@@ -49,6 +53,7 @@ __all__ = [
     "published_days",
     "published_records",
     "read_predictions",
+    "replay",
     "run_plan",
     "status",
     "sweep_orphans",

@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core.clock import Clock, utc_now
 from tasks.core.errors import (
+    ConfigError,
     DataError,
+    DigestMismatch,
+    FingerprintMismatch,
     PenstockError,
+    PipelineCodeError,
     ServiceUnavailable,
+    StaleAttempt,
     TransientError,
     error_from_record,
+    error_kind,
 )
 from tasks.core.object_store import open_store, probe
 from tasks.core.settings import Settings
@@ -45,6 +51,8 @@ log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
 _PROGRESS_S = 5.0
+_GIVE_UP = 8
+_EVERY_SHARDS_FAULT = (StaleAttempt, DigestMismatch, FingerprintMismatch, PipelineCodeError, ConfigError)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,9 @@ class ShardActor:
         token: int,
         load_model: str,
         audit_table: str | None,
+        own_process: bool = True,
     ) -> None:
+        self._own_process = own_process
         self._arguments = (settings, spec, run_id, token, load_model, audit_table)
         self._worker: ShardWorker | None = None
 
@@ -98,7 +108,7 @@ class ShardActor:
         try:
             return json.dumps({"ok": ShardOutcome.of(self._ready().run(shard)).__dict__})
         except PenstockError as error:
-            return json.dumps({"error": error.as_record()})
+            return json.dumps({"shard": shard, "error": error.as_record()})
         except Exception as error:
             log.exception("Shard %d failed.", shard)
             wrapped = TransientError(
@@ -106,7 +116,7 @@ class ShardActor:
                 which=f"shard {shard:05d}",
                 fix="see the traceback in the worker's log; a retry scores only what is missing",
             )
-            return json.dumps({"error": wrapped.as_record()})
+            return json.dumps({"shard": shard, "error": wrapped.as_record()})
 
     def _ready(self) -> ShardWorker:
         """The worker, made at the first shard so that its errors are shard outcomes too."""
@@ -114,7 +124,13 @@ class ShardActor:
             settings, spec, run_id, token, load_model, audit_table = self._arguments
             planned = read_plan(open_store(settings, prefix=spec.prefix), run_id)
             self._worker = ShardWorker(
-                settings, spec, planned, token, load_model=load_model, audit_table=audit_table
+                settings,
+                spec,
+                planned,
+                token,
+                load_model=load_model,
+                audit_table=audit_table,
+                own_process=self._own_process,
             )
         return self._worker
 
@@ -149,7 +165,9 @@ def run_plan(
         StaleAttempt: A newer attempt took over.
         DataError: More rows than `inference.max_dead_letter_share` could not be scored, or input is damaged.
         ConfigError: The store does not honour exclusive create.
-        PenstockError: What stopped a shard, in its own class; shards committed before are kept.
+        PenstockError: What stopped a shard after `inference.shard_attempts` attempts, in its own class, with the
+            shard's name and the last cause. The other shards are scored first, unless the cause is that of
+            every shard: a stale attempt, a damaged model, wrong code or settings, or a store that is away.
     """
     started = time.monotonic()
     store = open_store(settings, prefix=spec.prefix)
@@ -172,15 +190,17 @@ def run_plan(
     )
     arguments = (settings, spec, run_id, token, load_model, audit_table)
     outcomes: list[ShardOutcome] = []
+    failures = _Failures(planned)
     progress = _Progress(planned, missing)
     for text in _score_here(arguments, missing) if local else _score_on_ray(arguments, missing):
         found = json.loads(text)
         if "error" in found:
-            error = error_from_record(found["error"])
-            log.error("Run %s stops: %s", run_id, error.what)
-            raise error
+            failures.add(int(found["shard"]), error_from_record(found["error"]))
+            continue
+        failures.reset()
         outcomes.append(ShardOutcome(**found["ok"]))
         progress.add(outcomes[-1])
+    failures.raise_if_any(len(done) + len(outcomes))
     return _report(planned, store, token, outcomes, len(done), started, spec)
 
 
@@ -190,6 +210,8 @@ def refuse_dead_letters(spec: PipelineSpec, planned: Plan, records: list[ShardRe
     Raises:
         DataError: Names the count, the limit and examples.
     """
+    if planned.fingerprint.replay_of is not None:
+        return  # these rows failed before, and the run that they failed in was judged
     count = sum(record.dead_letters for record in records)
     share, limit = count / planned.rows, spec.inference.max_dead_letter_share
     if share <= limit:
@@ -248,6 +270,52 @@ def _report(
     return report
 
 
+class _Failures:
+    """Shards that could not be scored. One of them does not keep the others from finishing."""
+
+    def __init__(self, planned: Plan) -> None:
+        self._planned = planned
+        self._errors: dict[int, PenstockError] = {}
+        self._in_a_row = 0
+
+    def reset(self) -> None:
+        """A shard succeeded: the fault is not everywhere."""
+        self._in_a_row = 0
+
+    def add(self, shard: int, error: PenstockError) -> None:
+        """Keep a shard's failure.
+
+        Raises:
+            PenstockError: `error` itself, when every other shard would fail for the same reason; or the failure
+                of this shard, when so many failed in a row that the store must be away.
+        """
+        log.error("Run %s, shard %d failed: %s", self._planned.run_id, shard, error.what)
+        if isinstance(error, _EVERY_SHARDS_FAULT):
+            raise error
+        self._errors[shard] = error
+        self._in_a_row = 0 if isinstance(error, DataError) else self._in_a_row + 1
+        if self._in_a_row >= _GIVE_UP:
+            self.raise_if_any(None)
+
+    def raise_if_any(self, committed: int | None) -> None:
+        """Raise the failure that matters most: one that a retry does not heal, of the lowest shard."""
+        if not self._errors:
+            return
+        order = {"terminal": 0, "unknown": 1, "transient": 2}
+        shard, error = min(self._errors.items(), key=lambda item: (order[error_kind(item[1])], item[0]))
+        others = sorted(set(self._errors) - {shard})
+        what = error.what
+        if others:
+            named = ", ".join(f"{number:05d}" for number in others[:_EXAMPLES])
+            what += f"; {len(others)} more shards failed: {named}{', ...' if len(others) > _EXAMPLES else ''}"
+        if committed is not None:
+            what += f"; {committed} of {len(self._planned.shards)} shards are committed and kept"
+        which = f"shard {shard:05d} of run {self._planned.run_id}"
+        if error.which and which not in error.which:
+            which += f" ({error.which})"
+        raise type(error)(what, which=which, fix=error.fix) from error
+
+
 class _Progress:
     """Log lines: shard k of n, rows/s, time left."""
 
@@ -282,7 +350,7 @@ _Arguments = tuple[Settings, PipelineSpec, str, int, str, str | None]
 
 
 def _score_here(arguments: _Arguments, shards: list[int]) -> Iterator[str]:
-    actor = ShardActor(*arguments)
+    actor = ShardActor(*arguments, own_process=False)
     for shard in shards:
         yield actor.outcome(shard)
 

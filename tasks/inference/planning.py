@@ -10,7 +10,7 @@ from tasks.core import ids
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.errors import ConfigError, DataError, FingerprintMismatch, NotFound
 from tasks.core.ids import canonical_json
-from tasks.core.object_store import AlreadyExists, open_store
+from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.records import PartitionFile, Snapshot
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -79,24 +79,31 @@ def plan(
         raise DataError(
             "has no rows to score", which=f"snapshot {snapshot.snapshot_id}", fix="choose days that have rows"
         )
-    made = Plan(identity, fingerprint, snapshot.partitions, shards, iso_utc(clock()))
+    return create_plan(store, Plan(identity, fingerprint, snapshot.partitions, shards, iso_utc(clock())))
+
+
+def create_plan(store: ObjectStore, made: Plan) -> Plan:
+    """Write a plan exclusively, or find the one that is there.
+
+    Raises:
+        FingerprintMismatch: The plan that is there is of other inputs.
+    """
     try:
-        store.put_exclusive(plan_key(identity), canonical_json(made.to_json()))
+        store.put_exclusive(plan_key(made.run_id), canonical_json(made.to_json()))
     except AlreadyExists:
-        found = read_plan(store, identity)
-        if found.fingerprint != fingerprint:
-            raise _mismatch(
-                identity, run_id_of(fingerprint), "; ".join(found.fingerprint.differences(fingerprint))
-            ) from None
-        log.info("Run %s was planned at %s; continuing it.", identity, found.created_at_utc)
+        found = read_plan(store, made.run_id)
+        if found.fingerprint != made.fingerprint:
+            differences = "; ".join(found.fingerprint.differences(made.fingerprint))
+            raise _mismatch(made.run_id, run_id_of(made.fingerprint), differences) from None
+        log.info("Run %s was planned at %s; continuing it.", made.run_id, found.created_at_utc)
         return found
     log.info(
         "Planned run %s: %s rows of %d days in %d shards, model version %d.",
-        identity,
+        made.run_id,
         f"{made.rows:,}",
         len(made.days),
-        len(shards),
-        model_version,
+        len(made.shards),
+        made.fingerprint.model_version,
     )
     return made
 
@@ -129,13 +136,16 @@ def scoring_config(spec: PipelineSpec) -> dict[str, Any]:
 
 def run_id_of(fingerprint: Fingerprint) -> str:
     """The run id (I1) of a fingerprint."""
+    config = fingerprint.scoring_config
+    if fingerprint.replay_of is not None:
+        config = {**config, "replay_of": fingerprint.replay_of, "replay": fingerprint.replay}
     return ids.run_id(
         pipeline=fingerprint.pipeline,
         snapshot_id=fingerprint.snapshot_id,
         model_version=str(fingerprint.model_version),
         bundle_digest=fingerprint.bundle_digest,
         feature_version=fingerprint.feature_version,
-        scoring_config=fingerprint.scoring_config,
+        scoring_config=config,
     )
 
 

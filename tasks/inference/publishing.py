@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from tasks.inference.records import (
     published_key,
     read_plan,
     read_published,
+    read_replays,
     read_shard_records,
 )
 
@@ -84,20 +85,83 @@ def publish(
     refuse_dead_letters(spec, planned, records)
     files = tuple(file for record in records for file in record.files)
     audit_files = tuple(file for record in records for file in record.audit_files)
-    if not files:
+    superseded: tuple[LiveFile, ...] = ()
+    if files:
+        _refuse_missing(store, PREDICTIONS, files)
+        _publish_audit(store, run_id, audit_files)
+        if planned.fingerprint.replay_of is None:
+            superseded = _publish_predictions(store, planned, files, replace_newer=replace_newer)
+        else:
+            _publish_replay(store, planned, files)
+    elif planned.fingerprint.replay_of is None:
         raise DataError("has no scored row", which=f"run {run_id}", fix="see its dead letters")
-    _refuse_missing(store, PREDICTIONS, files)
-    _publish_audit(store, run_id, audit_files)
-    superseded = _publish_predictions(store, planned, files, replace_newer=replace_newer)
     published = _published(store, planned, records, superseded, clock)
     return _mark(store, published, overwrite=replace_newer)
 
 
+@dataclass(frozen=True)
+class PublishedIds:
+    """Prediction ids by source day."""
+
+    parent: dict[date, set[str]]
+    replayed: dict[date, set[str]]
+
+
+def published_ids(
+    store: ObjectStore, run_id: str, replay_run_ids: Sequence[str], days: Collection[date]
+) -> PublishedIds:
+    """The prediction ids that a run and its replays scored on these source days."""
+
+    def ids(run: str) -> dict[date, set[str]]:
+        found: dict[date, set[str]] = {}
+        shards = [task.shard for task in read_plan(store, run).shards if task.day in days]
+        for record in read_shard_records(store, run, shards):
+            for file in record.files:
+                data = io.BytesIO(store.get(f"{PREDICTIONS}/{file.path}"))
+                column = pq.read_table(data, columns=["prediction_id"]).column("prediction_id")
+                found.setdefault(record.day, set()).update(column.to_pylist())
+        return found
+
+    replayed: dict[date, set[str]] = {}
+    for run in replay_run_ids:
+        for day, some in ids(run).items():
+            replayed.setdefault(day, set()).update(some)
+    return PublishedIds(ids(run_id), replayed)
+
+
+def refuse_superseded(store: ObjectStore, view: TableView, parent: Plan, days: Collection[date]) -> None:
+    """Refuse to repair days that another run holds now.
+
+    Raises:
+        StaleAttempt: The table lacks files of `parent` of these days, or holds files of another run on them.
+    """
+    family = {parent.run_id, *(item.run_id for item in read_replays(store, parent.run_id))}
+    shards = [task.shard for task in parent.shards if task.day in days]
+    own = {f.path for record in read_shard_records(store, parent.run_id, shards) for f in record.files}
+    names = [file.name for file in view.files]
+    others = sorted(
+        {name.run_id for name in names if name and name.day in days and name.run_id not in family}
+    )
+    if others or not own <= {file.path for file in view.files}:
+        by = f"superseded by run {', '.join(others)}" if others else "no longer in the table"
+        raise StaleAttempt(
+            f"is {by} on days that are to be repaired",
+            which=f"run {parent.run_id}",
+            fix="replay the run that holds these days now, or publish this one again with replace_newer",
+        )
+
+
 def published_days(settings: Settings, spec: PipelineSpec) -> dict[date, str]:
-    """Source days whose predictions are published, with the run that holds them now."""
-    view = table_view(open_store(settings, prefix=spec.prefix), PREDICTIONS)
+    """Source days whose predictions are published, with the run that holds them now; replays are part of it."""
+    store = open_store(settings, prefix=spec.prefix)
+    view = table_view(store, PREDICTIONS)
     names = [file.name for file in view.files] if view else []
-    return dict(sorted({name.day: name.run_id for name in names if name is not None}.items()))
+    holders: dict[date, set[str]] = {}
+    for name in names:
+        if name is not None:
+            holders.setdefault(name.day, set()).add(name.run_id)
+    roots = roots_of(store, {run for runs in holders.values() if len(runs) > 1 for run in runs})
+    return {day: min(roots.get(run, run) for run in runs) for day, runs in sorted(holders.items())}
 
 
 def published_records(settings: Settings, spec: PipelineSpec, days: Sequence[date]) -> list[ShardRecord]:
@@ -173,6 +237,10 @@ def _publish_predictions(
 ) -> tuple[LiveFile, ...]:
     """Add the run's files and remove those they supersede; returns the removed ones."""
     application = application_id(planned.run_id)
+    if replace_newer:
+        repaired = _published_replays(store, planned)
+        _refuse_missing(store, PREDICTIONS, repaired)
+        files = (*files, *repaired)
     own = {file.path for file in files}
     days = set(planned.days)
     removed: tuple[LiveFile, ...] = ()
@@ -214,6 +282,52 @@ def _publish_predictions(
     return removed
 
 
+def roots_of(store: ObjectStore, run_ids: Collection[str]) -> dict[str, str]:
+    """For each run itself, or the run that it replays."""
+
+    def root(run_id: str) -> str:
+        try:
+            return read_plan(store, run_id).fingerprint.replay_of or run_id
+        except NotFound:
+            return run_id
+
+    return {run_id: root(run_id) for run_id in sorted(run_ids)}
+
+
+def _publish_replay(store: ObjectStore, planned: Plan, files: tuple[TableFile, ...]) -> None:
+    """Add a replay's files beside those of the run that it repairs, as long as that run holds the days."""
+    application = application_id(planned.run_id)
+    parent = read_plan(store, planned.fingerprint.replay_of or "")
+
+    def decide(view: TableView) -> Change | None:
+        if view.transaction_version(application) is not None:
+            return None
+        refuse_superseded(store, view, parent, planned.days)
+        _refuse_other_types(store, PREDICTIONS, files, view)
+        note = {"penstock_run": planned.run_id, "penstock_replay_of": parent.run_id}
+        return Change(add=files, transaction=(application, 1), note=note)
+
+    commit_change(
+        store,
+        PREDICTIONS,
+        schema=_schema_of(store, PREDICTIONS, files),
+        decide=decide,
+        points=("before-delta-commit", "after-delta-commit"),
+    )
+
+
+def _published_replays(store: ObjectStore, planned: Plan) -> tuple[TableFile, ...]:
+    """Files of the replays of a run that were published: what comes back with it."""
+    files: list[TableFile] = []
+    view = table_view(store, PREDICTIONS)
+    for item in read_replays(store, planned.run_id):
+        # The transaction, not the marker: a crash may have come between the two.
+        if view is not None and view.transaction_version(application_id(item.run_id)) is not None:
+            shards = [task.shard for task in read_plan(store, item.run_id).shards]
+            files += [f for record in read_shard_records(store, item.run_id, shards) for f in record.files]
+    return tuple(files)
+
+
 def _published(
     store: ObjectStore, planned: Plan, records: list[ShardRecord], removed: tuple[LiveFile, ...], clock: Clock
 ) -> Published:
@@ -230,6 +344,7 @@ def _published(
         days=planned.days,
         superseded_runs=tuple(run for run in runs.split(",") if run),
         superseded_files=int(count),
+        replay_of=planned.fingerprint.replay_of,
         dead_letters=sum(record.dead_letters for record in records),
         table_version=int((note or {}).get("version", view.version if view else 0)),
         published_at_utc=iso_utc(clock()),
@@ -259,7 +374,9 @@ def _mark(store: ObjectStore, published: Published, *, overwrite: bool) -> Publi
 
 
 def _refuse_newer(store: ObjectStore, planned: Plan, others: tuple[LiveFile, ...]) -> None:
-    for run in sorted({file.name.run_id for file in others if file.name}):
+    # A replay is as old as the run that it repairs: it must not outlive that run's successor.
+    roots = roots_of(store, {file.name.run_id for file in others if file.name})
+    for run in sorted(set(roots.values())):
         try:
             other = read_plan(store, run)
         except NotFound:

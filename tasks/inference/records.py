@@ -36,6 +36,10 @@ def attempt_key(run_id: str, token: int) -> str:
     return f"runs/{run_id}/attempts/{token:05d}.json"
 
 
+def replay_key(run_id: str, generation: int) -> str:
+    return f"runs/{run_id}/replays/{generation:05d}.json"
+
+
 def dead_letter_key(run_id: str, shard: int, attempt: str) -> str:
     return f"runs/{run_id}/dead-letters/shard-{shard:05d}-{attempt}.parquet"
 
@@ -50,6 +54,10 @@ class Fingerprint(JsonRecord):
     bundle_digest: str
     feature_version: str
     scoring_config: dict[str, Any]
+    replay_of: str | None = None
+    """The run whose dead letters this run scores again; None for a run that scores a snapshot."""
+    replay: int = 0
+    """Which replay of that run, from 1."""
 
     def differences(self, other: Fingerprint) -> list[str]:
         """`field: mine != theirs` for every field that differs."""
@@ -134,6 +142,26 @@ class ShardRecord(JsonRecord):
 
 
 @dataclass(frozen=True)
+class ReplayRecord(JsonRecord):
+    """What one replay of a run scores; created once, by exclusive create, never changed."""
+
+    replay_of: str
+    generation: int
+    run_id: str
+    """The follow-up run."""
+    snapshot_id: str
+    """The rows to score, as a snapshot of their own."""
+    corrected_snapshot_id: str | None
+    """The delivery that the rows were taken from; None: the rows as they failed."""
+    rows: int
+    repeated: int
+    """Dead letters left out because their prediction id is in the table, or occurs twice among them."""
+    unmatched: int
+    """Dead letters left out because they have no prediction id, or the delivery lacks theirs."""
+    created_at_utc: str
+
+
+@dataclass(frozen=True)
 class RunReport(JsonRecord):
     """What one call of `run_plan` did."""
 
@@ -169,6 +197,8 @@ class Published(JsonRecord):
     table_version: int
     published_at_utc: str
     already_published: bool = False
+    replay_of: str | None = None
+    """The run whose dead letters these rows were."""
 
 
 def read_plan(store: ObjectStore, run_id: str) -> Plan:
@@ -211,6 +241,25 @@ def read_shard_record(store: ObjectStore, run_id: str, shard: int) -> ShardRecor
             which=store.url(key),
             fix="restore the object from a backup; deleting it makes the shard be scored again",
         ) from error
+
+
+def read_replays(store: ObjectStore, run_id: str) -> list[ReplayRecord]:
+    """The replays of a run, oldest first; their numbers have no gaps.
+
+    Raises:
+        DataError: A record cannot be read.
+    """
+    found = []
+    for info in store.list(f"runs/{run_id}/replays"):
+        try:
+            found.append(ReplayRecord.from_json(json.loads(store.get(info.key))))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"is not a readable replay record: {error}",
+                which=store.url(info.key),
+                fix="restore the object from a backup; it is never rewritten",
+            ) from error
+    return found
 
 
 def committed_shards(store: ObjectStore, run_id: str) -> set[int]:

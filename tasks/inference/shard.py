@@ -21,11 +21,12 @@ from tasks.core.crash_points import reached
 from tasks.core.delta import FileName, TableFile
 from tasks.core.errors import ConfigError, DataError, OutcomeUnknown, PenstockError, TransientError
 from tasks.core.object_store import ObjectStore, open_store
-from tasks.core.partitions import read_partition
 from tasks.core.scored import ScoredRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.inference.commit import check_fence, commit_shard, discard
+from tasks.inference.deadline import TimeIsUp, interrupted_after
+from tasks.inference.reading import PartitionReader
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,
@@ -52,6 +53,7 @@ AuditTable = Callable[[ObjectStore, PipelineSpec, ScoredRows], pa.Table]
 LoadModel = Callable[[Settings, PipelineSpec, Plan], ShardModel]
 
 _EXAMPLES = 3
+_GRACE_S = 30.0
 
 
 def resolve(reference: str) -> Any:
@@ -79,6 +81,7 @@ class ShardWorker:
         token: Fencing token of this attempt.
         load_model: `module:function` of `(settings, spec, plan) -> ShardModel`.
         audit_table: `module:function` of `(store, spec, scored) -> pa.Table`; None writes no audit rows.
+        own_process: Whether this process may be ended when an attempt hangs in a call that cannot be interrupted.
         clock: The time.
     """
 
@@ -91,6 +94,7 @@ class ShardWorker:
         *,
         load_model: str = DEFAULT_MODEL,
         audit_table: str | None = None,
+        own_process: bool = False,
         clock: Clock = utc_now,
     ) -> None:
         self.settings = settings
@@ -100,7 +104,9 @@ class ShardWorker:
         self.store = open_store(settings, prefix=spec.prefix)
         self._load_model = load_model
         self._audit_table: AuditTable | None = resolve(audit_table) if audit_table else None
+        self._own_process = own_process
         self._clock = clock
+        self._reader = PartitionReader(self.store, settings.cache_dir)
         self._model: ShardModel | None = None
 
     @property
@@ -124,7 +130,11 @@ class ShardWorker:
                 return self.run_once(shard)
             except (TransientError, OutcomeUnknown) as error:
                 if attempt == self.spec.inference.shard_attempts:
-                    raise
+                    raise type(error)(
+                        f"{error.what} (attempt {attempt} of inference.shard_attempts {attempt})",
+                        which=error.which,
+                        fix=error.fix,
+                    ) from error
                 log.warning("Shard %d, attempt %d: %s; trying again.", shard, attempt, error.what)
                 time.sleep(min(30.0, 0.2 * 2**attempt))
         raise AssertionError("shard_attempts is at least 1")
@@ -136,37 +146,43 @@ class ShardWorker:
             return committed
         check_fence(self.store, self.plan.run_id, self.token)
         started, cpu_started = time.monotonic(), time.process_time()
+        limit_s = self.spec.inference.shard_timeout_s
         task = self.plan.shards[shard]
         attempt = f"a{self.token:04d}-{secrets.token_hex(5)}"
-        scored, source, dead, profile = self._score(task)
         own: list[str] = []
         try:
-            reached("before-data-file")
-            files = self._write(
-                PREDICTIONS,
-                prediction_table(scored, source, self.spec),
-                task,
-                attempt,
-                PREDICTION_GROUP_ROWS,
-                own,
-            )
-            reached("after-data-file")
-            audit_files: tuple[TableFile, ...] = ()
-            if self._audit_table is not None and scored.prediction_ids:
-                rows = self._audit_table(self.store, self.spec, scored)
-                audit_files = self._write(AUDIT, rows, task, attempt, AUDIT_GROUP_ROWS, own)
-            reached("after-audit-file")
-            letters_key = self._write_dead_letters(dead, task, attempt, own)
-            wall_s = time.monotonic() - started
-            if wall_s > self.spec.inference.shard_timeout_s:
-                raise TransientError(
-                    f"took {wall_s:.0f} s, more than inference.shard_timeout_s "
-                    f"({self.spec.inference.shard_timeout_s:.0f} s), and may not commit any more",
-                    which=f"shard {shard:05d} of run {self.plan.run_id}",
-                    fix="raise inference.shard_timeout_s or lower inference.shard_rows",
+            grace_s = max(_GRACE_S, limit_s) if self._own_process else None
+            with interrupted_after(limit_s, end_process_after=grace_s):
+                scored, source, dead, profile = self._score(task)
+                reached("before-data-file")
+                files = self._write(
+                    PREDICTIONS,
+                    prediction_table(scored, source, self.spec),
+                    task,
+                    attempt,
+                    PREDICTION_GROUP_ROWS,
+                    own,
                 )
-        except PenstockError:
+                reached("after-data-file")
+                audit_files: tuple[TableFile, ...] = ()
+                if self._audit_table is not None and scored.prediction_ids:
+                    rows = self._audit_table(self.store, self.spec, scored)
+                    audit_files = self._write(AUDIT, rows, task, attempt, AUDIT_GROUP_ROWS, own)
+                reached("after-audit-file")
+                letters_key = self._write_dead_letters(dead, task, attempt, own)
+            wall_s = time.monotonic() - started
+            if wall_s > limit_s:
+                raise TimeIsUp
+        except TimeIsUp:
             discard(self.store, own)  # no record was tried: certainly nobody refers to them
+            raise TransientError(
+                f"took {time.monotonic() - started:.0f} s, more than inference.shard_timeout_s "
+                f"({limit_s:g} s), and was interrupted",
+                which=f"shard {shard:05d} of run {self.plan.run_id}",
+                fix="raise inference.shard_timeout_s or lower inference.shard_rows",
+            ) from None
+        except PenstockError:
+            discard(self.store, own)
             raise
         record = ShardRecord(
             run_id=self.plan.run_id,
@@ -191,7 +207,9 @@ class ShardWorker:
 
     def _score(self, task: ShardPlan) -> tuple[ScoredRows, pa.Table, DeadLetters, dict[str, Any] | None]:
         which = f"shard {task.shard:05d} of run {self.plan.run_id} (day {task.day})"
-        dead = DeadLetters(dead_letter_budget(self.spec, self.plan.rows), which)
+        replay = self.plan.fingerprint.replay_of is not None  # of rows that failed before: all may fail again
+        budget = task.rows if replay else dead_letter_budget(self.spec, self.plan.rows)
+        dead = DeadLetters(budget, which)
         rows = self._read(task)
         batches = score_rows(self.model, self.spec, rows, first_row=task.row_start, dead=dead)
         if not batches:  # every row failed, within the budget
@@ -207,7 +225,7 @@ class ShardWorker:
 
     def _read(self, task: ShardPlan) -> pa.Table:
         partition = self.plan.partitions[task.partition]
-        table = read_partition(self.store, partition, row_groups=task.row_groups)
+        table = self._reader.read(partition, task.row_groups)
         rows = table.slice(task.skip_rows, task.rows)
         if rows.num_rows != task.rows:
             raise DataError(

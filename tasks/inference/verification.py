@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -19,20 +21,23 @@ from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.inference.commit import newest_token
-from tasks.inference.publishing import application_id
+from tasks.inference.publishing import application_id, roots_of
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,
     Plan,
     ShardRecord,
+    attempt_key,
     committed_shards,
     read_plan,
     read_published,
+    read_replays,
     read_shard_records,
 )
 
 _READERS = 8
 _NAMED = 5
+_BAR = 30
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,17 @@ class Verification(JsonRecord):
 
 
 @dataclass(frozen=True)
+class NodeShare(JsonRecord):
+    """What one node committed of a run."""
+
+    node: str
+    shards: int
+    rows: int
+    cpu_seconds: float
+    gpu_seconds: float
+
+
+@dataclass(frozen=True)
 class RunStatus(JsonRecord):
     """How far a run is."""
 
@@ -67,11 +83,31 @@ class RunStatus(JsonRecord):
     gpu_seconds: float
     rows_per_cpu_second: float | None
     rows_per_s: float | None
-    """Between the first and the last commit; None with fewer than two."""
+    """Of the newest attempt that committed, from its start to its last commit; None before its first."""
     eta_s: float | None
     nodes: dict[str, int]
     """Shards by node."""
     published: bool
+    share_done: float
+    """Of the planned rows, 0 to 1."""
+    replays: int
+    rows_replayed: int
+    """Of the dead letters, those that replays scored since."""
+    by_node: tuple[NodeShare, ...]
+
+    def line(self) -> str:
+        """The run in one line, with a bar."""
+        filled = int(self.share_done * _BAR)
+        rate = f", {self.rows_per_s:,.0f} rows/s" if self.rows_per_s else ""
+        left = f", about {_duration(self.eta_s)} left" if self.eta_s else ""
+        dead = f", {self.dead_letters - self.rows_replayed:,} dead letters" if self.dead_letters else ""
+        gpu = f" and {self.gpu_seconds:,.1f} GPU-s" if self.gpu_seconds else ""
+        state = "published" if self.published else f"{self.shards_done} of {self.shards} shards"
+        return (
+            f"|{'#' * filled}{'.' * (_BAR - filled)}| {math.floor(self.share_done * 100):3d} %  {state}, "
+            f"{self.rows_done:,} of {self.rows:,} rows{rate}{left}{dead}, "
+            f"{self.cpu_seconds:,.1f} CPU-s{gpu} so far"
+        )
 
 
 def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
@@ -92,9 +128,13 @@ def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
     published = view is not None and view.transaction_version(application_id(run_id)) is not None
     superseded: tuple[str, ...] = ()
     if published and view is not None:
-        superseded, found = _table_problems(view, planned, files)
+        roots = roots_of(store, {f.name.run_id for f in view.files if f.name and f.name.day in planned.days})
+        superseded, found = _table_problems(view, planned, files, roots)
         problems += found
         problems += _audit_problems(store, run_id, audit_files)
+        problems += _repeated_by_replays(store, planned, files)
+    elif planned.fingerprint.replay_of is not None and not files:
+        published = read_published(store, run_id) is not None  # every row failed again: nothing to add
     elif read_published(store, run_id) is not None:
         problems.append("the run is marked as published, but no transaction of it is in the table")
     scored = sum(record.rows for record in records)
@@ -123,13 +163,20 @@ def status(settings: Settings, spec: PipelineSpec, run_id: str) -> RunStatus:
     records = read_shard_records(store, run_id, sorted(committed_shards(store, run_id)))
     done = sum(record.rows + record.dead_letters for record in records)
     cpu = sum(record.cpu_seconds for record in records)
-    moments = sorted(datetime.fromisoformat(record.committed_at_utc) for record in records)
-    rate = None
-    if len(moments) > 1 and moments[-1] > moments[0]:
-        rate = done / (moments[-1] - moments[0]).total_seconds()
-    nodes: dict[str, int] = {}
-    for record in records:
-        nodes[record.node] = nodes.get(record.node, 0) + 1
+    rate = _rate(store, run_id, records)
+    by_node = tuple(
+        NodeShare(
+            node=node,
+            shards=len(found),
+            rows=sum(record.rows for record in found),
+            cpu_seconds=round(sum(record.cpu_seconds for record in found), 3),
+            gpu_seconds=round(sum(record.gpu_seconds for record in found), 3),
+        )
+        for node in sorted({record.node for record in records})
+        if (found := [record for record in records if record.node == node])
+    )
+    replays = read_replays(store, run_id)
+    markers = [read_published(store, item.run_id) for item in replays]
     return RunStatus(
         run_id=run_id,
         shards=len(planned.shards),
@@ -143,9 +190,33 @@ def status(settings: Settings, spec: PipelineSpec, run_id: str) -> RunStatus:
         rows_per_cpu_second=round(done / cpu, 1) if cpu else None,
         rows_per_s=round(rate, 1) if rate else None,
         eta_s=round((planned.rows - done) / rate, 1) if rate else None,
-        nodes=nodes,
+        nodes={item.node: item.shards for item in by_node},
         published=read_published(store, run_id) is not None,
+        share_done=round(done / planned.rows, 6),
+        replays=len(replays),
+        rows_replayed=sum(marker.rows for marker in markers if marker is not None),
+        by_node=by_node,
     )
+
+
+def _rate(store: ObjectStore, run_id: str, records: list[ShardRecord]) -> float | None:
+    """Rows per second of the newest attempt that committed: pauses between attempts are no part of a rate."""
+    if not records:
+        return None
+    token = max(record.token for record in records)
+    own = [record for record in records if record.token == token]
+    try:
+        started = datetime.fromisoformat(json.loads(store.get(attempt_key(run_id, token)))["taken_at_utc"])
+    except (NotFound, ValueError, KeyError):
+        return None
+    seconds = (max(datetime.fromisoformat(r.committed_at_utc) for r in own) - started).total_seconds()
+    return sum(record.rows + record.dead_letters for record in own) / seconds if seconds > 0 else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _count_problems(planned: Plan, records: list[ShardRecord]) -> list[str]:
@@ -205,9 +276,10 @@ def _check_file(store: ObjectStore, file: TableFile) -> tuple[list[str], pa.Chun
 
 
 def _table_problems(
-    view: TableView, planned: Plan, files: list[TableFile]
+    view: TableView, planned: Plan, files: list[TableFile], roots: dict[str, str]
 ) -> tuple[tuple[str, ...], list[str]]:
     days = set(planned.days)
+    root = planned.fingerprint.replay_of or planned.run_id
     own = {file.path: file for file in files}
     holders: dict[date, set[str]] = {}
     live_own: set[str] = set()
@@ -215,7 +287,7 @@ def _table_problems(
         name = live.name
         if name is None or name.day not in days:
             continue
-        holders.setdefault(name.day, set()).add(name.run_id)
+        holders.setdefault(name.day, set()).add(roots[name.run_id])
         if name.run_id == planned.run_id:
             live_own.add(live.path)
     problems = [
@@ -223,27 +295,52 @@ def _table_problems(
         for day, runs in sorted(holders.items())
         if len(runs) > 1
     ]
-    superseded = tuple(sorted({run for runs in holders.values() for run in runs} - {planned.run_id}))
+    superseded = tuple(sorted({run for runs in holders.values() for run in runs} - {root}))
     unknown = live_own - set(own)
     if unknown:
         problems.append(f"the table holds {len(unknown)} files of this run that no shard record names")
     lost_days = sorted(
         day
         for day in days
-        if planned.run_id not in holders.get(day, set())
+        if root not in holders.get(day, set())
         and not holders.get(day)
         and any(f"_{day}_" in path for path in own)
     )
     if lost_days:
         problems.append(f"the table holds no rows of {len(lost_days)} days, for example {lost_days[0]}")
     for day in sorted(days):
-        if holders.get(day) == {planned.run_id}:
+        if holders.get(day) == {root}:
             absent = [path for path in own if f"_{day}_" in path and path not in live_own]
             if absent:
                 problems.append(
                     f"day {day}: {len(absent)} of the run's files are not in the table, {absent[0]}"
                 )
     return superseded, problems
+
+
+def _repeated_by_replays(store: ObjectStore, planned: Plan, files: list[TableFile]) -> list[str]:
+    """Prediction ids that a run shares with its replays, or a replay with the run and its other replays."""
+    root = planned.fingerprint.replay_of or planned.run_id
+    family = [root, *(item.run_id for item in read_replays(store, root))]
+    others: list[TableFile] = []
+    for run in family:
+        if run != planned.run_id and (run == root or read_published(store, run) is not None):
+            shards = [task.shard for task in read_plan(store, run).shards]
+            others += [f for record in read_shard_records(store, run, shards) for f in record.files]
+    problems = []
+    for mine in files:
+        near = [file for file in others if file.event_date == mine.event_date]
+        if near:
+            ids = _ids_of(store, mine)
+            shared = sum(pc.sum(pc.is_in(_ids_of(store, file), ids)).as_py() or 0 for file in near)
+            if shared:
+                problems.append(f"{shared} prediction ids of {mine.path} are in other runs of run {root} too")
+    return problems
+
+
+def _ids_of(store: ObjectStore, file: TableFile) -> pa.Array:
+    data = io.BytesIO(store.get(f"{PREDICTIONS}/{file.path}"))
+    return pq.read_table(data, columns=["prediction_id"]).column("prediction_id").combine_chunks()
 
 
 def _audit_problems(store: ObjectStore, run_id: str, files: list[TableFile]) -> list[str]:

@@ -13,8 +13,8 @@ from tasks.core.crash_points import observe
 from tasks.inference import publish
 
 
-def main() -> None:
-    run_id, point, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def die_at(point: str, nth: int) -> None:
+    """Die when this process reaches `point` for the n-th time."""
     hits = 0
 
     def die(name: str) -> None:
@@ -24,6 +24,11 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     observe(die)
+
+
+def main() -> None:
+    run_id, point, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    die_at(point, nth)
     settings = Settings.from_environment()
     spec = load_pipeline(settings, "toy")
     run_stub(settings, spec, run_id)

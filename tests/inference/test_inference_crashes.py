@@ -18,17 +18,21 @@ from tasks.core.errors import StaleAttempt
 from tasks.inference import publish, verify
 
 HERE = Path(__file__).parent
-INFERENCE_POINTS = [point for point in POINTS if "archive" not in point and "expired" not in point]
+INFERENCE_POINTS = [
+    point for point in POINTS if not any(part in point for part in ("archive", "expired", "replay"))
+]
 
 
-def start_child(settings: Settings, run_id: str, point: str, nth: int) -> subprocess.Popen[bytes]:
+def start_child(
+    settings: Settings, run_id: str, point: str, nth: int, *, script: str = "crash_child.py"
+) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
         **settings.as_environment(),
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
     }
     return subprocess.Popen(
-        [sys.executable, str(HERE / "crash_child.py"), run_id, point, str(nth)],
+        [sys.executable, str(HERE / script), run_id, point, str(nth)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,67 @@
+"""Interrupt a shard's attempt that takes too long, in whatever thread it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+
+class TimeIsUp(BaseException):
+    """Raised inside an attempt; no `except Exception` of a model's code can swallow it."""
+
+
+@contextmanager
+def interrupted_after(seconds: float, *, end_process_after: float | None = None) -> Iterator[None]:
+    """Raise `TimeIsUp` in this thread when the block takes longer than `seconds`.
+
+    The exception arrives between two byte codes: a call into C that never returns is not interrupted. For that,
+    `end_process_after` more seconds end the whole process, which only a worker of its own may ask for.
+    """
+    thread = threading.get_ident()
+    lock = threading.Lock()
+    running = True
+
+    def interrupt() -> None:
+        with lock:
+            if running:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp))
+
+    def end_process() -> None:
+        with lock:
+            if running:
+                log.error(
+                    "An attempt does not answer %.0f s after its time was up; its process ends.",
+                    end_process_after,
+                )
+                os._exit(1)
+
+    timers = [threading.Timer(seconds, interrupt)]
+    if end_process_after is not None:
+        timers.append(threading.Timer(seconds + end_process_after, end_process))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+
+    def stop() -> None:
+        nonlocal running
+        with lock:
+            running = False
+            # Too late to be raised inside the block: it must not be raised after it.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+        for timer in timers:
+            timer.cancel()
+
+    try:
+        yield
+    finally:
+        try:
+            stop()
+        except TimeIsUp:  # it comes once at most
+            stop()
+            raise
