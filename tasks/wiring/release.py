@@ -11,7 +11,6 @@ from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
 from tasks.wiring.train import evaluation_verdict
 
-
 NOTHING_LIVE = 0
 """Versions start at 1, so this says in plain JSON that no version is live."""
 

@@ -110,3 +110,21 @@ def test_upkeep_waits_for_attempts_that_may_still_commit(installation: Settings)
         {"max_days_per_run: 4": "max_days_per_run: 4, shard_timeout_s: 90000"},
     )
     assert wiring.step("maintain")(installation, "toy")["data_files"] == 0
+
+
+def test_a_planned_run_is_resumed_to_its_end_and_a_second_resume_changes_nothing(
+    installation: Settings,
+) -> None:
+    snapshot = wiring.step("snapshot_scoring")(installation, "toy")
+    clean = wiring.step("validate_snapshot")(installation, "toy", snapshot_id=snapshot["snapshot_id"])
+    run_id = wiring.step("plan_scoring")(installation, "toy", snapshot_id=clean["snapshot_id"])["run_id"]
+    first = wiring.step("resume_run")(installation, "toy", run_id=run_id, local=True)
+    assert (first["ok"], first["already_published"], first["shards_skipped"]) == (True, False, 0)
+    before = contents(installation)
+    second = wiring.step("resume_run")(installation, "toy", run_id=run_id, local=True)
+    assert (second["already_published"], second["shards_skipped"]) == (True, first["shards"])
+    replayed = wiring.step("replay_run")(installation, "toy", run_id=run_id, local=True)
+    assert (replayed["replay_run_id"], replayed["dead_letters"]) == (None, 0)
+    assert contents(installation) == before
+    progress = wiring.step("run_status")(installation, "toy", run_id=run_id)["progress"]
+    assert "100 %  published" in progress
