@@ -37,7 +37,7 @@ STEPS: dict[str, str] = {
     "report_window": "Renders the drift and performance report. It is linked.",
     "archive_explanations": "Moves explanation data past its hot age to the archive and deletes what has expired. "
     "Days under a legal hold are kept.",
-    "maintain": "Compacts tables, sweeps files that no commit names, and applies retention.",
+    "maintain": "Sweeps files that no commit names, vacuums the tables, and puts MLflow's aliases right.",
 }
 """One paragraph per step."""
 
@@ -114,8 +114,9 @@ def maintenance_doc() -> str:
     """Markdown of `platform.maintenance`."""
     return """### platform.maintenance
 
-Once a day, for every pipeline: compacts its tables, sweeps files that no commit names (older than the longest run)
-and applies retention. It never touches what a commit names.
+Once a day, for every pipeline: sweeps files that no commit names and that are older than the longest run, vacuums
+what left the tables a week ago, and makes MLflow's aliases say what the deployment log says. It never touches what a
+commit names. Retention of explanation data is a task of each pipeline's monitor DAG.
 """
 
 

@@ -94,10 +94,10 @@ def start_services(settings: Settings, progress: Progress) -> Settings:
     Raises:
         ServiceUnavailable: A service ended or did not get healthy in time; the message holds the end of its log.
     """
-    if any(state.running for state in survey(settings)):
-        if all(state.healthy for state in survey(settings)):
-            progress("services are up already")
-            return local_settings(settings)
+    if all(state.healthy for state in survey(settings)):
+        progress("services are up already")
+        return local_settings(settings)
+    if any(True for _ in _processes(settings)):
         progress("some services are down or unhealthy: restarting all of them")
         stop_services(settings, progress)
     _choose_ports(settings)
