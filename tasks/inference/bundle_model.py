@@ -52,7 +52,7 @@ def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> Sha
     """
     fingerprint = plan.fingerprint
     store = open_store(settings, prefix=spec.prefix)
-    bundle = fetch_bundle(store, fingerprint.bundle_digest, settings.cache_dir / "bundles")
+    bundle = fetch_bundle(store, fingerprint.bundle_digest, settings.cache_dir)
     scorer = Scorer(bundle, device=_device(spec), batch_rows=spec.inference.batch_rows)
     if scorer.feature_version != fingerprint.feature_version:
         raise FingerprintMismatch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -39,21 +38,10 @@ def healthy_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def _own_logging() -> Iterator[None]:
-    """A command configures logging for its process; the test's process gets its own back."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.fixture
 def penstock(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    _own_logging: None,
 ) -> Penstock:
     """`penstock("data", "snapshot", "toy")`: exit code, stdout and stderr."""
 

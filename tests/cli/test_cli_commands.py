@@ -185,6 +185,10 @@ def test_the_environment_wins_over_the_local_services(
     assert seen == replace(local, mlflow_url="http://mlflow:5000")
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_ends_with_130_and_without_a_traceback(settings: Settings) -> None:
     source = toy_folder(settings) / "source.py"
     flag = settings.project / "begun"
@@ -199,6 +203,8 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(settings: Settings) 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that puts the tests in the background has them, and so this child, ignore Ctrl-C.
+        preexec_fn=_heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not flag.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -166,7 +166,7 @@ def test_a_service_that_does_not_end_by_itself_is_killed(
     settings.home.mkdir()
     deaf = start(started, STUBBORN, **mark(settings))
     assert stop_services(settings, quiet, grace_s=0.5) == 1
-    assert deaf.wait(timeout=10) == -9
+    assert deaf.wait(timeout=10) in (-9, 0)  # 0: psutil collected the exit status first
     assert not psutil.pid_exists(deaf.pid)
 
 
