@@ -467,6 +467,33 @@ def inference_verify(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -
     _run("verify_run", pipeline, as_json, run_id=run_id)
 
 
+@inference.command("torture")
+def inference_torture(
+    kills: Annotated[int, typer.Option(help="How many faults to deliver.", min=1)] = 100,
+    store: Annotated[
+        str, typer.Option(help="local, or s3://bucket/prefix: a fresh prefix below it is used.")
+    ] = "local",
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin no round after this time; default: no limit.", min=0.0)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed strikes the same way.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Kill and pause drivers of a small run of its own, and count what is lost, doubled or seen in part.
+
+    Needs no pipeline and no service, and touches none. Exit code 1 when anything is wrong; the rounds that failed are kept then.
+    """
+    from tasks.cli.interrupts import one_interrupt
+    from tasks.cli.torture import show_torture
+    from tasks.inference.torture import torture
+
+    with one_interrupt():
+        report = torture(cli_settings(), kills=kills, store=store, seconds=seconds, seed=seed)
+    show_torture(report, as_json=as_json)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
 @monitoring.command("run")
 def monitoring_run(
     pipeline: Pipeline, first_day: Day = None, last_day: Day = None, as_of: AsOf = None, as_json: Json = False

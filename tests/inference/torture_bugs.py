@@ -1,0 +1,49 @@
+"""A driver with a planted bug: `torture_bugs.py BUG [POINT NTH SIGNAL]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+from tasks.inference import commit, publishing, torture_child
+from tasks.inference.records import PREDICTIONS, TableFile
+
+_publish = publishing._publish_predictions
+
+
+def twice(store: Any, planned: Any, files: tuple[TableFile, ...], **more: Any) -> Any:
+    """Publish the first file once more, under a name of its own."""
+    copy = dataclasses.replace(files[0], path=files[0].path.replace(".parquet", "0.parquet"))
+    store.put(f"{PREDICTIONS}/{copy.path}", store.get(f"{PREDICTIONS}/{files[0].path}"))
+    return _publish(store, planned, (*files, copy), **more)
+
+
+def without_the_last(store: Any, planned: Any, files: tuple[TableFile, ...], **more: Any) -> Any:
+    """Forget a file."""
+    return _publish(store, planned, files[:-1], **more)
+
+
+def in_halves(store: Any, planned: Any, files: tuple[TableFile, ...], **more: Any) -> Any:
+    """Publish in two transactions."""
+    application = publishing.application_id
+    publishing.application_id = lambda run_id: f"first half of {run_id}"
+    _publish(store, planned, files[:3], **more)
+    publishing.application_id = application
+    return _publish(store, planned, files, **more)
+
+
+def main() -> int:
+    bug = sys.argv.pop(1)
+    if bug == "not-exclusive":
+        # Not in the store itself: its probe finds that before anything is scored.
+        commit._create_or_look_up = lambda store, key, data: store.put(key, data)
+    else:
+        publishing._publish_predictions = {
+            "twice": twice, "without-the-last": without_the_last, "in-halves": in_halves
+        }[bug]  # fmt: skip
+    return torture_child.main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
