@@ -46,6 +46,7 @@ _PORTS = (
 )
 _RAY_GRACE_S = 3.0
 """Ray's head waits half a minute for a server of its own that does not end; nothing durable is in it."""
+_KILL_ROUNDS = 5
 _AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
@@ -118,7 +119,7 @@ def stop_services(settings: Settings, progress: Progress, *, grace_s: float = 20
 
     Airflow and Ray get a chance to end by themselves; what is left after `grace_s` seconds is killed.
     """
-    found = dict(_processes(settings))
+    found = _living(settings)
     if not found:
         _sessions_file(settings).unlink(missing_ok=True)
         return 0
@@ -129,21 +130,30 @@ def stop_services(settings: Settings, progress: Progress, *, grace_s: float = 20
         if process.pid in leaders or name not in led:  # a living leader ends its own children in order
             _signal(process, psutil.Process.terminate)
     begun = time.monotonic()
-    while (waited := time.monotonic() - begun) < grace_s:
-        left = dict(_processes(settings))
-        if not left:
-            _sessions_file(settings).unlink(missing_ok=True)
-            return len(found)
+    while (left := _living(settings)) and (waited := time.monotonic() - begun) < grace_s:
         if waited > _RAY_GRACE_S:
             for process, name in left.items():
                 if name == "ray":
                     _signal(process, psutil.Process.kill)
         time.sleep(0.2)
-    for process in dict(_processes(settings)):
-        _signal(process, psutil.Process.kill)
-    psutil.wait_procs([process for process, _ in _processes(settings)], timeout=5)
+    for _ in range(_KILL_ROUNDS):
+        for process in left:
+            _signal(process, psutil.Process.kill)
+        psutil.wait_procs(list(left), timeout=5)
+        left = _living(settings)
+        if not left:
+            break
     _sessions_file(settings).unlink(missing_ok=True)
     return len(found)
+
+
+def _living(settings: Settings) -> dict[psutil.Process, str]:
+    """`_processes`, looked for again when there seems to be none.
+
+    A service that ends may have started a child after the list of processes was read and be gone before its own
+    turn in it came; the second list has the child.
+    """
+    return dict(_processes(settings)) or dict(_processes(settings))
 
 
 def survey(settings: Settings) -> list[ServiceState]:
