@@ -18,6 +18,7 @@ from tasks.core.ids import canonical_json
 from tasks.wiring.context import Context, open_context, parse_day, window
 
 if TYPE_CHECKING:
+    from tasks.metadata import ScoringRun
     from tasks.model import Bundle, Profile
     from tasks.monitoring import DayPerformance, DaySignals, Decision, PerformanceSignal
 
@@ -53,15 +54,14 @@ def measure_window(
             last_day=last,
             dead_letters=dead_letters,
         )
-        published = context.metadata.published_days(context.spec)
+        runs = _run_by_day(context, [signals.day for signals in found])
         for signals in found:
-            run_id = published[signals.day]
-            run = context.metadata.run(context.spec, run_id)
+            run = runs[signals.day]
             context.metadata.record_signals(
                 context.spec,
                 day=signals.day,
-                run_id=run_id,
-                model_version=(run.model_version if run else None) or 0,
+                run_id=run.run_id,
+                model_version=run.model_version or 0,
                 signals=signals.to_json(),
             )
         measured += len(found)
@@ -252,10 +252,8 @@ def _profiles_by_bundle(
 
 def _scored_by(context: Context, first: date, last: date) -> str:
     """`version 3`, or `versions 2, 3` where the champion changed inside the window."""
-    runs = (
-        context.metadata.run(context.spec, run_id) for run_id in _published(context, first, last).values()
-    )
-    versions = sorted({run.model_version for run in runs if run and run.model_version})
+    runs = _run_by_day(context, _published(context, first, last)).values()
+    versions = sorted({run.model_version for run in runs if run.model_version})
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
 
 
@@ -381,15 +379,19 @@ def _score_validation_days(context: Context, bundle_digest: str) -> list[DayPerf
     return found
 
 
+def _run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun]:
+    """The run that holds each published day; one look-up a run, however many days it scored."""
+    published = context.metadata.published_days(context.spec)
+    wanted = [day for day in days if day in published]
+    runs = {
+        run_id: context.metadata.run(context.spec, run_id) for run_id in {published[day] for day in wanted}
+    }
+    return {day: run for day in wanted if (run := runs[published[day]])}
+
+
 def _bundle_by_day(context: Context, days: Iterable[date]) -> dict[date, str]:
     """Digest of the bundle that scored each published day."""
-    published = context.metadata.published_days(context.spec)
-    by_run: dict[str, str] = {}
-    for run_id in {published[day] for day in days if day in published}:
-        run = context.metadata.run(context.spec, run_id)
-        if run and run.bundle_digest:
-            by_run[run_id] = run.bundle_digest
-    return {day: by_run[published[day]] for day in days if published.get(day) in by_run}
+    return {day: run.bundle_digest for day, run in _run_by_day(context, days).items() if run.bundle_digest}
 
 
 def _performance_key(day: date, run_id: str) -> str:
