@@ -1,4 +1,4 @@
-"""A driver with a planted bug: `torture_bugs.py BUG [POINT NTH SIGNAL]`."""
+"""A driver with a planted bug: `torture_bugs.py BUG [ARGUMENTS OF A DRIVER]`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 import sys
 from typing import Any
 
-from tasks.inference import commit, publishing, torture_child
+from tasks.inference import commit, publishing
 from tasks.inference.records import PREDICTIONS, TableFile
+from tasks.inference.torture import child
 
 _publish = publishing._publish_predictions
 
@@ -42,7 +43,7 @@ def main() -> int:
         publishing._publish_predictions = {
             "twice": twice, "without-the-last": without_the_last, "in-halves": in_halves
         }[bug]  # fmt: skip
-    return torture_child.main()
+    return child.main()
 
 
 if __name__ == "__main__":
