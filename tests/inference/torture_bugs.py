@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from typing import Any
 
+from tasks.core.errors import PenstockError
+from tasks.core.object_store import AlreadyExists, ObjectStore
 from tasks.inference import commit, publishing
 from tasks.inference.records import PREDICTIONS, TableFile
 from tasks.inference.torture import child
@@ -34,9 +37,23 @@ def in_halves(store: Any, planned: Any, files: tuple[TableFile, ...], **more: An
     return _publish(store, planned, files, **more)
 
 
+def deleted_on_a_doubt(store: ObjectStore, key: str, data: bytes) -> None:
+    """Take a lost answer for a failure, and tidy up behind it."""
+    try:
+        store.put_exclusive(key, data)
+    except AlreadyExists:
+        raise
+    except PenstockError:
+        for file in json.loads(data).get("files", ()):
+            store.delete(f"{PREDICTIONS}/{file['path']}")
+        raise
+
+
 def main() -> int:
     bug = sys.argv.pop(1)
-    if bug == "not-exclusive":
+    if bug == "deleted-on-a-doubt":
+        commit._create_or_look_up = deleted_on_a_doubt
+    elif bug == "not-exclusive":
         # Not in the store itself: its probe finds that before anything is scored.
         commit._create_or_look_up = lambda store, key, data: store.put(key, data)
     else:

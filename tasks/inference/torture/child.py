@@ -23,6 +23,7 @@ from typing import Any
 
 from tasks.core.crash_points import observe
 from tasks.core.errors import PenstockError
+from tasks.core.object_store import S3Store
 from tasks.core.settings import Settings
 from tasks.inference.torture.disk_faults import install
 from tasks.inference.torture.faults import StoreFault
@@ -74,10 +75,15 @@ def _pass_point(passed: Counter[str], words: Sequence[str]) -> Callable[[str], N
 
 def _be_impatient(seconds: float) -> None:
     """Both S3 clients give up waiting after this time; theirs would outlast every round."""
-    import s3fs
+    from s3fs import core
 
-    s3fs.S3FileSystem.read_timeout = seconds
-    os.environ["AWS_TIMEOUT"] = f"{seconds:g} seconds"  # read by deltalake's client
+    config, options = core.AioConfig, S3Store.storage_options
+    core.AioConfig = lambda **more: config(**{**more, "read_timeout": seconds})
+
+    def impatient_options(store: S3Store) -> dict[str, str]:
+        return {**options(store), "timeout": f"{seconds:g}s"}
+
+    setattr(S3Store, "storage_options", impatient_options)  # noqa: B010 - an assignment is an error to mypy
 
 
 def _say(line: str) -> None:

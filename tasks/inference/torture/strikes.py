@@ -59,7 +59,7 @@ class Round:
         self.times += code == -signal.SIGKILL or said.get("struck", 0) > 0
         allowed = {"StaleAttempt"}
         if self.scenario.fault in REFUSING:
-            allowed.add("TerminalError")
+            allowed |= {"AccessDenied", "TerminalError"}
         if code in (0, -signal.SIGKILL, *_REPEAT) or said.get("error") in allowed:
             return
         self.watch.problems.append(

@@ -114,10 +114,14 @@ class Watch:
     def until_idle(self, driver: Driver, until: float | None = None) -> None:
         """Look again and again while a driver works, until it stops, ends or the moment has come."""
         limit = time.monotonic() + PATIENCE_S if until is None else until
+        pause_s = _WATCH_S
         while driver.state() == "running":
             left = limit - time.monotonic()
             if left <= 0:
                 return
-            time.sleep(min(_WATCH_S, left))
-            if left > 2 * _WATCH_S:
+            time.sleep(min(pause_s, left))
+            if left > 2 * pause_s:
+                began = time.monotonic()
                 self.look()
+                # A look costs work that the drivers then lack: at most a third of the time.
+                pause_s = max(_WATCH_S, 2 * (time.monotonic() - began))
