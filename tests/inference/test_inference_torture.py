@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from dataclasses import replace
 from itertools import islice
@@ -104,8 +106,6 @@ def test_files_that_are_deleted_because_an_answer_was_lost_are_found(settings: S
 def test_a_driver_whose_disk_fails_while_a_table_is_made_asks_to_be_repeated(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
     from deltalake import DeltaTable
 
     from tasks.core.errors import error_kind
@@ -118,6 +118,24 @@ def test_a_driver_whose_disk_fails_while_a_table_is_made_asks_to_be_repeated(
     with pytest.raises(PenstockError) as failed:
         drive(settings, torture_pipeline())
     assert error_kind(failed.value) != "terminal"
+
+
+@pytest.mark.xfail(strict=True, reason="LocalStore.list lets the error of a look at a file leave as it is")
+def test_a_listing_that_the_disk_interrupts_is_an_error_of_the_store(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(settings)
+    store.put("folder/file", b"1")
+    look = Path.stat
+
+    def broken(path: Path, **more: bool) -> os.stat_result:
+        if path.name == "file":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return look(path, **more)
+
+    monkeypatch.setattr(Path, "stat", broken)
+    with pytest.raises(PenstockError):
+        list(store.list("folder"))
 
 
 def test_all_crash_points_and_faults_of_the_store_have_their_turn() -> None:
@@ -151,9 +169,9 @@ def test_a_fresh_prefix_on_s3_is_tortured_and_emptied_again(settings: Settings, 
     import s3_endpoint
 
     remote = replace(settings, store_url=s3_endpoint.fresh_store_url(), s3_endpoint=s3_url)
-    report = torture(remote, kills=4, store=remote.store_url)
+    report = torture(remote, kills=3, store=remote.store_url)
     assert report.failures == ()
-    assert report.ok and report.kills >= 4
+    assert report.ok and report.kills >= 3
     assert {line.fault for line in report.faults} & set(S3_FAULTS)
     assert list(open_store(remote).list()) == []
 
