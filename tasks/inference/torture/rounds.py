@@ -141,7 +141,8 @@ class _Torture:
                 root = f"{settings.store_url}/{self._spec.prefix}"
                 url = stack.enter_context(s3_faults(settings.s3_endpoint, root, uses))
                 through = replace(settings, s3_endpoint=url)
-            with drivers(self._driver, [()], through, folder / "drivers.log") as (one,):
+            words = () if self._base else ("count",)
+            with drivers(self._driver, [words], through, folder / "drivers.log") as (one,):
                 began = time.monotonic()
                 one.go()
                 code, said = one.ended()

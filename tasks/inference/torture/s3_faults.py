@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -61,12 +61,13 @@ def s3_faults(endpoint: str, root: str, uses: Uses) -> Iterator[str]:
         server.closing.set()
         server.shutdown()
         thread.join()
+        server.hear_no_more()
         server.server_close()
         server.finish_late_writes()
 
 
 class _Proxy(ThreadingHTTPServer):
-    daemon_threads = True
+    daemon_threads = False  # what was passed on is answered before the block is left
     request_queue_size = 64
 
     def __init__(self, upstream: SplitResult, root: str, uses: Uses) -> None:
@@ -75,10 +76,17 @@ class _Proxy(ThreadingHTTPServer):
         self.root = root
         self.uses = uses
         self.closing = threading.Event()
+        self.clients: set[socket.socket] = set()
         self._late: list[threading.Thread] = []
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that goes away, or a connection that we cut, is no error."""
+
+    def hear_no_more(self) -> None:
+        """Let connections end after the answer that is under way; clients keep idle ones open."""
+        for client in list(self.clients):
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RD)
 
     def send_late(self, handler: _Handler, body: bytes) -> None:
         """Pass a write on after a while, when nobody waits for it any more."""
@@ -100,6 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _UPSTREAM_S
     server: _Proxy
+
+    def setup(self) -> None:
+        """Called once a connection."""
+        super().setup()
+        self.server.clients.add(self.connection)
+
+    def finish(self) -> None:
+        """Called at its end."""
+        self.server.clients.discard(self.connection)
+        super().finish()
 
     def handle_one_request(self) -> None:
         """One request of a connection that may carry many."""
