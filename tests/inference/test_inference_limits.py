@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -86,6 +88,24 @@ def test_the_interruption_never_arrives_after_its_block() -> None:
             late += 1
         sum(range(500))  # an interruption that was left pending would be raised here
     assert late <= 200
+
+
+def test_a_profiler_or_debugger_still_works_after_a_limited_block() -> None:
+    """CPython 3.11 never ends a traced call once an asynchronous exception was withdrawn."""
+    code = """
+import cProfile
+from tasks.inference.deadline import TimeIsUp, interrupted_after
+for seconds in (60, 0.001):
+    try:
+        with interrupted_after(seconds):
+            sum(range(200_000))
+    except TimeIsUp:
+        pass
+cProfile.run("sum(number for number in range(1000))")
+print("profiled")
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "profiled" in child.stdout, child.stderr
 
 
 def test_a_shard_that_keeps_failing_is_named_with_its_last_cause_after_the_others_finished(
