@@ -135,7 +135,7 @@ def test_a_store_that_is_away_ends_the_run_before_every_shard_was_tried(
     assert len(planned.shards) == 36
     tried: list[int] = []
 
-    def fail(self: ShardWorker, shard: int) -> Any:
+    def fail(self: ShardWorker, shard: int, *, then: int | None) -> Any:
         tried.append(shard)
         raise StoreUnavailable("does not answer", which="the store")
 
