@@ -179,6 +179,10 @@ class InferenceSpec(_Record):
     max_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
+    placement_timeout_s: float = Field(600, gt=0)
+    """Then a run that Ray has placed no worker for ends with what is missing."""
+    slow_shard_factor: float = Field(3.0, ge=0)
+    """An idle worker scores a shard as well that takes this many times the median; 0: never."""
     max_dead_letter_share: Share = 0.01
     max_days_per_run: int = Field(31, ge=1)
     """A run without explicit days scores the oldest unpublished days, at most this many."""
