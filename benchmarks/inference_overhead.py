@@ -141,7 +141,8 @@ def _other_network(
 
     from tasks.model import build_network, fetch_bundle, upload_bundle, write_bundle
     from tasks.model.bundle import SCORE_COLUMN, weights_bytes
-    from tasks.model.scorer import Scorer, predict
+    from tasks.model.execution import predict
+    from tasks.model.scorer import Scorer
 
     store = open_store(settings, prefix=spec.prefix)
     bundle = fetch_bundle(store, digest, settings.cache_dir)

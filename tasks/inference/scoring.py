@@ -48,6 +48,10 @@ class ShardModel(Protocol):
     def explainer_version(self) -> str: ...
     @property
     def background_id(self) -> str: ...
+    @property
+    def block_rows(self) -> int:
+        """Rows that the network takes at once; a batch holds at least as many."""
+        ...
 
     def features(self, rows: pa.Table) -> pa.Table:
         """Source rows to features, same row count and order."""
@@ -142,7 +146,7 @@ def score_rows(
     dead: DeadLetters,
     explained_share: float,
 ) -> list[ScoredBatch]:
-    """Score `rows` in batches of `inference.batch_rows`; rows that fail go to `dead`.
+    """Score `rows` in batches of `inference.batch_rows` or the model's block; rows that fail go to `dead`.
 
     Args:
         model: The pinned model.
@@ -157,7 +161,7 @@ def score_rows(
         DataError: Too many rows fail.
     """
     scored: list[ScoredBatch] = []
-    size = spec.inference.batch_rows
+    size = max(spec.inference.batch_rows, model.block_rows)
     for start in range(0, rows.num_rows, size):
         _bisect(model, spec, rows.slice(start, size), first_row + start, dead, explained_share, scored)
     return scored
