@@ -173,7 +173,9 @@ class InferenceSpec(_Record):
     """Batch scoring."""
 
     shard_rows: int = Field(200_000, ge=1)
-    """Target rows of a shard; a shard is what is committed, retried and skipped as one."""
+    """Most rows of a shard; a shard is what is committed, retried and skipped as one."""
+    shard_bytes: int = Field(128 << 20, ge=1)
+    """Most bytes of a shard in its partition file; wide rows make shards of fewer rows."""
     batch_rows: int = Field(16_384, ge=1)
     min_workers: int = Field(1, ge=1)
     max_workers: int = Field(1, ge=1)

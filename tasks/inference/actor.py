@@ -68,8 +68,12 @@ class ShardActor:
         self._arguments = arguments
         self._worker: ShardWorker | None = None
 
-    def ready(self) -> None:
-        """Answers when the process runs."""
+    def where(self) -> str:
+        """Id of the Ray node that this actor runs on; answers as soon as the process runs."""
+        import ray
+
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def outcome(self, shard: int, then: int | None = None) -> str:
         """Score one shard: JSON with either `ok`, a `ShardOutcome`, or `error`, a `PenstockError` record."""

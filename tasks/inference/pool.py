@@ -21,6 +21,8 @@ from tasks.inference.dispatch import Dispatch, wanted_workers
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
+_NODE_NEWS_S = 10.0
+_NODE_POLL_S = 0.2
 _OBJECT_STORE_BYTES = 80 << 20
 """Of a Ray that this process starts for itself: only shard numbers and a few figures pass through it."""
 
@@ -80,11 +82,14 @@ class _Pool:
         )
         self._names = (f"worker {number}" for number in count(1))
         self._handles: dict[str, Any] = {}
+        self._nodes: dict[str, str] = {}
+        """Node of each worker that has started."""
+        self._away: set[str | None] = set()
+        """Nodes that were found not to answer."""
         self._calls: dict[Any, str] = {}
         """Call that is under way -> worker."""
         self._idle: list[str] = []
         self._deaths_in_a_row = 0
-        self._answered = False
 
     def outcomes(self) -> Iterator[str]:
         """The outcome of each shard, once."""
@@ -97,7 +102,7 @@ class _Pool:
             for call in done:
                 yield from self._answer(call)
             self._hand_out()
-            if not self._answered and time.monotonic() - asked_s > self._spec.placement_timeout_s:
+            if not self._nodes and time.monotonic() - asked_s > self._spec.placement_timeout_s:
                 raise self._unplaced()
 
     def close(self) -> None:
@@ -112,7 +117,7 @@ class _Pool:
         while len(self._handles) < wanted:
             worker = next(self._names)
             self._handles[worker] = self._actor.remote(self._arguments)
-            self._calls[self._handles[worker].ready.remote()] = worker
+            self._calls[self._handles[worker].where.remote()] = worker
 
     def _answer(self, call: Any) -> Iterator[str]:
         import ray
@@ -120,23 +125,24 @@ class _Pool:
 
         worker = self._calls.pop(call)
         try:
-            text: str | None = ray.get(call)
+            text: str = ray.get(call)
         except RayError as error:
             yield from self._lost(worker, error)
             return
-        self._answered = True
         self._idle.append(worker)
-        if text is not None:
-            self._deaths_in_a_row = 0
-            if self._dispatch.settle(worker, time.monotonic()) is not None:
-                yield text
+        if worker not in self._nodes:  # its first answer says where it is
+            self._nodes[worker] = text
+            return
+        self._deaths_in_a_row = 0
+        if self._dispatch.settle(worker, time.monotonic()) is not None:
+            yield text
 
     def _lost(self, worker: str, error: Exception) -> Iterator[str]:
-        taken_away = bool(getattr(error, "preempted", False))
-        log.warning("Lost %s%s: %s", worker, " with its node" if taken_away else "", _first_line(error))
+        died = self._died_by_itself(worker, error)
+        log.warning("Lost %s%s: %s", worker, "" if died else " with its node", _first_line(error))
         self._end(worker)
-        self._deaths_in_a_row += not taken_away
-        shard = self._dispatch.lose(worker, counts=not taken_away)
+        self._deaths_in_a_row += 1
+        shard = self._dispatch.lose(worker, counts=died)
         if shard is not None:
             yield failed(shard, self._deadly(shard, error))
         if self._deaths_in_a_row > self._spec.max_workers + self._spec.shard_attempts:
@@ -146,6 +152,33 @@ class _Pool:
                 fix="see the workers' logs in the Ray dashboard; a worker that is out of memory needs a lower "
                 "inference.shard_rows or fewer workers on a node",
             )
+
+    def _died_by_itself(self, worker: str, error: Exception) -> bool:
+        """Whether the worker's process ended on a node that lives, so that its shard may be to blame.
+
+        Ray says so at once when it is so. It takes many seconds to call a node dead that does not answer; until then the
+        node's workers are unavailable, and those are given up here.
+        """
+        import ray
+        from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+
+        node = self._nodes.get(worker)
+        until_s = time.monotonic() + (0.0 if node in self._away else _NODE_NEWS_S)
+        while isinstance(error, ActorUnavailableError):
+            if time.monotonic() >= until_s:
+                self._away.add(node)
+                return False
+            time.sleep(_NODE_POLL_S)
+            try:
+                ray.get(self._handles[worker].where.remote(), timeout=_NODE_NEWS_S)
+                return False  # it was out of reach for a moment
+            except ActorDiedError as final:
+                error = final
+            except (ActorUnavailableError, GetTimeoutError):
+                continue
+        if getattr(error, "preempted", False):
+            return False
+        return node is None or any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
 
     def _hand_out(self) -> None:
         now_s = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,15 @@ def load_killed_always(settings: Settings, spec: PipelineSpec, planned: Plan) ->
 
 def load_stopped_once(settings: Settings, spec: PipelineSpec, planned: Plan) -> StubModel:
     return SignalsItself(planned.fingerprint.model_version, signal.SIGSTOP, settings.home / "stopped")
+
+
+class Unhurried(StubModel):
+    """Takes its time, so that something can happen meanwhile."""
+
+    def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        time.sleep(0.5)
+        return super().predict(encoded)
+
+
+def load_unhurried(settings: Settings, spec: PipelineSpec, planned: Plan) -> StubModel:
+    return Unhurried(planned.fingerprint.model_version)

@@ -71,7 +71,9 @@ def planned_with_a_deadly_row(settings: Settings, spec: PipelineSpec) -> Plan:
     return plan_stub(settings, spec, scoring_snapshot(settings, spec, change=change))
 
 
-def score_on_ray(settings: Settings, run_id: str, loader: str) -> tuple[dict[str, Any], str]:
+def score_on_ray(
+    settings: Settings, run_id: str, *arguments: str, script: str = "ray_support.py"
+) -> tuple[dict[str, Any], str]:
     env = {
         **os.environ,
         **settings.as_environment(),
@@ -81,7 +83,7 @@ def score_on_ray(settings: Settings, run_id: str, loader: str) -> tuple[dict[str
     }
     env.pop("RAY_ADDRESS", None)
     done = subprocess.run(
-        [sys.executable, str(HERE / "ray_support.py"), run_id, loader],
+        [sys.executable, str(HERE / script), run_id, *arguments],
         env=env,
         capture_output=True,
         text=True,
@@ -191,3 +193,14 @@ def test_a_run_that_no_node_can_place_ends_with_what_it_needs(
         run_plan(settings, spec, planned.run_id, audit_table=AUDIT, load_model=STUB)
     assert "'GPU': 0" in str(caught.value)
     assert run_stub(settings, spec, planned.run_id).shards_committed == 2
+
+
+def test_a_node_that_is_taken_away_costs_only_the_shard_it_was_at(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
+    report, output = score_on_ray(settings, planned.run_id, script="ray_nodes.py")
+    assert report.get("shards_committed") == 8, output
+    assert report["taken_at"] < 8, "the node went when the run was over already"
+    assert verify(settings, toy, planned.run_id).ok
+    assert len(table_rows(settings, toy)) == 480
