@@ -191,11 +191,12 @@ def commit_change(
         if change is None:
             return None
         transactions = [Transaction(*change.transaction)] if change.transaction else None
+        actions = _actions(change)
         if points:
             reached(points[0])
         try:
             table.create_write_transaction(
-                _actions(change),
+                actions,
                 mode="append",
                 schema=table.schema(),
                 partition_by=["event_date"],
