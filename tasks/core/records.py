@@ -22,7 +22,7 @@ class JsonRecord:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
         """The inverse of `to_json`; fields that this release does not know are ignored."""
-        decode = _decoders(cls)
+        decode = _decoders(cls)  # type: ignore[arg-type]  # mypy takes type[Self] for unhashable
         return cls(**{key: decode[key](value) for key, value in raw.items() if key in decode})
 
 
