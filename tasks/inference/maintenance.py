@@ -8,14 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tasks.core.clock import Clock, utc_now
-from tasks.core.delta import FileName, table_view
+import pyarrow as pa
+
+from tasks.core.clock import Clock, iso_utc, utc_now
+from tasks.core.delta import Change, FileName, TableView, commit_change, table_view
 from tasks.core.errors import ConfigError
+from tasks.core.holds import holds, is_held
 from tasks.core.object_store import ObjectInfo, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
-from tasks.inference.records import AUDIT, PREDICTIONS, ShardRecord, read_shard_record
+from tasks.inference.optimizing import SWEEP
+from tasks.inference.records import (
+    AUDIT,
+    PREDICTIONS,
+    ShardRecord,
+    merge_key,
+    read_merge_record,
+    read_shard_record,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +48,24 @@ class Swept(JsonRecord):
     """Orphans that are younger than `older_than` and may still be committed."""
 
 
+@dataclass(frozen=True)
+class Vacuumed(JsonRecord):
+    """What `vacuum` deleted, or with `dry_run` would delete."""
+
+    files: int
+    size_bytes: int
+    held_files: int
+    """Files that are old enough, on event dates with a hold: they stay."""
+    dry_run: bool
+
+
 def sweep_orphans(
     settings: Settings, spec: PipelineSpec, *, older_than: timedelta, clock: Clock = utc_now
 ) -> Swept:
     """Delete files that no shard record names: of attempts that died, and of losers that could not clean up.
 
     A file's name says which shard record decides about it, so a sweep reads only the records of files that
-    are in no table. Files in the table, and files it let go (which `vacuum` ages out), are left alone.
+    are in no table. About merged files the table's log decides. Files in the table, and files it let go (which `vacuum` ages out), are left alone.
 
     Args:
         settings: This installation.
@@ -82,6 +104,7 @@ def sweep_orphans(
     letters, young_letters = _unnamed_dead_letters(store, named, before)
     for info in (*data, *letters):
         store.delete(info.key)
+    _forget_merges(store, data)
     staged = store.sweep_staged(before)
     swept = Swept(
         data_files=len(data),
@@ -101,32 +124,53 @@ def sweep_orphans(
     return swept
 
 
-def vacuum(settings: Settings, spec: PipelineSpec, *, retention: timedelta = timedelta(days=7)) -> int:
-    """Delete files that the tables let go longer than `retention` ago; returns how many.
+def vacuum(
+    settings: Settings,
+    spec: PipelineSpec,
+    *,
+    retention: timedelta = timedelta(days=7),
+    dry_run: bool = False,
+) -> Vacuumed:
+    """Delete files that the tables let go longer than `retention` ago, except of event dates with a hold.
 
     Only files with a tombstone in the log are looked at, so files of unpublished runs are never touched.
 
+    Args:
+        settings: This installation.
+        spec: The pipeline.
+        retention: At least a day.
+        dry_run: Only say what would go.
+
     Raises:
         ConfigError: `retention` is below a day: a reader of an older version would lose its files.
+        DataError: A hold cannot be read: nothing was deleted.
     """
     if retention < timedelta(days=1):
         raise ConfigError(
             f"is {retention}", which="retention", fix="keep at least a day, so that open readers can finish"
         )
-    from deltalake import DeltaTable
-
     store = open_store(settings, prefix=spec.prefix)
-    count = 0
+    files = size = held = 0
     for folder in (PREDICTIONS, AUDIT):
-        if table_view(store, folder) is None:
+        view = table_view(store, folder)
+        if view is None:
             continue
-        table = DeltaTable(store.url(folder), storage_options=store.storage_options() or None)
-        hours = int(retention.total_seconds() // 3600)
-        gone = table.vacuum(
-            retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=False
-        )
-        count += len(gone)
-    return count
+        live = {file.path for file in view.files}
+        old = view.let_go_before(retention) - live  # a file that came back has a tombstone too
+        standing = holds(store)
+        for event_date in sorted({path.split("/", 1)[0] for path in old}):
+            for info in list(store.list(f"{folder}/{event_date}")):
+                name = FileName.parse(path := info.key.removeprefix(f"{folder}/"))
+                if path not in old or name is None:
+                    continue
+                if is_held(standing, name.event_date):
+                    held += 1
+                    continue
+                if not dry_run:
+                    store.delete(info.key)
+                files += 1
+                size += info.size_bytes
+    return Vacuumed(files, size, held, dry_run)
 
 
 def _unnamed_table_files(store: ObjectStore, named: Named, before: datetime) -> tuple[list[ObjectInfo], int]:
@@ -136,16 +180,63 @@ def _unnamed_table_files(store: ObjectStore, named: Named, before: datetime) -> 
     for folder in (PREDICTIONS, AUDIT):
         view = table_view(store, folder)
         live = {file.path for file in view.files} if view else set()
+        merged: list[ObjectInfo] = []
         for info in store.list(folder):
             path = info.key.removeprefix(f"{folder}/")
             name = FileName.parse(path)
-            if name is None or path in live or info.key in named(name.run_id, name.shard):
+            if name is None or path in live:
                 continue
-            if info.modified_at_utc < before:
-                found.append(info)
-            else:
-                young += 1
+            if name.merged:
+                merged.append(info)
+            elif info.key not in named(name.run_id, name.shard):
+                found += [info] if info.modified_at_utc < before else []
+                young += info.modified_at_utc >= before
+        some, few = _uncommitted_merges(store, folder, view, merged, before)
+        found += some
+        young += few
     return found, young
+
+
+def _uncommitted_merges(
+    store: ObjectStore, folder: str, view: TableView | None, merged: list[ObjectInfo], before: datetime
+) -> tuple[list[ObjectInfo], int]:
+    """(old merged files that the table has never held, how many young ones).
+
+    The sweep first says in the table's log what it condemns: a merge that is still under way after so long, for
+    example because its process was paused, finds that and does not commit. Files that committed before are seen
+    in the table, or among those that it let go, which `vacuum` ages out.
+    """
+    let_go = view.let_go if view else frozenset()
+    unknown = [info for info in merged if info.key.removeprefix(f"{folder}/") not in let_go]
+    old = [info for info in unknown if info.modified_at_utc < before]
+    if not old:
+        return [], len(unknown)
+    condemned = int(before.timestamp() * 1000)
+
+    def decide(now: TableView) -> Change | None:
+        if (now.transaction_version(SWEEP) or 0) >= condemned:
+            return None
+        return Change(transaction=(SWEEP, condemned), note={"penstock_sweep": iso_utc(before)})
+
+    if view is not None:
+        commit_change(store, folder, schema=lambda: pa.schema([]), decide=decide)
+        view = table_view(store, folder)
+    known = {file.path for file in view.files} | view.let_go if view else set()
+    return [info for info in old if info.key.removeprefix(f"{folder}/") not in known], len(unknown) - len(old)
+
+
+def _forget_merges(store: ObjectStore, swept: list[ObjectInfo]) -> None:
+    """Delete the records of merges none of whose files is left: what they name was never in a table."""
+    for run_id, attempt in {
+        (name.run_id, name.attempt)
+        for info in swept
+        if (name := FileName.parse("/".join(info.key.split("/")[-2:]))) and name.merged
+    }:
+        record = read_merge_record(store, run_id, attempt)
+        if record is not None and not any(
+            store.exists(f"{record.folder}/{merge.output.path}") for merge in record.merges
+        ):
+            store.delete(merge_key(run_id, attempt))
 
 
 def _unnamed_dead_letters(store: ObjectStore, named: Named, before: datetime) -> tuple[list[ObjectInfo], int]:

@@ -20,6 +20,7 @@ from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.inference.commit import newest_token
+from tasks.inference.merged import current_files
 from tasks.inference.publishing import application_id, roots_of
 from tasks.inference.records import (
     AUDIT,
@@ -112,6 +113,9 @@ class RunStatus(JsonRecord):
 def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
     """Check counts, digests, uniqueness and what the table holds. Reads every file of the run once.
 
+    Where small files were merged, the merged file is read instead; its record says which files it was merged
+    from, and those have to be exactly the ones that the shard records name.
+
     Raises:
         NotFound: The run was not planned.
     """
@@ -119,11 +123,12 @@ def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
     planned = read_plan(store, run_id)
     records = read_shard_records(store, run_id, [task.shard for task in planned.shards])
     problems = _count_problems(planned, records)
-    files = [file for record in records for file in record.files]
+    view = table_view(store, PREDICTIONS)
+    scored_files = [file for record in records for file in record.files]
+    files = list(current_files(store, PREDICTIONS, run_id, scored_files, view))
     audit_files = [file for record in records for file in record.audit_files]
     distinct, found = _file_problems(store, files)
     problems += found
-    view = table_view(store, PREDICTIONS)
     published = view is not None and view.transaction_version(application_id(run_id)) is not None
     superseded: tuple[str, ...] = ()
     if published and view is not None:
@@ -132,7 +137,7 @@ def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
         superseded, found = _table_problems(view, planned, files, roots)
         problems += found
         problems += _audit_problems(store, run_id, audit_files)
-        problems += _repeated_by_replays(store, planned, files)
+        problems += _repeated_by_replays(store, planned, files, view)
     elif planned.fingerprint.replay_of is not None and not files:
         published = read_published(store, run_id) is not None  # every row failed again: nothing to add
     elif read_published(store, run_id) is not None:
@@ -298,7 +303,7 @@ def _table_problems(
     superseded = tuple(sorted({run for runs in holders.values() for run in runs} - {root}))
     unknown = live_own - set(own)
     if unknown:
-        problems.append(f"the table holds {len(unknown)} files of this run that no shard record names")
+        problems.append(f"the table holds {len(unknown)} files of this run that no record accounts for")
     lost_days = sorted(
         day
         for day in days
@@ -318,7 +323,9 @@ def _table_problems(
     return superseded, problems
 
 
-def _repeated_by_replays(store: ObjectStore, planned: Plan, files: list[TableFile]) -> list[str]:
+def _repeated_by_replays(
+    store: ObjectStore, planned: Plan, files: list[TableFile], view: TableView
+) -> list[str]:
     """Prediction ids that a run shares with its replays, or a replay with the run and its other replays."""
     root = planned.fingerprint.replay_of or planned.run_id
     family = [root, *(item.run_id for item in read_replays(store, root))]
@@ -326,7 +333,8 @@ def _repeated_by_replays(store: ObjectStore, planned: Plan, files: list[TableFil
     for run in family:
         if run != planned.run_id and (run == root or read_published(store, run) is not None):
             shards = [task.shard for task in read_plan(store, run).shards]
-            others += [f for record in read_shard_records(store, run, shards) for f in record.files]
+            scored = [f for record in read_shard_records(store, run, shards) for f in record.files]
+            others += current_files(store, PREDICTIONS, run, scored, view)
     problems = []
     for mine in files:
         near = [file for file in others if file.event_date == mine.event_date]
@@ -357,7 +365,7 @@ def _audit_problems(store: ObjectStore, run_id: str, files: list[TableFile]) -> 
     live = {file.path for file in view.files}
     lost = [
         file.path
-        for file in files
+        for file in current_files(store, AUDIT, run_id, files, view)
         if file.path not in live and next(iter(store.list(f"archive/audit/{file.event_date}")), None) is None
     ]
     return [f"{len(lost)} audit files are neither in the table nor archived: {lost[0]}"] if lost else []
