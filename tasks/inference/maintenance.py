@@ -6,7 +6,8 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from itertools import groupby
 
 import pyarrow as pa
 
@@ -25,6 +26,7 @@ from tasks.inference.records import (
     ShardRecord,
     merge_key,
     read_merge_record,
+    read_published,
     read_shard_record,
 )
 
@@ -130,16 +132,19 @@ def vacuum(
     *,
     retention: timedelta = timedelta(days=7),
     dry_run: bool = False,
+    clock: Clock = utc_now,
 ) -> Vacuumed:
     """Delete files that the tables let go longer than `retention` ago, except of event dates with a hold.
 
-    Only files with a tombstone in the log are looked at, so files of unpublished runs are never touched.
+    Files of unpublished runs are never touched. A table's log forgets a week after it what it let go; from then
+    on a file that is older than its run's publication, and in the table no more, was let go before that week.
 
     Args:
         settings: This installation.
         spec: The pipeline.
         retention: At least a day.
         dry_run: Only say what would go.
+        clock: The time.
 
     Raises:
         ConfigError: `retention` is below a day: a reader of an older version would lose its files.
@@ -150,27 +155,61 @@ def vacuum(
             f"is {retention}", which="retention", fix="keep at least a day, so that open readers can finish"
         )
     store = open_store(settings, prefix=spec.prefix)
+    before = clock() - retention
     files = size = held = 0
     for folder in (PREDICTIONS, AUDIT):
-        view = table_view(store, folder)
-        if view is None:
-            continue
-        live = {file.path for file in view.files}
-        old = view.let_go_before(retention) - live  # a file that came back has a tombstone too
-        standing = holds(store)
-        for event_date in sorted({path.split("/", 1)[0] for path in old}):
-            for info in list(store.list(f"{folder}/{event_date}")):
-                name = FileName.parse(path := info.key.removeprefix(f"{folder}/"))
-                if path not in old or name is None:
-                    continue
-                if is_held(standing, name.event_date):
-                    held += 1
+        for event_date, infos in groupby(_let_go(store, folder, retention, before), key=lambda item: item[0]):
+            if is_held(holds(store), event_date):
+                held += len(list(infos))
+                continue
+            view = table_view(store, folder)
+            live = {file.path for file in view.files} if view else set()
+            for _, info in infos:
+                if info.key.removeprefix(f"{folder}/") in live:  # brought back a moment ago
                     continue
                 if not dry_run:
                     store.delete(info.key)
                 files += 1
                 size += info.size_bytes
+    log.info("Vacuumed %d files (%s bytes); %d are held.", files, f"{size:,}", held)
     return Vacuumed(files, size, held, dry_run)
+
+
+def _let_go(
+    store: ObjectStore, folder: str, retention: timedelta, before: datetime
+) -> list[tuple[date, ObjectInfo]]:
+    """(event date, file) of what a table let go that long ago, by date."""
+    view = table_view(store, folder)
+    if view is None:
+        return []
+    published: dict[str, datetime | None] = {}
+
+    def added(run_id: str, info: ObjectInfo) -> bool:
+        """Whether the file was there when its run was published: then that transaction added it."""
+        if run_id not in published:
+            marker = read_published(store, run_id)
+            published[run_id] = datetime.fromisoformat(marker.published_at_utc) if marker else None
+        moment = published[run_id]
+        return moment is not None and info.modified_at_utc < moment
+
+    live, remembered, old = {file.path for file in view.files}, view.let_go, view.let_go_before(retention)
+    found: list[tuple[date, ObjectInfo]] = []
+    forgotten: list[tuple[date, ObjectInfo]] = []
+    for info in store.list(folder):
+        path = info.key.removeprefix(f"{folder}/")
+        name = FileName.parse(path)
+        if name is None or path in live:
+            continue
+        if path in old:
+            found.append((name.event_date, info))
+        elif path not in remembered and not name.merged and info.modified_at_utc < before:
+            forgotten += [(name.event_date, info)] if added(name.run_id, info) else []
+    if forgotten:
+        # Markers come after commits: what was published while we looked is in a view that is opened now.
+        now = table_view(store, folder)
+        known = {file.path for file in now.files} | now.let_go if now else set()
+        found += [item for item in forgotten if item[1].key.removeprefix(f"{folder}/") not in known]
+    return sorted(found, key=lambda item: (item[0], item[1].key))
 
 
 def _unnamed_table_files(store: ObjectStore, named: Named, before: datetime) -> tuple[list[ObjectInfo], int]:
@@ -204,10 +243,17 @@ def _uncommitted_merges(
 
     The sweep first says in the table's log what it condemns: a merge that is still under way after so long, for
     example because its process was paused, finds that and does not commit. Files that committed before are seen
-    in the table, or among those that it let go, which `vacuum` ages out.
+    in the table, or among those that it let go, which `vacuum` ages out while the log remembers them.
     """
     let_go = view.let_go if view else frozenset()
-    unknown = [info for info in merged if info.key.removeprefix(f"{folder}/") not in let_go]
+    standing = holds(store)  # the log forgets what it let go: on a held date nobody can tell after a week
+    unknown = [
+        info
+        for info in merged
+        if (path := info.key.removeprefix(f"{folder}/")) not in let_go
+        and (name := FileName.parse(path)) is not None
+        and not is_held(standing, name.event_date)
+    ]
     old = [info for info in unknown if info.modified_at_utc < before]
     if not old:
         return [], len(unknown)
