@@ -35,7 +35,7 @@ from tasks.core.delta import (
 from tasks.core.errors import ConfigError, DigestMismatch, NotFound, PenstockError, TransientError
 from tasks.core.holds import holds, is_held
 from tasks.core.ids import canonical_json, digest_bytes
-from tasks.core.object_store import ObjectStore, open_store
+from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -345,8 +345,13 @@ class _Merging:
             started_at_utc=iso_utc(self._started),
             created_at_utc=iso_utc(self._clock()),
         )
+        key, data = merge_key(run_id, self._attempt), canonical_json(made.to_json())
         reached("before-optimize-record")
-        self._store.put_exclusive(merge_key(run_id, self._attempt), canonical_json(made.to_json()))
+        try:
+            self._store.put_exclusive(key, data)
+        except AlreadyExists:
+            if self._store.get(key) != data:  # ours, when the client library sent it twice by itself
+                raise
         reached("after-optimize-record")
 
     def _commit(self, run_id: str, merges: Sequence[Merge]) -> None:

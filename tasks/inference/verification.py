@@ -129,6 +129,9 @@ def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
     audit_files = [file for record in records for file in record.audit_files]
     distinct, found = _file_problems(store, files)
     problems += found
+    held, listed = sum(file.rows for file in files), sum(file.rows for file in scored_files)
+    if held != listed:
+        problems.append(f"shard records list {listed} rows, the files merged from theirs {held}")
     published = view is not None and view.transaction_version(application_id(run_id)) is not None
     superseded: tuple[str, ...] = ()
     if published and view is not None:
@@ -363,9 +366,13 @@ def _audit_problems(store: ObjectStore, run_id: str, files: list[TableFile]) -> 
     if view is None or view.transaction_version(application_id(run_id)) is None:
         return ["the run's audit rows are not in the audit table"]
     live = {file.path for file in view.files}
+    current = current_files(store, AUDIT, run_id, files, view)
+    held, listed = sum(file.rows for file in current), sum(file.rows for file in files)
+    if held != listed:
+        return [f"shard records list {listed} audit rows, the files merged from theirs {held}"]
     lost = [
         file.path
-        for file in current_files(store, AUDIT, run_id, files, view)
+        for file in current
         if file.path not in live and next(iter(store.list(f"archive/audit/{file.event_date}")), None) is None
     ]
     return [f"{len(lost)} audit files are neither in the table nor archived: {lost[0]}"] if lost else []

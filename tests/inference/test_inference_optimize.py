@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
@@ -30,6 +31,7 @@ from tasks.core.errors import DigestMismatch, NotFound, TransientError
 from tasks.core.holds import place_hold, release_hold
 from tasks.inference import (
     optimize,
+    optimizing,
     publish,
     published_days,
     published_records,
@@ -39,7 +41,13 @@ from tasks.inference import (
     vacuum,
     verify,
 )
-from tasks.inference.records import AUDIT, PREDICTIONS, read_merge_record, read_shard_records, shard_key
+from tasks.inference.records import (
+    AUDIT,
+    PREDICTIONS,
+    read_merge_record,
+    read_shard_records,
+    shard_key,
+)
 from tasks.inference.tables import statistics
 
 OPTIMIZE_POINTS = [point for point in POINTS if "optimize" in point]
@@ -185,8 +193,6 @@ def test_a_dry_run_tells_and_changes_nothing(settings: Settings, toy: PipelineSp
 
 
 def test_the_transaction_says_that_no_data_changed(settings: Settings, toy: PipelineSpec) -> None:
-    import json
-
     score_and_publish(settings, toy, scoring_snapshot(settings, toy))
     optimize(settings, toy)
     store = open_store(settings, prefix=toy.prefix)
@@ -465,6 +471,25 @@ def test_verify_sees_a_damaged_merged_file_and_one_that_no_record_accounts_for(
     assert any("is gone" in problem for problem in problems)
 
 
+def test_verify_sees_a_merge_that_lost_a_row(
+    settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a faulty merge would leave it: file, record and table agree with each other."""
+    run_id = score_and_publish(settings, toy, scoring_snapshot(settings, toy, days=1))
+    write = optimizing.write_table_file
+    monkeypatch.setattr(
+        optimizing,
+        "write_table_file",
+        lambda store, folder, name, table, **more: write(store, folder, name, table.slice(1), **more),
+    )
+    optimize(settings, toy)
+    assert len(table_rows(settings, toy)) == 119
+    assert verify(settings, toy, run_id).problems == (
+        "shard records list 120 rows, the files merged from theirs 119",
+        "shard records list 120 audit rows, the files merged from theirs 119",
+    )
+
+
 def test_a_shard_that_was_scored_again_is_not_taken_for_what_was_merged(
     settings: Settings, toy: PipelineSpec
 ) -> None:
@@ -501,8 +526,6 @@ def test_vacuum_deletes_merged_inputs_once_they_are_old(settings: Settings, toy:
 
 def age_tombstones(settings: Settings, spec: PipelineSpec, *, days: int) -> None:
     """Make the tables' logs say that files were let go so long ago."""
-    import json
-
     store = open_store(settings, prefix=spec.prefix)
     for info in list(store.list("tables")):
         if "_delta_log" not in info.key or not info.key.endswith(".json"):
