@@ -256,8 +256,8 @@ def report(
         "",
         f"Shards of {SHARD_ROWS} rows, {DAYS} days, with audit rows: each shard has two data files and a record. Medians of {repeats} runs in "
         f"turn, each operation in a fresh process after its imports; {os.cpu_count()} shared cores with other work on "
-        f"the machine at the same time (load average at the end: {os.getloadavg()[1]:.1f}; the CPU column says what an idle one "
-        f"would take), {platform.system()}, Python {platform.python_version()}, local disk. "
+        f"the machine at the same time (load average at the end: {os.getloadavg()[1]:.1f}; CPU seconds suffer less from it than wall "
+        f"time), {platform.system()}, Python {platform.python_version()}, local disk. "
         "Memory is the process's peak; in brackets what the operation added to it. `before` is the release whose records "
         "were read by resolving their type hints anew; there, building the transaction's actions counts as part of it.",
         "",
@@ -281,7 +281,11 @@ def report(
                     f"| {shards:,} | {operation}: {name} alone | {version} | {middle(name):.3f} "
                     f"| {min(walls):.3f} to {max(walls):.3f} | {middle(f'{name}, CPU'):.3f} | |"
                 )
-    lines += ["", "Commit record of a shard (fence looked up before, exclusive create, made durable):", ""]
+    lines += [
+        "",
+        "Commit record of a shard, while the shards were scored one after the other (exclusive create, made durable):",
+        "",
+    ]
     lines += [
         f"- {shards:,} shards: median {took['median']:.1f} ms, 99 % below {took['p99']:.1f} ms"
         for shards, took in commits.items()
