@@ -126,12 +126,15 @@ def scoring_config(spec: PipelineSpec) -> dict[str, Any]:
     Sizes, worker counts and thresholds are not among them: changing those continues the same run. Nor are
     the features: scoring runs the features.py of the bundle, whose digest is in the fingerprint already.
     """
-    return {
+    config: dict[str, Any] = {
         "entity_key": list(spec.entity_key),
         "event_time": spec.event_time,
         "explanations_share": spec.explanations.share,
         "explanations_top_k": spec.explanations.top_k,
     }
+    if spec.inference.precision != "float32":  # runs from before there was a choice keep their identity
+        config["precision"] = spec.inference.precision
+    return config
 
 
 def run_id_of(fingerprint: Fingerprint) -> str:

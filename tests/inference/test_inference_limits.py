@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -88,6 +90,24 @@ def test_the_interruption_never_arrives_after_its_block() -> None:
     assert late <= 200
 
 
+def test_a_profiler_or_debugger_still_works_after_a_limited_block() -> None:
+    """CPython 3.11 never ends a traced call once an asynchronous exception was withdrawn."""
+    code = """
+import cProfile
+from tasks.inference.deadline import TimeIsUp, interrupted_after
+for seconds in (60, 0.001):
+    try:
+        with interrupted_after(seconds):
+            sum(range(200_000))
+    except TimeIsUp:
+        pass
+cProfile.run("sum(number for number in range(1000))")
+print("profiled")
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "profiled" in child.stdout, child.stderr
+
+
 def test_a_shard_that_keeps_failing_is_named_with_its_last_cause_after_the_others_finished(
     settings: Settings, toy: PipelineSpec
 ) -> None:
@@ -115,7 +135,7 @@ def test_a_store_that_is_away_ends_the_run_before_every_shard_was_tried(
     assert len(planned.shards) == 36
     tried: list[int] = []
 
-    def fail(self: ShardWorker, shard: int) -> Any:
+    def fail(self: ShardWorker, shard: int, *, then: int | None) -> Any:
         tried.append(shard)
         raise StoreUnavailable("does not answer", which="the store")
 
