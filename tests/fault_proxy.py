@@ -4,16 +4,24 @@
         proxy.add(Fault("PutObject", r"/shard-00001\\.json$", "lose-answer", times=1))
 
 Requests that no fault matches pass through unchanged. Everything that arrived is in `seen`, in order.
+
+The proxy is a process of its own: Delta's library holds the interpreter's lock while it waits for the store, so a
+proxy in a thread of the test could never answer it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
+import json
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -31,6 +39,7 @@ delay        the request waits for `delay_s` first
 trickle      the request's body is read over `delay_s`, in ten parts
 """
 
+_CONTROL = "/__proxy__/"
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 
 
@@ -79,46 +88,43 @@ class InFlight:
         self.size_bytes -= size
 
 
-@dataclass
 class FaultProxy:
     """A proxy on a free port of loopback, to be used as a context manager."""
 
-    upstream: str
-    seen: list[Seen] = field(default_factory=list)
-    in_flight: InFlight = field(default_factory=InFlight)
-
-    def __post_init__(self) -> None:
-        self._faults: list[Fault] = []
-        self._lock = threading.Lock()
-        self._released = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.proxy = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    def __init__(self, upstream: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, upstream], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().decode().strip()
 
     def __enter__(self) -> FaultProxy:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.clear()
-        self._server.shutdown()
-        self._server.server_close()
+        self._process.kill()
+        self._process.communicate()
 
     def add(self, *faults: Fault) -> None:
         """Misbehave so from now on, beside what was added before."""
-        with self._lock:
-            self._faults.extend(faults)
+        self._ask("add", [dataclasses.asdict(fault) for fault in faults])
 
     def clear(self) -> None:
         """Behave from now on; requests that hang are let go without an answer."""
-        with self._lock:
-            self._faults.clear()
-        self._released.set()
-        self._released = threading.Event()
+        self._ask("clear")
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self._ask("forget")
+
+    @property
+    def seen(self) -> list[Seen]:
+        """All requests since `forget`, in order of arrival."""
+        return [Seen(*item) for item in self._ask("state")["seen"]]
+
+    @property
+    def in_flight(self) -> InFlight:
+        return InFlight(**self._ask("state")["in_flight"])
 
     def count(self, operation: str, key: str = "") -> int:
         """How many requests of an operation arrived whose key matches."""
@@ -128,11 +134,47 @@ class FaultProxy:
         """How many requests met a fault of this kind."""
         return sum(item.fault == kind for item in self.seen)
 
+    def _ask(self, what: str, value: Any = None) -> Any:
+        with urllib.request.urlopen(
+            f"{self.url}{_CONTROL}{what}", data=json.dumps(value).encode(), timeout=30
+        ) as answer:
+            return json.load(answer)
+
+
+@dataclass
+class _Misbehaviour:
+    """What the proxy's process keeps."""
+
+    seen: list[Seen] = field(default_factory=list)
+    in_flight: InFlight = field(default_factory=InFlight)
+    faults: list[Fault] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def told(self, what: str, value: Any) -> Any:
+        """Do what `FaultProxy` asks for."""
+        with self.lock:
+            if what == "add":
+                self.faults.extend(Fault(**fault) for fault in value)
+            elif what == "clear":
+                self.faults.clear()
+                self.released.set()
+                self.released = threading.Event()
+            elif what == "forget":
+                self.seen.clear()
+                self.in_flight.most_uploads = self.in_flight.most_bytes = 0
+            elif what == "state":
+                return {
+                    "seen": [dataclasses.astuple(item) for item in self.seen],
+                    "in_flight": dataclasses.asdict(self.in_flight),
+                }
+            return None
+
     def choose(self, operation: str, key: str) -> Fault | None:
         """The fault that this request meets, counted; the request is noted."""
-        with self._lock:
+        with self.lock:
             chosen = None
-            for fault in self._faults:
+            for fault in self.faults:
                 if fault.operation not in ("*", operation) or re.search(fault.key, key) is None:
                     continue
                 if fault.skip:
@@ -146,14 +188,12 @@ class FaultProxy:
             self.seen.append(Seen(operation, key, chosen.kind if chosen else None))
             return chosen
 
-    def hold(self) -> None:
-        """Wait until the faults are cleared."""
-        self._released.wait(120)
-
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    proxy: FaultProxy
+    request_queue_size = 128
+    upstream: str
+    doing: _Misbehaviour
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that went away are what this proxy is for."""
@@ -167,20 +207,24 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def _any(self) -> None:
-        proxy = self.server.proxy
+        doing = self.server.doing
+        if self.path.startswith(_CONTROL):
+            answer = doing.told(self.path.removeprefix(_CONTROL), json.loads(self._body(over_s=0.0)))
+            self._send(200, [], json.dumps(answer).encode())
+            return
         operation, key = _what(self.command, self.path)
-        fault = proxy.choose(operation, key)
+        fault = doing.choose(operation, key)
         kind = fault.kind if fault else None
         body = self._body(over_s=fault.delay_s if fault and kind == "trickle" else 0.0)
         if operation == "PutObject":
-            with proxy._lock:
-                proxy.in_flight.enter(len(body))
+            with doing.lock:
+                doing.in_flight.enter(len(body))
         try:
             self._answer(fault, kind, body)
         finally:
             if operation == "PutObject":
-                with proxy._lock:
-                    proxy.in_flight.leave(len(body))
+                with doing.lock:
+                    doing.in_flight.leave(len(body))
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _any  # noqa: N815 (the base class asks for these names)
 
@@ -193,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         if kind == "hang":
-            self.server.proxy.hold()
+            self.server.doing.released.wait(120)
             self._reset()
             return
         if fault and kind == "delay":
@@ -208,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, headers, answer)
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        upstream = urlsplit(self.server.proxy.upstream)
+        upstream = urlsplit(self.server.upstream)
         connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -273,3 +317,15 @@ def _what(method: str, path: str) -> tuple[str, str]:
         return "Multipart", key
     names = {"GET": "GetObject", "PUT": "PutObject", "HEAD": "HeadObject", "DELETE": "DeleteObject"}
     return names.get(method, method), key
+
+
+def main() -> None:
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.upstream, server.doing = sys.argv[1], _Misbehaviour()
+    sys.stdout.write(f"http://127.0.0.1:{server.server_address[1]}\n")
+    sys.stdout.flush()
+    server.serve_forever(0.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -119,7 +119,12 @@ def open_store(settings: Settings, *, prefix: str = "") -> ObjectStore:
     base = settings.store_url.rstrip("/")
     root = f"{base}/{prefix.strip('/')}" if prefix else base
     if root.startswith("s3://"):
-        return S3Store(root, endpoint=settings.s3_endpoint, region=settings.s3_region)
+        return S3Store(
+            root,
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+            patience=s3_faults.PATIENCE,
+        )
     if "://" in root:
         raise ConfigError(
             "is neither a folder nor an s3:// URL",

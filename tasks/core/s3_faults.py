@@ -37,6 +37,8 @@ class Patience:
     """Without a byte of an answer. The time that an upload itself takes does not count."""
     sends: int = 5
     """Of one request."""
+    first_pause_s: float = 0.4
+    """At most; each later pause is twice as long."""
     give_up_s: float = 60.0
     """After this time nothing is sent again, so a call ends after at most `give_up_s + connect_s + answer_s`,
     unless bytes keep coming."""
@@ -183,7 +185,10 @@ def create_patiently(
                 continue
             if doubt is None:
                 raise found from error
-            raise _in_doubt(which, found) from error
+            try:
+                return is_ours()  # the answers were lost, but maybe not what they were to say
+            except (StoreUnavailable, TerminalError):
+                raise _in_doubt(which, found) from error
 
 
 def _asked(which: str, is_ours: Callable[[], bool]) -> bool:
@@ -212,7 +217,7 @@ class Waiting:
 
     def again(self, error: PenstockError) -> bool:
         """Wait and say True, or say False when it was tried often or long enough."""
-        pause_s = random.uniform(0.5, 1.0) * 0.2 * 2**self._sent
+        pause_s = random.uniform(0.5, 1.0) * self._patience.first_pause_s * 2 ** (self._sent - 1)
         waited_s = time.monotonic() - self._started
         if self._sent >= self._patience.sends or waited_s + pause_s > self._patience.give_up_s:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from tasks.core.errors import (
 from tasks.core.object_store import AlreadyExists, LocalStore, S3Store, probe
 from tasks.core.s3_faults import Patience, patiently
 
-QUICK = Patience(connect_s=2, answer_s=0.5, sends=3, give_up_s=10)
+QUICK = Patience(connect_s=2, answer_s=0.5, sends=3, first_pause_s=0.02, give_up_s=10)
 Call = Callable[[ObjectStore], Any]
 READS: dict[str, Call] = {
     "HeadObject": lambda store: store.exists("there"),
@@ -49,12 +50,11 @@ def proxy(s3_url: str) -> Iterator[FaultProxy]:  # noqa: F811
 
 
 @pytest.fixture
-def store(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+def store(proxy: FaultProxy) -> S3Store:
     """A store behind the proxy, with the object `there`."""
-    monkeypatch.setattr("tasks.core.s3_faults.time.sleep", lambda seconds: None)
     store = S3Store(s3_endpoint.fresh_store_url(), endpoint=proxy.url, region="us-east-1", patience=QUICK)
     store.put("there", b"some bytes")
-    proxy.seen.clear()
+    proxy.forget()
     return store
 
 
@@ -164,7 +164,7 @@ def test_an_invalid_request_is_not_taken_for_an_object_that_exists(proxy: FaultP
 
 @pytest.mark.s3
 @pytest.mark.parametrize("how", ["bytes", "file"])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, 2, 100])
 def test_a_create_whose_answer_was_lost_finds_its_own_object(
     proxy: FaultProxy, store: S3Store, tmp_path: Path, how: str, times: int
 ) -> None:
@@ -174,7 +174,8 @@ def test_a_create_whose_answer_was_lost_finds_its_own_object(
         store.put_exclusive("new", b"ours")
     else:
         store.put_file_exclusive("new", tmp_path / "file")
-    assert proxy.met("lose-answer") == times
+    assert min(times, QUICK.sends) <= proxy.met("lose-answer") <= times
+    proxy.clear()
     assert store.get("new") == b"ours"
     with pytest.raises(AlreadyExists):  # equal bytes of another call are not ours
         store.put_exclusive("new", b"ours")
@@ -192,7 +193,7 @@ def test_a_create_whose_answer_was_lost_after_somebody_elses_is_refused(
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("kind", ["lose-answer", "hang", "reset"])
+@pytest.mark.parametrize("kind", ["hang", "reset"])
 def test_a_create_that_is_never_answered_is_of_unknown_outcome(
     proxy: FaultProxy, store: S3Store, kind: Any
 ) -> None:
@@ -200,7 +201,7 @@ def test_a_create_that_is_never_answered_is_of_unknown_outcome(
     with pytest.raises(CommitOutcomeUnknown, match="new"):
         store.put_exclusive("new", b"ours")
     proxy.clear()
-    assert store.exists("new") == (kind == "lose-answer")
+    assert not store.exists("new")
 
 
 @pytest.mark.s3
@@ -258,8 +259,12 @@ def test_delta_waits_for_the_store_as_long_as_we_do(proxy: FaultProxy, store: S3
 
 @pytest.mark.s3
 def test_an_upload_may_take_longer_than_the_wait_for_an_answer(proxy: FaultProxy, store: S3Store) -> None:
-    proxy.add(Fault("PutObject", "slow", "trickle", delay_s=3 * QUICK.answer_s))
-    data = b"0123456789abcdef" * (1 << 20)
+    # What the kernel's buffers hold counts as sent: so a body that is much larger.
+    data = b"0123456789abcdef" * (2 << 20)
+    store = S3Store(
+        store.root, endpoint=proxy.url, region="us-east-1", patience=dataclasses.replace(QUICK, answer_s=1.0)
+    )
+    proxy.add(Fault("PutObject", "slow", "trickle", delay_s=2.0))
     store.put("slow", data)
     assert (proxy.met("trickle"), store.get("slow") == data) == (1, True)
 
@@ -325,7 +330,7 @@ def test_a_full_disk_that_a_copy_goes_to_is_not_blamed_on_the_store(
     small_disk.fill(leave_kib=100)
     for source in (store, LocalStore(small_disk.path.parent / "local")):
         source.put("big", b"x" * 1_000_000)
-        proxy.seen.clear()
+        proxy.forget()
         with pytest.raises(DiskFull, match=re.escape(str(small_disk.path))):
             source.get_file("big", small_disk.path / "copy")
         assert [path.name for path in small_disk.path.iterdir()] == ["ballast"]
