@@ -195,7 +195,9 @@ class _RowsFailed(Exception):
         cause = error.__cause__ if isinstance(error, PenstockError) and error.__cause__ else error
         self.stage = stage
         self.error_class = type(cause).__name__
-        text = error.what if isinstance(error, PenstockError) else str(error)
+        text = str(error)
+        if isinstance(error, PenstockError):
+            text = f"{error.which} {error.what}".strip()
         self.reason = text.splitlines()[0][:500] if text else self.error_class
 
 
@@ -249,6 +251,11 @@ def _score(
 
 
 def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:
+    if not (isinstance(scores, np.ndarray | np.number) and np.issubdtype(scores.dtype, np.number)):
+        kind = f"array of {scores.dtype}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise PipelineCodeError(
+            f"returned {kind} as scores", which="the model", fix="model.py must return one logit for each row"
+        )
     found = (features.num_rows, encoded.shape[0], scores.shape)
     if found != (n, n, (n,)):
         raise PipelineCodeError(

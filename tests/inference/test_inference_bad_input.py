@@ -174,23 +174,11 @@ def test_days_whose_columns_differ_in_order_are_scored_alike(
     assert {row["prediction_id"]: row["score"] for row in table_rows(settings, toy)} == wanted
 
 
-UNNAMED = pytest.mark.xfail(
-    strict=True, reason="scoring._RowsFailed keeps what a DataError says and drops of which column it says it"
-)
-ALL_DEAD = pytest.mark.xfail(
-    strict=True,
-    reason="shard: when every row of a shard without its key column is a dead letter, prediction_table raises KeyError, "
-    "which becomes a TransientError and is tried again",
-)
-
-
 @pytest.mark.parametrize(
     ("change", "names"),
     [
         pytest.param(lambda rows: rows.drop_columns(["price"]), "price", id="feature missing"),
-        pytest.param(
-            lambda rows: rows.drop_columns(["customer"]), "customer", id="key missing", marks=ALL_DEAD
-        ),
+        pytest.param(lambda rows: rows.drop_columns(["customer"]), "customer", id="key missing"),
         pytest.param(
             replaced("price", lambda column: pa.array(["dear"] * len(column))), "price", id="feature of text"
         ),
@@ -198,13 +186,11 @@ ALL_DEAD = pytest.mark.xfail(
             replaced("asked_at", lambda column: pa.array(["noon"] * len(column))),
             "asked_at",
             id="time of text",
-            marks=UNNAMED,
         ),
         pytest.param(
             replaced("asked_at", lambda column: column.cast(pa.timestamp("us"))),
             "asked_at",
             id="time without zone",
-            marks=UNNAMED,
         ),
     ],
 )
@@ -239,7 +225,7 @@ def test_a_key_of_another_type_than_the_tables_is_refused_before_publication(
     run_stub(settings, toy, planned.run_id)
     with pytest.raises(DataError, match="customer") as caught:
         publish(settings, toy, planned.run_id)
-    assert "entity key" in caught.value.fix
+    assert "give customer the type string again" in caught.value.fix
     assert table_rows(settings, toy) == before
     assert verify(settings, toy, first).ok
 
@@ -408,11 +394,6 @@ def test_scores_of_another_float_type_are_stored_as_float32(
     assert all(0 <= row["score"] <= 1 for row in rows)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="scoring._check_shapes takes an array of numbers for granted: TypeError or AttributeError become a "
-    "TransientError and are tried again",
-)
 @pytest.mark.parametrize(
     "answer",
     [lambda scores: scores.astype(str), lambda scores: scores.tolist(), lambda scores: None],
