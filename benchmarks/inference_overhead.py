@@ -1,16 +1,22 @@
 """What batch inference costs above a bare loop: CPU seconds of everything that runs, engine processes included.
 
-    python benchmarks/inference_overhead.py --rows 2000000 --repeats 3
+    python benchmarks/inference_overhead.py --rows 10100000 --repeats 3
 
 Takes the champion and the days of May from this installation (run `make demo` first), copies every row until there
 are `--rows`, and scores them in fresh processes, the engines in turn:
 
-- `bare`: read, features, encode, forward; nothing is kept. The floor.
-- `bare + write`: the same, and the scores written as Parquet.
-- `shards`: Penstock's shard worker in one process, without explanations and audit rows.
+- `bare`: read, features, encode, forward, and the scores as Parquet. The floor: nothing says whose scores they are.
+- `bare + table`: the same, and for each row what the predictions table has: ids, keys, versions.
+- `shards`: Penstock's shard worker in one process, and publication.
 - `shards + audit`: the same with every prediction explained and its provenance kept.
-- `ray`: as `shards`, on Ray Data with one actor.
-- `ray + audit`: as `shards + audit`, on Ray Data with one actor.
+- `penstock`: as `shards`, on Ray with one actor; `penstock x2` with two.
+- `penstock + audit`: as `shards + audit`, on Ray with one actor.
+- `ray data, shards`: the same shard worker as a Ray Data stage whose rows are shard numbers, one actor.
+- `ray data, rows`: Ray Data's read_parquet, map_batches, write_parquet, one actor; writes a row number and the score.
+- `ray data, rows, checkpoint`: the same with Ray Data's checkpointing.
+
+`--hidden 256 128` scores with a network of those layers and random weights instead of the champion's.
+`--data FOLDER` keeps the copied rows for the next call.
 """
 
 from __future__ import annotations
@@ -21,27 +27,24 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measuring import Usage, measured, python
 
 from tasks.core import PipelineSpec, Settings, Snapshot, load_pipeline, open_store
 from tasks.core.partitions import load_snapshot, read_partition, save_snapshot, write_partition
 from tasks.metadata import MetadataStore
 
 PIPELINE = "flight_delay"
-ENGINES = ("bare", "bare + write", "shards", "shards + audit", "ray", "ray + audit")
+SHARD_ROWS = 170_000
+ROW = "row_id"
 RESULTS = Path(__file__).parent / "results" / "inference_overhead.md"
 
 
@@ -51,27 +54,36 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--child", nargs=2, metavar=("ENGINE", "SCRATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--engines", nargs="*", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--hidden", nargs="*", type=int)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--child", metavar="ENGINE", choices=list(ENGINES), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
-        score(asked.child[0], Path(asked.child[1]))
+        settings, spec, facts = _prepared(asked.data)
+        ENGINES[asked.child](settings, spec, facts)
         return
-    scratch = Path(tempfile.mkdtemp(prefix="penstock-benchmark-"))
+    scratch = (asked.data or Path(tempfile.mkdtemp(prefix="penstock-benchmark-"))).resolve()
     try:
-        rows = prepare(Settings.from_environment(), scratch, asked.rows)
-        measured: dict[str, list[tuple[float, float, float]]] = {engine: [] for engine in asked.engines}
+        rows = prepare(Settings.from_environment(), scratch, asked.rows, asked.hidden)
+        runs: dict[str, list[Usage]] = {engine: [] for engine in asked.engines}
         for _ in range(asked.repeats):
             for engine in asked.engines:
-                measured[engine].append(run(engine, scratch))
-                print(f"{engine:16s} CPU {measured[engine][-1][0]:7.1f} s", flush=True)
-        report(measured, rows)
+                runs[engine].append(run(engine, scratch))
+                print(f"{engine:28s} CPU {runs[engine][-1].cpu_s:7.1f} s", flush=True)
+        report(runs, rows, asked)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not asked.data:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def prepare(settings: Settings, scratch: Path, wanted: int) -> int:
-    """A store of its own with the champion's bundle and a snapshot of about `wanted` rows; returns its rows."""
+def prepare(settings: Settings, scratch: Path, wanted: int, hidden: list[int] | None = None) -> int:
+    """A store of its own with a bundle and a snapshot of about `wanted` rows; returns its rows."""
+    asked = {"rows": wanted, "hidden": hidden}
+    facts_file = scratch / "facts.json"
+    if facts_file.exists() and (facts := json.loads(facts_file.read_text()))["asked"] == asked:
+        return int(facts["rows"])
     spec = load_pipeline(settings, PIPELINE)
     source = open_store(settings, prefix=spec.prefix)
     metadata = MetadataStore.open(settings)
@@ -82,168 +94,316 @@ def prepare(settings: Settings, scratch: Path, wanted: int) -> int:
     run_record = metadata.run(spec, run_id)
     assert run_record is not None and run_record.snapshot_id is not None
     snapshot = load_snapshot(source, run_record.snapshot_id)
-    target = open_store(_scratch_settings(settings, scratch), prefix=spec.prefix)
+    scratch.mkdir(parents=True, exist_ok=True)
+    target_settings = _scratch_settings(settings, scratch)
+    target = open_store(target_settings, prefix=spec.prefix)
     for info in source.list(f"bundles/{live.bundle_digest}"):
         target.put(info.key, source.get(info.key))
+    digest = live.bundle_digest
+    if hidden:
+        digest = _other_network(target_settings, spec, digest, tuple(hidden), scratch / "bundle")
     copies = max(1, round(wanted / snapshot.rows))
-    partitions = tuple(
-        write_partition(target, part.day, _replicated(read_partition(source, part), copies))
-        for part in snapshot.partitions
-    )
-    identity = Snapshot.identity(snapshot.pipeline, snapshot.kind, snapshot.schema, partitions)
-    saved = save_snapshot(target, replace(snapshot, snapshot_id=identity, partitions=partitions))
+    partitions, first_row = [], 0
+    for part in snapshot.partitions:
+        rows = _replicated(read_partition(source, part), copies, first_row)
+        first_row += rows.num_rows
+        partitions.append(write_partition(target, part.day, rows))
+    identity = Snapshot.identity(snapshot.pipeline, snapshot.kind, snapshot.schema, tuple(partitions))
+    saved = save_snapshot(target, replace(snapshot, snapshot_id=identity, partitions=tuple(partitions)))
     facts = {
+        "asked": asked,
+        "rows": saved.rows,
         "snapshot_id": saved.snapshot_id,
         "version": live.version,
-        "bundle_digest": live.bundle_digest,
+        "bundle_digest": digest,
         "feature_version": live.feature_version,
     }
-    (scratch / "facts.json").write_text(json.dumps(facts))
+    facts_file.write_text(json.dumps(facts))
     return saved.rows
 
 
-def _replicated(rows: pa.Table, copies: int) -> pa.Table:
+def _replicated(rows: pa.Table, copies: int, first_row: int) -> pa.Table:
     """`copies` copies that differ in the flight number, so that every row keeps an identity of its own."""
     number = rows.schema.get_field_index("flight")
     flights = rows.column("flight").to_numpy()
-    made = [
+    made = pa.concat_tables(
         rows.set_column(number, rows.schema.field(number), pa.array(flights + np.int64(10_000 * copy)))
         for copy in range(copies)
-    ]
-    return pa.concat_tables(made)
+    )
+    return made.append_column(ROW, pa.array(np.arange(first_row, first_row + made.num_rows)))
+
+
+def _other_network(
+    settings: Settings, spec: PipelineSpec, digest: str, hidden: tuple[int, ...], folder: Path
+) -> str:
+    """The champion's bundle with other layers and random weights; returns its digest."""
+    import torch
+
+    from tasks.model import build_network, fetch_bundle, upload_bundle, write_bundle
+    from tasks.model.bundle import SCORE_COLUMN, weights_bytes
+    from tasks.model.execution import predict
+    from tasks.model.scorer import Scorer
+
+    store = open_store(settings, prefix=spec.prefix)
+    bundle = fetch_bundle(store, digest, settings.cache_dir)
+    manifest = replace(bundle.manifest, network=replace(bundle.manifest.network, hidden=hidden), files={})
+    torch.manual_seed(7)
+    network = build_network(bundle.model_source, manifest.network, origin="model.py").eval()
+    scores = predict(network, Scorer(bundle).golden_encoded(), manifest.calibration)
+    golden = bundle.golden
+    at = golden.schema.get_field_index(SCORE_COLUMN)
+    golden = golden.set_column(at, golden.schema.field(at), pa.array(scores, golden.schema.field(at).type))
+    write_bundle(
+        folder,
+        manifest=manifest,
+        spec=bundle.spec,
+        feature_code=bundle.feature_code,
+        model_source=bundle.model_source,
+        encoder=bundle.encoder,
+        weights=weights_bytes(network.state_dict()),
+        golden=golden,
+        profile_spec=bundle.profile_spec,
+        reference=bundle.reference_profiles(),
+    )
+    return upload_bundle(store, folder)
 
 
 def _scratch_settings(settings: Settings, scratch: Path) -> Settings:
     return replace(Settings.at_home(scratch, project=settings.project), store_url=str(scratch / "store"))
 
 
-def run(engine: str, scratch: Path) -> tuple[float, float, float]:
-    """(CPU seconds, wall seconds, peak resident GB) of one engine in fresh processes."""
+def run(engine: str, scratch: Path) -> Usage:
+    """One engine in fresh processes, on a store without runs and tables."""
     for leftover in (scratch / "store" / "default" / PIPELINE).glob("*"):
-        if leftover.name in ("runs", "tables", "scores", "feature_sets"):
+        if leftover.name in ("runs", "tables", "scores", "checkpoints", "audit"):
             shutil.rmtree(leftover)
-    started = time.monotonic()
-    child = subprocess.Popen(
-        [sys.executable, __file__, "--child", engine, str(scratch)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
-    )
-    with sampled(child.pid) as usage:
-        _, errors = child.communicate()
-    if child.returncode:
-        sys.exit(f"{engine} failed:\n{errors.decode()[-3000:]}")
-    return usage["cpu_s"], time.monotonic() - started, usage["peak_gb"]
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), env.get("PYTHONPATH", "")])
+    return measured(python(__file__, "--child", engine, "--data", str(scratch)), env)
 
 
-@contextmanager
-def sampled(pid: int) -> Iterator[dict[str, float]]:
-    """CPU seconds and peak resident memory of a process and all its descendants, read five times a second.
-
-    A descendant is followed by its session's processes too: Ray's servers outlive the parent that made them.
-    """
-    usage = {"cpu_s": 0.0, "peak_gb": 0.0}
-    spent: dict[tuple[int, float], float] = {}
-    over = threading.Event()
-
-    def look() -> None:
-        known: dict[tuple[int, float], psutil.Process] = {}
-        while True:
-            try:
-                root = psutil.Process(pid)
-                for process in (root, *root.children(recursive=True)):
-                    known[(process.pid, process.create_time())] = process
-            except psutil.Error:
-                pass
-            resident = 0
-            for key, process in list(known.items()):
-                try:
-                    times = process.cpu_times()
-                    spent[key] = times.user + times.system
-                    resident += process.memory_info().rss
-                except psutil.Error:
-                    known.pop(key)
-            usage["peak_gb"] = max(usage["peak_gb"], resident / 1e9)
-            if over.wait(0.2):
-                return
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield usage
-    finally:
-        over.set()
-        thread.join()
-        usage["cpu_s"] = sum(spent.values())
-
-
-def score(engine: str, scratch: Path) -> None:
-    """One engine's work, in this process."""
+def _prepared(scratch: Path) -> tuple[Settings, PipelineSpec, dict[str, Any]]:
     settings = _scratch_settings(Settings.from_environment(), scratch)
     spec = load_pipeline(settings, PIPELINE)
+    inference = spec.inference.model_copy(update={"shard_rows": SHARD_ROWS})
     facts = json.loads((scratch / "facts.json").read_text())
-    snapshot = load_snapshot(open_store(settings, prefix=spec.prefix), facts["snapshot_id"])
-    if engine.startswith("bare"):
-        _score_bare(settings, spec, snapshot, facts["bundle_digest"], write=engine.endswith("write"))
-        return
+    return settings, spec.model_copy(update={"inference": inference}), facts
+
+
+def _snapshot(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> Snapshot:
+    return load_snapshot(open_store(settings, prefix=spec.prefix), facts["snapshot_id"])
+
+
+def bare(settings: Settings, spec: PipelineSpec, facts: dict[str, Any], *, table: bool = False) -> None:
+    from tasks.model import Scorer, fetch_bundle
+
+    store = open_store(settings, prefix=spec.prefix)
+    scorer = Scorer(fetch_bundle(store, facts["bundle_digest"], settings.cache_dir))
+    out = Path(store.url("scores"))
+    out.mkdir(exist_ok=True)
+    for number, partition in enumerate(_snapshot(settings, spec, facts).partitions):
+        file = pq.ParquetFile(store.url(partition.key))
+        with pq.ParquetWriter(out / f"{number}.parquet", _score_schema(table), compression="zstd") as writer:
+            for batch in file.iter_batches(batch_size=spec.inference.batch_rows):
+                rows = pa.Table.from_batches([batch])
+                scores = scorer.predict(scorer.encode(scorer.features(rows)))
+                columns = {"score": pa.array(scores)}
+                writer.write_table(_with_identity(columns, rows, spec, facts) if table else pa.table(columns))
+
+
+def _score_schema(table: bool) -> pa.Schema:
+    names = ("pipeline", "bundle_digest", "feature_version", "run_id", "source_snapshot", "entity_id")
+    fields: list[tuple[str, pa.DataType]] = [("score", pa.float32())]
+    if table:
+        fields += [("prediction_id", pa.string()), *((name, pa.string()) for name in names)]
+        fields += [("event_time", pa.timestamp("us", tz="UTC")), ("model_version", pa.int32())]
+        fields += [("carrier", pa.string()), ("flight", pa.int64()), ("origin", pa.string())]
+    return pa.schema(fields)
+
+
+def _with_identity(
+    columns: dict[str, Any], rows: pa.Table, spec: PipelineSpec, facts: dict[str, Any]
+) -> pa.Table:
+    from tasks.core.prediction_ids import PredictionIds
+    from tasks.core.rows import entity_column, event_micros
+
+    schema = _score_schema(True)
+    entities = entity_column(rows, spec)
+    columns = {
+        **columns,
+        "prediction_id": PredictionIds.of(entities, event_micros(rows, spec), spec).texts(),
+        "entity_id": entities,
+        "event_time": rows[spec.event_time].cast(pa.timestamp("us", tz="UTC"), safe=False),
+        **{name: rows[name].cast(schema.field(name).type) for name in spec.entity_key},
+        "pipeline": pa.repeat(spec.name, len(rows)),
+        "bundle_digest": pa.repeat(facts["bundle_digest"], len(rows)),
+        "feature_version": pa.repeat(facts["feature_version"], len(rows)),
+        "run_id": pa.repeat("0123456789abcdef", len(rows)),
+        "source_snapshot": pa.repeat(facts["snapshot_id"], len(rows)),
+        "model_version": pa.repeat(pa.scalar(facts["version"], pa.int32()), len(rows)),
+    }
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def penstock(
+    settings: Settings,
+    spec: PipelineSpec,
+    facts: dict[str, Any],
+    *,
+    local: bool = False,
+    audit: bool = False,
+    workers: int = 1,
+) -> None:
     from tasks.inference import plan, publish, run_plan
 
+    inference = spec.inference.model_copy(update={"min_workers": workers, "max_workers": workers})
+    spec = spec.model_copy(update={"inference": inference})
     planned = plan(
         settings,
         spec,
-        snapshot,
+        _snapshot(settings, spec, facts),
         model_version=facts["version"],
         bundle_digest=facts["bundle_digest"],
         feature_version=facts["feature_version"],
     )
-    audit = "tasks.audit:audit_table" if engine.endswith("audit") else None
-    run_plan(settings, spec, planned.run_id, local=engine.startswith("shards"), audit_table=audit)
+    table = "tasks.audit:audit_table" if audit else None
+    run_plan(settings, spec, planned.run_id, local=local, audit_table=table)
     publish(settings, spec, planned.run_id)
 
 
-def _score_bare(
-    settings: Settings, spec: PipelineSpec, snapshot: Snapshot, bundle_digest: str, *, write: bool
+class _ShardStage:
+    """Penstock's actor as a stage of Ray Data."""
+
+    def __init__(self, arguments: Any) -> None:
+        from tasks.inference.actor import ShardActor
+
+        self._actor = ShardActor(arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"outcome": [self._actor.outcome(int(shard)) for shard in batch["shard"]]}
+
+
+def ray_data_shards(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> None:
+    import ray
+
+    from tasks.inference import plan, publish
+    from tasks.inference.actor import ActorArguments
+    from tasks.inference.commit import take_token
+    from tasks.inference.shard import DEFAULT_MODEL
+
+    planned = plan(
+        settings,
+        spec,
+        _snapshot(settings, spec, facts),
+        model_version=facts["version"],
+        bundle_digest=facts["bundle_digest"],
+        feature_version=facts["feature_version"],
+    )
+    token = take_token(open_store(settings, prefix=spec.prefix), planned.run_id)
+    _local_ray()
+    shards = [{"shard": task.shard} for task in planned.shards]
+    stage = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        _ShardStage,
+        fn_constructor_args=(ActorArguments(settings, spec, planned.run_id, token, DEFAULT_MODEL, None),),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+    )
+    outcomes = [json.loads(row["outcome"]) for row in stage.iter_rows()]
+    assert all("ok" in outcome for outcome in outcomes), outcomes[0]
+    publish(settings, spec, planned.run_id)
+
+
+class _RowStage:
+    """Rows in, row numbers and scores out."""
+
+    def __init__(self, settings: Settings, spec: PipelineSpec, digest: str) -> None:
+        from tasks.model import Scorer, fetch_bundle
+
+        store = open_store(settings, prefix=spec.prefix)
+        self._scorer = Scorer(fetch_bundle(store, digest, settings.cache_dir))
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        scorer = self._scorer
+        scores = scorer.predict(scorer.encode(scorer.features(rows)))
+        return pa.table({ROW: rows[ROW], "score": scores})
+
+
+def ray_data_rows(
+    settings: Settings, spec: PipelineSpec, facts: dict[str, Any], *, checkpoint: bool = False
 ) -> None:
-    from tasks.model import Scorer, fetch_bundle
+    import ray
 
     store = open_store(settings, prefix=spec.prefix)
-    scorer = Scorer(fetch_bundle(store, bundle_digest, settings.cache_dir))
-    out = Path(store.url("scores"))
-    out.mkdir(exist_ok=True)
-    for number, partition in enumerate(snapshot.partitions):
-        rows = read_partition(store, partition)
-        scores = scorer.predict(scorer.encode(scorer.features(rows)))
-        if write:
-            pq.write_table(pa.table({"score": scores}), out / f"{number}.parquet", compression="zstd")
+    _local_ray()
+    if checkpoint:
+        from ray.data.checkpoint import CheckpointConfig
+
+        folder = Path(store.url("checkpoints"))
+        folder.mkdir(parents=True)
+        context = ray.data.DataContext.get_current()
+        context.checkpoint_config = CheckpointConfig(id_column=ROW, checkpoint_path=str(folder))
+    paths = [store.url(partition.key) for partition in _snapshot(settings, spec, facts).partitions]
+    ray.data.read_parquet(paths).map_batches(
+        _RowStage,
+        fn_constructor_args=(settings, spec, facts["bundle_digest"]),
+        batch_format="pyarrow",
+        batch_size=spec.inference.batch_rows,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    ).write_parquet(store.url("scores"))
 
 
-def report(measured: dict[str, list[tuple[float, float, float]]], rows: int) -> None:
+def _local_ray() -> None:
+    import ray
+
+    ray.init(include_dashboard=False, object_store_memory=1 << 30)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+ENGINES = {
+    "bare": bare,
+    "bare + table": lambda *given: bare(*given, table=True),
+    "shards": lambda *given: penstock(*given, local=True),
+    "shards + audit": lambda *given: penstock(*given, local=True, audit=True),
+    "penstock": penstock,
+    "penstock x2": lambda *given: penstock(*given, workers=2),
+    "penstock + audit": lambda *given: penstock(*given, audit=True),
+    "ray data, shards": ray_data_shards,
+    "ray data, rows": ray_data_rows,
+    "ray data, rows, checkpoint": lambda *given: ray_data_rows(*given, checkpoint=True),
+}
+
+
+def report(runs: dict[str, list[Usage]], rows: int, asked: argparse.Namespace) -> None:
+    network = (
+        f"layers {asked.hidden}, random weights" if asked.hidden else "the demo's champion (one layer of 32)"
+    )
     lines = [
-        "# What batch inference costs above a bare loop",
+        f"## {rows:,} rows, {network}",
         "",
-        f"{rows:,} rows of the flights (each day of May 2013 copied), the demo's champion, medians of "
-        f"{len(next(iter(measured.values())))} runs in turn, everything in one call; {os.cpu_count()} shared cores, "
-        f"{platform.system()}, Python {platform.python_version()}, local disk. CPU is of all processes, Ray's included, "
-        "sampled five times a second. Publication is included.",
+        f"Medians of {asked.repeats} runs, the engines in turn; {os.cpu_count()} shared cores, {platform.system()}, "
+        f"Python {platform.python_version()}, local disk.",
         "",
-        "| engine | CPU s | least to most | above bare | wall s | peak GB, all processes |",
-        "|---|---|---|---|---|---|",
+        "| engine | CPU s | least to most | above bare | µs a row above bare | wall s | peak GB |",
+        "|---|---|---|---|---|---|---|",
     ]
-    base = statistics.median(cpu for cpu, _, _ in measured["bare"]) if "bare" in measured else float("nan")
-    for engine, runs in measured.items():
-        cpu = [found[0] for found in runs]
+    base = statistics.median(item.cpu_s for item in runs["bare"]) if "bare" in runs else float("nan")
+    for engine, found in runs.items():
+        cpu = [item.cpu_s for item in found]
+        above = statistics.median(cpu) - base
         lines.append(
             f"| {engine} | {statistics.median(cpu):.1f} | {min(cpu):.1f} to {max(cpu):.1f} "
-            f"| {statistics.median(cpu) - base:+.1f} | {statistics.median(found[1] for found in runs):.1f} "
-            f"| {max(found[2] for found in runs):.2f} |"
+            f"| {above:+.1f} | {above / rows * 1e6:.2f} | {statistics.median(item.wall_s for item in found):.1f} "
+            f"| {max(item.peak_gb for item in found):.2f} |"
         )
-    lines += [
-        "",
-        f"`python benchmarks/inference_overhead.py {' '.join(sys.argv[1:])}`",
-        "",
-    ]
-    RESULTS.write_text("\n".join(lines))
+    given = [word for word in sys.argv[1:] if not word.startswith(("--data=", "--results="))]
+    lines += ["", f"`python benchmarks/inference_overhead.py {' '.join(given)}`", ""]
     print("\n".join(lines))
+    with asked.results.open("a") as file:
+        file.write("\n".join(["", *lines]))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def maintenance_dag(settings: Settings) -> DAG:
     """`platform.maintenance`: one task per pipeline, broken ones left out (they show as an import error)."""
     with DAG(
         dag_id="platform.maintenance",
-        description="Sweep, vacuum and alias check of every pipeline",
+        description="Sweep, vacuum, alias check and merge of small files, for every pipeline",
         doc_md=dag_docs.maintenance_doc(),
         schedule=CronTriggerTimetable("17 3 * * *", timezone="UTC", run_immediately=timedelta(0)),
         tags={"penstock", "maintenance"},

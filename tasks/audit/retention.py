@@ -27,6 +27,7 @@ from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
 from tasks.core.errors import DigestMismatch, StoreUnavailable
+from tasks.core.holds import holds, is_held
 from tasks.core.ids import digest_bytes
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.records import JsonRecord
@@ -52,6 +53,8 @@ class Retained(JsonRecord):
     """Of the audit table's files; they leave the disk when `vacuum` runs."""
     archive_bytes_freed: int
     dry_run: bool
+    held_days: tuple[date, ...] = ()
+    """Days that are old enough, and stay where they are because a hold is on them."""
 
 
 def retain(
@@ -66,6 +69,8 @@ def retain(
 ) -> Retained:
     """Archive event dates older than `hot_days`, expire those older than `expire_days`, as seen on `as_of`.
 
+    Dates with a hold (`tasks.core.holds`) neither move nor expire.
+
     Args:
         settings: This installation.
         spec: The pipeline.
@@ -76,23 +81,32 @@ def retain(
         clock: The time, for records.
 
     Raises:
+        DataError: A hold cannot be read; nothing moved.
         DigestMismatch: An archive file does not hold what was written; nothing was removed from the table.
         StoreUnavailable: The store failed; repeat the call.
     """
     hot_days = spec.explanations.hot_days if hot_days is None else hot_days
     expire_days = spec.explanations.expire_days if expire_days is None else expire_days
     store = open_store(settings, prefix=spec.prefix)
+    standing = holds(store)
     view = table_view(store, AUDIT_TABLE)
     hot: dict[date, list[LiveFile]] = {}
+    held: set[date] = set()
     for file in view.files if view else ():
         if (as_of - file.event_date).days > hot_days:
-            hot.setdefault(file.event_date, []).append(file)
+            if is_held(standing, file.event_date):
+                held.add(file.event_date)
+            else:
+                hot.setdefault(file.event_date, []).append(file)
     rows = sum(file.rows for files in hot.values() for file in files)
     if not dry_run:
         rows = sum(_archive(store, event_date, clock) for event_date in sorted(hot))
         for archived in archived_dates(store).values():
             _drop_unreferenced(store, archived)
     old = {day: item for day, item in archived_dates(store).items() if (as_of - day).days > expire_days}
+    standing = holds(store)  # again: moving days takes its time, and what expires is gone
+    held |= {day for day, item in old.items() if item.state == "archived" and is_held(standing, day)}
+    old = {day: item for day, item in old.items() if not is_held(standing, day)}
     expired = [item for item in old.values() if item.state == "archived"]
     if not dry_run:
         for item in expired:
@@ -110,14 +124,16 @@ def retain(
         hot_bytes_freed=sum(file.size_bytes for files in hot.values() for file in files),
         archive_bytes_freed=sum(item.size_bytes for item in expired),
         dry_run=dry_run,
+        held_days=tuple(sorted(held)),
     )
     log.info(
-        "Audit retention as of %s%s: %d days (%s rows) archived, %d days expired.",
+        "Audit retention as of %s%s: %d days (%s rows) archived, %d days expired, %d held.",
         as_of,
         ", dry run" if dry_run else "",
         len(done.archived_days),
         f"{done.archived_rows:,}",
         len(done.expired_days),
+        len(done.held_days),
     )
     return done
 
@@ -228,13 +244,24 @@ def _drop_unreferenced(store: ObjectStore, archived: ArchivedDate) -> None:
 
 
 def _read(store: ObjectStore, key: str) -> pa.Table:
+    """All columns of a file: those of this release in its order and types, null where an earlier one wrote none."""
     with store.open(key) as file:
-        return pq.read_table(file).cast(AUDIT_SCHEMA)
+        table = pq.read_table(file)
+    for field in AUDIT_SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    known = table.select(AUDIT_SCHEMA.names).cast(AUDIT_SCHEMA)
+    for name in table.column_names:
+        if name not in AUDIT_SCHEMA.names:  # of a later release: not this one's to drop
+            known = known.append_column(table.schema.field(name), table.column(name))
+    return known
 
 
 def _merged(tables: list[pa.Table]) -> pa.Table:
     """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes."""
-    table = pa.concat_tables(tables).sort_by([("prediction_id", "ascending"), ("run_id", "ascending")])
+    table = pa.concat_tables(tables, promote_options="default").sort_by(
+        [("prediction_id", "ascending"), ("run_id", "ascending")]
+    )
     pairs = list(zip(table["prediction_id"].to_pylist(), table["run_id"].to_pylist(), strict=True))
     keep = [index for index, pair in enumerate(pairs) if index == 0 or pair != pairs[index - 1]]
     return table if len(keep) == table.num_rows else table.take(pa.array(keep))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.core.columns import constant
 from tasks.core.errors import DataError, NotFound
 from tasks.core.ids import canonical_json, digest_json
 from tasks.core.object_store import AlreadyExists, ObjectStore
@@ -97,35 +98,36 @@ def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> p
         scored: n rows, F features.
 
     Returns:
-        n rows of `AUDIT_SCHEMA`. Rows that were not explained have null attributions, top-k, base value,
+        n rows of `AUDIT_SCHEMA`, columns of one value dictionary-encoded. Rows that were not explained have null attributions, top-k, base value,
         residual and explainer.
     """
     features = FeatureSet.of(scored)
     with suppress(AlreadyExists):  # named by content: whoever stored it stored the same
         _store_once(store, features)
     n = len(scored.prediction_ids)
-    skipped = ~scored.explained
+    explained = scored.explained
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
-        return pa.repeat(pa.scalar(value, kind), n)
+        return constant(value, kind, n)
 
     def where_explained(value: Any, kind: pa.DataType) -> pa.Array:
-        return pa.array(np.full(n, value), kind, mask=skipped)
+        return constant(value, kind, n, where=explained)
 
+    attributions = scored.attributions[explained]
     columns = {
-        "prediction_id": pa.array(scored.prediction_ids, pa.string()),
+        "prediction_id": scored.prediction_ids.texts(),
         "event_time": scored.event_times,
         "pipeline": same(scored.pipeline, pa.string()),
         "model_version": same(scored.model_version, pa.int32()),
         "bundle_digest": same(scored.bundle_digest, pa.string()),
-        "entity_id": pa.array(scored.entity_ids, pa.string()),
+        "entity_id": scored.entity_ids,
         "run_id": same(scored.run_id, pa.string()),
         "shard_id": same(scored.shard, pa.int32()),
         "prediction": pa.array(scored.scores, pa.float32()),
         "base_value": where_explained(np.float32(scored.base_value), pa.float32()),
-        "attributions": _lists(scored.attributions, skipped, pa.float32()),
-        "topk_idx": _lists(top_k(scored.attributions, spec.explanations.top_k), skipped, pa.int16()),
-        "residual": pa.array(scored.residual, pa.float32(), mask=skipped),
+        "attributions": _lists(attributions, explained, pa.float32()),
+        "topk_idx": _lists(top_k(attributions, spec.explanations.top_k), explained, pa.int16()),
+        "residual": pa.array(scored.residual, pa.float32(), mask=~explained),
         "explainer": where_explained(scored.explainer, pa.string()),
         "explainer_version": where_explained(scored.explainer_version, pa.string()),
         "background_id": where_explained(scored.background_id, pa.string()),
@@ -139,13 +141,18 @@ def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> p
         "feature_values_text": _texts(scored.features, features),
         "scored_at": same(scored.scored_at, _UTC),
     }
-    return pa.table(columns, schema=AUDIT_SCHEMA)
+    return pa.table({name: columns[name] for name in AUDIT_SCHEMA.names})
 
 
 def top_k(attributions: np.ndarray[Any, np.dtype[np.float32]], k: int) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Indices of the k largest attributions by magnitude, largest first; ties in feature order. [n, min(k, F)]."""
-    order = np.argsort(-np.abs(attributions), axis=1, kind="stable")
-    return order[:, : min(k, attributions.shape[1])].astype(np.int16)
+    left = np.abs(attributions)
+    rows = np.arange(len(left))
+    found = np.empty((len(left), min(k, attributions.shape[1])), np.int16)
+    for place in range(found.shape[1]):
+        found[:, place] = left.argmax(axis=1)  # the first of equals
+        left[rows, found[:, place]] = -1.0
+    return found
 
 
 def read_feature_set(store: ObjectStore, version: str) -> FeatureSet:
@@ -185,15 +192,12 @@ def _store_once(store: ObjectStore, features: FeatureSet) -> None:
     _stored().add(store.url(key))
 
 
-def _lists(values: np.ndarray[Any, Any], skipped: np.ndarray[Any, Any], kind: pa.DataType) -> pa.Array:
-    """A list column of the rows of `values` [n, width], null where `skipped`."""
-    width = values.shape[1]
-    kept = values[~skipped]
-    lengths = np.where(skipped, 0, width)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+def _lists(kept: np.ndarray[Any, Any], where: np.ndarray[Any, Any], kind: pa.DataType) -> pa.Array:
+    """A list column with the rows of `kept`, shape (k, width), at the k places where `where`, shape (n,); else null."""
+    offsets = np.concatenate([[0], np.cumsum(where * kept.shape[1])]).astype(np.int32)
     kind_of = pa.list_(pa.field("element", kind))
     return pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(kept.reshape(-1), kind), type=kind_of, mask=pa.array(skipped)
+        pa.array(offsets), pa.array(kept.reshape(-1), kind), type=kind_of, mask=pa.array(~where)
     )
 
 
@@ -211,16 +215,12 @@ def _numbers(features: pa.Table, names: Sequence[str]) -> pa.Array:
 def _texts(features: pa.Table, known: FeatureSet) -> pa.Array:
     names = [name for name in known.names if name not in known.numeric]
     n, width = features.num_rows, len(names)
+    kind = pa.map_(pa.string(), pa.string())
     if not width:
-        return pa.array([[]] * n, AUDIT_SCHEMA.field("feature_values_text").type)
-    columns = [features.column(name).combine_chunks() for name in names]
+        return pa.array([[]] * n, kind)
     # Interleave: row after row, feature after feature.
     order = (np.arange(n)[:, None] + np.arange(width)[None, :] * n).reshape(-1)
-    items = pa.concat_arrays([_one_array(column) for column in columns])
-    keys = pa.array(np.tile(np.array(names, dtype=object), n), pa.string())
+    items = pa.concat_arrays([features.column(name).combine_chunks() for name in names])
+    keys = pa.array(names).take(pa.array(np.tile(np.arange(width), n)))
     offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32))
     return pa.MapArray.from_arrays(offsets, keys, items.take(pa.array(order)).cast(pa.string()))
-
-
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column

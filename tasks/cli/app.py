@@ -35,6 +35,7 @@ EvaluationKey = Annotated[
 ValidationFirstDay = Annotated[
     str, typer.Option(help="First day that is not trained on, YYYY-MM-DD.", show_default=False)
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Actor = Annotated[str, typer.Option(help="Who decides; kept in the record.", envvar="USER")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the record.", prompt=True)]
 
@@ -187,7 +188,7 @@ def new(
 
 @app.command()
 def maintain(pipeline: Pipeline, as_json: Json = False) -> None:
-    """Daily upkeep: remove files that nothing refers to, put MLflow's aliases right. Safe beside running work."""
+    """Daily upkeep: remove files that nothing refers to, put MLflow's aliases right, merge small files. Safe beside running work."""
     _run("maintain", pipeline, as_json)
 
 
@@ -467,6 +468,33 @@ def inference_verify(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -
     _run("verify_run", pipeline, as_json, run_id=run_id)
 
 
+@inference.command("optimize")
+def inference_optimize(
+    pipeline: Pipeline,
+    target_mb: Annotated[
+        float, typer.Option(help="MiB; files below half of it are merged, up to it.", min=0.001)
+    ] = 32.0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Merge small files of the predictions and audit tables, never across runs or days; safe at any moment.
+
+    Exit code 2 when a file is damaged: everything else is merged first. 75 or 76: repeat it. Days with a hold stay as they are.
+    """
+    _run("optimize_tables", pipeline, as_json, target_mb=target_mb, dry_run=dry_run)
+
+
+@inference.command("vacuum")
+def inference_vacuum(
+    pipeline: Pipeline,
+    older_than_days: Annotated[int, typer.Option(help="Files that were let go longer ago.", min=1)] = 7,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Delete files that the tables let go: superseded or merged ones. Days with a hold stay as they are."""
+    _run("vacuum_tables", pipeline, as_json, older_than_days=older_than_days, dry_run=dry_run)
+
+
 @inference.command("torture")
 def inference_torture(
     kills: Annotated[int, typer.Option(help="How many faults to deliver.", min=1)] = 100,
@@ -572,3 +600,38 @@ def audit_window(
 def audit_retain(pipeline: Pipeline, as_of: AsOf = None, as_json: Json = False) -> None:
     """Archive and expire explanation data by age."""
     _run("archive_explanations", pipeline, as_json, as_of=as_of)
+
+
+@audit.command("hold")
+def audit_hold(
+    pipeline: Pipeline,
+    first_day: FirstDay,
+    last_day: LastDay,
+    actor: Actor,
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Keep days from upkeep: none of their files is deleted, archived or merged until the hold is released.
+
+    Days are UTC dates of the event time, both included.
+    """
+    _run("hold_days", pipeline, as_json, first_day=first_day, last_day=last_day, actor=actor, reason=reason)
+
+
+@audit.command("release")
+def audit_release(
+    pipeline: Pipeline,
+    hold_id: Annotated[str, typer.Argument(help="As `penstock audit holds` lists it.", show_default=False)],
+    actor: Actor,
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """End a hold. The record of it stays."""
+    _run("release_days", pipeline, as_json, hold_id=hold_id, actor=actor, reason=reason)
+
+
+@audit.command("holds")
+def audit_holds(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Every hold: which days, why, who, and whether it was released."""
+    found = _call("list_holds", pipeline)
+    show(found if as_json else found["holds"], as_json=as_json, title=f"{pipeline}: holds")

@@ -6,7 +6,8 @@ days can never both add them, and an application transaction that is already in 
 Source for the transaction identifier: Delta protocol, "Transaction Identifiers".
 
 A table's files are named `event_date=<UTC date>/<run id>_<source day>_<shard>_<attempt>.parquet`: which run
-and which source day a file holds is read from its name alone.
+and which source day a file holds is read from its name alone. A file that was merged from several has the lowest
+of their shards and an attempt that begins with `c-`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +31,9 @@ from tasks.core.object_store import ObjectStore
 from tasks.core.records import JsonRecord
 
 log = logging.getLogger(__name__)
+
+MERGED = "c-"
+"""How the attempt in a merged file's name begins; no attempt at a shard begins so."""
 
 _CONFLICTS = 200
 _FAULTS = 5
@@ -48,6 +52,11 @@ class FileName:
     day: date
     shard: int
     attempt: str
+
+    @property
+    def merged(self) -> bool:
+        """Whether the file was merged from files of several shards."""
+        return self.attempt.startswith(MERGED)
 
     def __str__(self) -> str:
         return (
@@ -93,7 +102,7 @@ class LiveFile:
     first_id: str
     last_id: str
 
-    @property
+    @cached_property
     def name(self) -> FileName | None:
         return FileName.parse(self.path)
 
@@ -107,6 +116,10 @@ class Change:
     transaction: tuple[str, int] | None = None
     note: dict[str, Any] = field(default_factory=dict)
     """Kept in the commit's metadata, for people and for `history`."""
+    data_change: bool = True
+    """False when the rows stay the same and only their files are others: readers of changes may skip it."""
+    widen: tuple[pa.Field, ...] = ()
+    """Columns to give the table first, in a transaction of their own; then the change is decided anew."""
 
 
 class TableView:
@@ -131,6 +144,18 @@ class TableView:
             for path, size, count, event_date, first, last in zip(*columns, *bounds, strict=True)
         ]
         return tuple(sorted(found, key=lambda file: file.path))
+
+    @cached_property
+    def let_go(self) -> frozenset[str]:
+        """Paths of files that the table held and holds no more, as far back as its log remembers."""
+        return self.let_go_before(timedelta(0))
+
+    def let_go_before(self, retention: timedelta) -> frozenset[str]:
+        """Those of `let_go` that it let go longer than `retention` ago."""
+        hours = int(retention.total_seconds() // 3600)
+        return frozenset(
+            self._table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
+        )
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -190,12 +215,16 @@ def commit_change(
         change = decide(TableView(table))
         if change is None:
             return None
+        if change.widen:
+            faults = _widen(table, change.widen, store.url(folder), faults)
+            continue
         transactions = [Transaction(*change.transaction)] if change.transaction else None
+        actions = _actions(change)
         if points:
             reached(points[0])
         try:
             table.create_write_transaction(
-                _actions(change),
+                actions,
                 mode="append",
                 schema=table.schema(),
                 partition_by=["event_date"],
@@ -209,14 +238,7 @@ def commit_change(
             continue
         except (DeltaError, OSError) as error:
             # The answer may be lost and not the commit (I4): the next turn reads the log and decides from it.
-            faults += 1
-            if faults >= _FAULTS:
-                raise CommitOutcomeUnknown(
-                    f"the commit's answer was lost: {error}",
-                    which=store.url(folder),
-                    fix="repeat the call: it looks the transaction up before it commits anything",
-                ) from error
-            time.sleep(0.1 * 2**faults)
+            faults = _fault(faults, error, store.url(folder))
             continue
         if points:
             reached(points[1])
@@ -224,6 +246,39 @@ def commit_change(
     raise StoreUnavailable(
         "other writers kept committing first", which=store.url(folder), fix="repeat the call"
     )
+
+
+def _widen(table: Any, fields: tuple[pa.Field, ...], which: str, faults: int) -> int:
+    """Add columns; whether it succeeded shows when the table is read again. Returns the faults so far."""
+    from deltalake import CommitProperties, Schema
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    try:
+        table.alter.add_columns(
+            list(Schema.from_arrow(pa.schema(fields)).fields),
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+    except CommitFailedError:
+        time.sleep(random.uniform(0, 0.05))
+    except (DeltaError, OSError) as error:
+        return _fault(faults, error, which)
+    return faults
+
+
+def _fault(faults: int, error: Exception, which: str) -> int:
+    """Wait after a fault of the store; returns the faults so far.
+
+    Raises:
+        CommitOutcomeUnknown: There were too many.
+    """
+    if faults + 1 >= _FAULTS:
+        raise CommitOutcomeUnknown(
+            f"the commit's answer was lost: {error}",
+            which=which,
+            fix="repeat the call: it looks the transaction up before it commits anything",
+        ) from error
+    time.sleep(0.1 * 2 ** (faults + 1))
+    return faults + 1
 
 
 def _actions(change: Change) -> list[Any]:
@@ -236,13 +291,19 @@ def _actions(change: Change) -> list[Any]:
             size=file.size_bytes,
             partition_values={"event_date": file.event_date.isoformat()},
             modification_time=now_ms,
-            data_change=True,
+            data_change=change.data_change,
             stats=json.dumps(file.stats),
         )
         for file in change.add
     ]
     actions += [
-        RemoveAction(file.path, True, now_ms, file.size_bytes, {"event_date": file.event_date.isoformat()})
+        RemoveAction(
+            file.path,
+            change.data_change,
+            now_ms,
+            file.size_bytes,
+            {"event_date": file.event_date.isoformat()},
+        )
         for file in change.remove
     ]
     return actions

@@ -13,6 +13,7 @@ pickling, so it crosses a Ray or process boundary whole.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -107,6 +108,10 @@ class StaleAttempt(TerminalError):
     """An attempt with an old fencing token tried to commit (I2)."""
 
 
+class AccessDenied(TerminalError):
+    """The store or a disk refuses this user: no credentials, no permission, or a read-only place."""
+
+
 class PromotionConflict(TerminalError):
     """Another promotion moved the pointer first (I6)."""
 
@@ -119,8 +124,37 @@ class StoreUnavailable(TransientError):
     """The object store failed in a way that may pass."""
 
 
+class DiskFull(StoreUnavailable):
+    """No space is left. What was being written is not there; everything before it is."""
+
+
 class CommitOutcomeUnknown(OutcomeUnknown):
     """A commit was sent and its answer was lost."""
+
+
+def disk_error(error: OSError, which: str) -> TerminalError | StoreUnavailable:
+    """What the operating system said of a local file, as one of ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(
+            "the disk is full", which=which, fix="free space, then retry: what was written before stays"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessDenied(
+            f"cannot be read or written: {error.strerror}",
+            which=which,
+            fix="give this user read and write access to the store",
+        )
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+        return TerminalError(
+            f"a file or folder of another kind is in the way: {error.filename2 or error.filename}",
+            which=which,
+            fix="move it away, or use another store folder",
+        )
+    return StoreUnavailable(
+        f"the disk failed: {error.strerror or error}",
+        which=which,
+        fix="retry; if it persists, check the disk",
+    )
 
 
 def error_kind(error: BaseException) -> str:

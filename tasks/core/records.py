@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime
+from functools import cache
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from tasks.core.ids import digest_json
@@ -20,9 +22,48 @@ class JsonRecord:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
         """The inverse of `to_json`; fields that this release does not know are ignored."""
-        hints = get_type_hints(cls)
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{key: _decode(hints[key], value) for key, value in raw.items() if key in known})
+        decode = _decoders(cls)  # type: ignore[arg-type]  # mypy takes type[Self] for unhashable
+        return cls(**{key: decode[key](value) for key, value in raw.items() if key in decode})
+
+
+_Decode = Callable[[Any], Any]
+
+
+@cache  # a run has ten thousand records, and resolving the hints costs more than all the rest of reading one
+def _decoders(cls: type) -> dict[str, _Decode]:
+    """For each field of a record class, what makes its value of the JSON value."""
+    hints = get_type_hints(cls)
+    return {field.name: _decoder(hints[field.name]) for field in fields(cls)}
+
+
+def _decoder(hint: Any) -> _Decode:
+    plain = _plain_decoder(hint)
+    return plain if plain is _as_it_is else lambda value: None if value is None else plain(value)
+
+
+def _plain_decoder(hint: Any) -> _Decode:
+    """For a value that is not null."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        item = _decoder(arguments[0])
+        return tuple if item is _as_it_is else lambda value: tuple([item(one) for one in value])
+    if origin is dict:
+        item = _decoder(arguments[1])
+        if item is _as_it_is:
+            return _as_it_is
+        return lambda value: {key: item(one) for key, one in value.items()}
+    if origin is not None and type(None) in arguments:
+        return _plain_decoder(next(one for one in arguments if one is not type(None)))
+    if isinstance(hint, type):
+        if issubclass(hint, JsonRecord):
+            return hint.from_json
+        if issubclass(hint, datetime | date):
+            return hint.fromisoformat
+    return _as_it_is
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _encode(value: Any) -> Any:
@@ -34,24 +75,6 @@ def _encode(value: Any) -> Any:
         return [_encode(item) for item in value]
     if isinstance(value, dict):
         return {str(key): _encode(item) for key, item in value.items()}
-    return value
-
-
-def _decode(hint: Any, value: Any) -> Any:
-    origin = get_origin(hint)
-    if value is None:
-        return None
-    if origin is tuple:
-        return tuple(_decode(get_args(hint)[0], item) for item in value)
-    if origin is dict:
-        return {key: _decode(get_args(hint)[1], item) for key, item in value.items()}
-    if origin is not None and type(None) in get_args(hint):
-        return _decode(next(arg for arg in get_args(hint) if arg is not type(None)), value)
-    if isinstance(hint, type):
-        if issubclass(hint, JsonRecord):
-            return hint.from_json(value)
-        if issubclass(hint, datetime | date):
-            return hint.fromisoformat(value)
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.core.errors import DataError
+from tasks.core.prediction_ids import PredictionIds
 from tasks.core.spec import PipelineSpec
 
 _QUARTER_US = 900_000_000  # no zone has changed its offset inside a quarter of an hour since 1920
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_UUID_ENDS = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
 
 
 def entity_ids(table: pa.Table, spec: PipelineSpec) -> list[str]:
@@ -26,9 +25,15 @@ def entity_ids(table: pa.Table, spec: PipelineSpec) -> list[str]:
     Raises:
         DataError: A key column is missing or holds nulls.
     """
-    joined = _entity_column(table, spec)
-    values: list[str] = joined.to_pylist()
+    values: list[str] = entity_column(table, spec).to_pylist()
     return values
+
+
+def entity_column(table: pa.Table, spec: PipelineSpec) -> pa.Array:
+    """`entity_ids` as a string array of shape (rows,)."""
+    parts = [_as_text(_column(table, name)) for name in spec.entity_key]
+    joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "|")
+    return joined.combine_chunks()
 
 
 def prediction_ids(table: pa.Table, spec: PipelineSpec) -> list[str]:
@@ -37,25 +42,9 @@ def prediction_ids(table: pa.Table, spec: PipelineSpec) -> list[str]:
     Raises:
         DataError: A key column or the event time is missing or holds nulls, or a time is before 1970.
     """
-    entities = entity_ids(table, spec)
-    millis = event_micros(table, spec) // 1000
-    if not len(millis):
-        return []
-    if millis.min() < 0 or millis.max() >= 1 << 48:
-        bad = int(millis[(millis < 0) | (millis >= 1 << 48)][0])
-        raise DataError(
-            f"holds a time that no prediction id can carry ({bad} ms since 1970)",
-            which=f"column {spec.event_time}",
-            fix="check the unit and the values of the event time",
-        )
-    blake2b, name = hashlib.blake2b, spec.name
-    tails = b"".join(
-        [
-            blake2b(f"{name}\x1f{entity}\x1f{moment}".encode(), digest_size=10).digest()
-            for entity, moment in zip(entities, millis.tolist(), strict=True)
-        ]
-    )
-    return _uuid8_texts(millis, np.frombuffer(tails, np.uint8).reshape(-1, 10))
+    found = PredictionIds.of(entity_column(table, spec), event_micros(table, spec), spec)
+    values: list[str] = found.texts().to_pylist()
+    return values
 
 
 def local_days(table: pa.Table, spec: PipelineSpec) -> pa.Array:
@@ -130,11 +119,6 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return column
 
 
-def _entity_column(table: pa.Table, spec: PipelineSpec) -> pa.ChunkedArray:
-    parts = [_as_text(_column(table, name)) for name in spec.entity_key]
-    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "|")
-
-
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """`str(value)` of every value, escaped as `ids.entity_id` does."""
     kind = column.type
@@ -172,23 +156,3 @@ def _wall_offset(zone: ZoneInfo) -> Callable[[int], int]:
         return (wall.utcoffset() or timedelta()) // timedelta(microseconds=1)
 
     return offset_us
-
-
-def _uuid8_texts(
-    millis: np.ndarray[Any, np.dtype[np.int64]], tails: np.ndarray[Any, np.dtype[np.uint8]]
-) -> list[str]:
-    """UUIDv8 texts: 48 bits of time, then the 74 low-cut bits of the 80-bit tail as `ids.prediction_id` lays them."""
-    padded = np.zeros((len(millis), 16), np.uint8)
-    padded[:, 6:] = tails
-    high = padded[:, :8].copy().view(">u8").ravel().astype(np.uint64)  # tail bits 79..64 in its low 16 bits
-    low = padded[:, 8:].copy().view(">u8").ravel().astype(np.uint64)  # tail bits 63..0
-    rand_a = ((high << np.uint64(2)) | (low >> np.uint64(62))) & np.uint64(0xFFF)
-    rand_b = low & np.uint64((1 << 62) - 1)
-    halves = np.empty((len(millis), 2), ">u8")
-    halves[:, 0] = (millis.astype(np.uint64) << np.uint64(16)) | np.uint64(8 << 12) | rand_a
-    halves[:, 1] = np.uint64(0b10 << 62) | rand_b
-    digits = halves.tobytes().hex()
-    return [
-        "-".join([digits[at + start : at + end] for start, end in _UUID_ENDS])
-        for at in range(0, 32 * len(millis), 32)
-    ]

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tasks.core.prediction_ids import PredictionIds
+
 
 @dataclass(frozen=True)
 class ScoredRows:
@@ -25,16 +27,17 @@ class ScoredRows:
     source_key: str
     """Key of the partition file that the rows were read from."""
     scored_at: datetime
-    prediction_ids: list[str]
+    prediction_ids: PredictionIds
     event_times: pa.Array
     """timestamp[us, tz=UTC], shape (n,)."""
-    entity_ids: list[str]
+    entity_ids: pa.Array
+    """string, shape (n,)."""
     source_rows: npt.NDArray[np.int64]
     """Row number in the partition file, shape (n,)."""
     scores: npt.NDArray[np.float32]
     """Shape (n,)."""
     features: pa.Table
-    """The F columns of `spec.features.names`, in order: float64 and string."""
+    """The F columns of `spec.features.names`, in order: float64 and string. Without rows when nobody asked for them."""
     explained: npt.NDArray[np.bool_]
     """Shape (n,); which rows have attributions."""
     attributions: npt.NDArray[np.float32]

@@ -173,12 +173,22 @@ class InferenceSpec(_Record):
     """Batch scoring."""
 
     shard_rows: int = Field(200_000, ge=1)
-    """Target rows of a shard; a shard is what is committed, retried and skipped as one."""
+    """Most rows of a shard; a shard is what is committed, retried and skipped as one."""
+    shard_bytes: int = Field(128 << 20, ge=1)
+    """Most bytes of a shard in its partition file; wide rows make shards of fewer rows."""
     batch_rows: int = Field(16_384, ge=1)
     min_workers: int = Field(1, ge=1)
     max_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products. bfloat16 is faster on a GPU and moves probabilities in the third digit."""
+    compile: bool = False
+    """Whether workers compile the network with `torch.compile` before they score."""
+    placement_timeout_s: float = Field(600, gt=0)
+    """Then a run that Ray has placed no worker for ends with what is missing."""
+    slow_shard_factor: float = Field(3.0, ge=0)
+    """An idle worker scores a shard as well that takes this many times the median; 0: never."""
     max_dead_letter_share: Share = 0.01
     max_days_per_run: int = Field(31, ge=1)
     """A run without explicit days scores the oldest unpublished days, at most this many."""

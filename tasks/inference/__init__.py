@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.inference.engine import run_plan
-    from tasks.inference.maintenance import Swept, sweep_orphans, vacuum
+    from tasks.inference.maintenance import Swept, Vacuumed, sweep_orphans, vacuum
+    from tasks.inference.optimizing import Optimized, optimize
     from tasks.inference.planning import plan
     from tasks.inference.publishing import publish, published_days, published_records, read_predictions
     from tasks.inference.records import Plan, Published, RunReport, ShardRecord
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.inference.verification import RunStatus, Verification, status, verify
 
 _HOME = {
+    "Optimized": "optimizing",
     "Plan": "records",
     "Published": "records",
     "Replayed": "replaying",
@@ -25,7 +27,9 @@ _HOME = {
     "RunStatus": "verification",
     "ShardRecord": "records",
     "Swept": "maintenance",
+    "Vacuumed": "maintenance",
     "Verification": "verification",
+    "optimize": "optimizing",
     "plan": "planning",
     "publish": "publishing",
     "published_days": "publishing",
@@ -40,6 +44,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Optimized",
     "Plan",
     "Published",
     "Replayed",
@@ -47,7 +52,9 @@ __all__ = [
     "RunStatus",
     "ShardRecord",
     "Swept",
+    "Vacuumed",
     "Verification",
+    "optimize",
     "plan",
     "publish",
     "published_days",

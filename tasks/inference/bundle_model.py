@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from tasks.core.spec import PipelineSpec
 from tasks.inference.records import Plan
 from tasks.inference.scoring import ShardModel
 from tasks.model import Profile, Scorer, fetch_bundle
+from tasks.model.execution import Execution
+
+log = logging.getLogger(__name__)
+
+_MEMORY_SHARE = 0.5
+"""Of the part of an accelerator that a worker has; the rest is for explanations and for torch itself."""
 
 
 class BundleModel:
@@ -26,6 +33,7 @@ class BundleModel:
         self.explainer = scorer.explainer
         self.explainer_version = scorer.explainer_version
         self.background_id = scorer.background_id
+        self.block_rows = scorer.execution.block_rows
 
     def features(self, rows: pa.Table) -> pa.Table:
         return self._scorer.features(rows)
@@ -53,7 +61,12 @@ def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> Sha
     fingerprint = plan.fingerprint
     store = open_store(settings, prefix=spec.prefix)
     bundle = fetch_bundle(store, fingerprint.bundle_digest, settings.cache_dir)
-    scorer = Scorer(bundle, device=_device(spec), batch_rows=spec.inference.batch_rows)
+    scorer = Scorer(
+        bundle,
+        execution=Execution(_device(spec), bfloat16=spec.inference.precision == "bfloat16"),
+        compiled=spec.inference.compile,
+        memory_share=_MEMORY_SHARE * min(1.0, spec.inference.gpus_per_worker),
+    )
     if scorer.feature_version != fingerprint.feature_version:
         raise FingerprintMismatch(
             f"was planned with feature version {fingerprint.feature_version}, its bundle has "
@@ -70,4 +83,11 @@ def _device(spec: PipelineSpec) -> str:
         return "cpu"
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda:0"
+    log.warning(
+        "inference.gpus_per_worker is %g, but torch %s sees no GPU here; scoring on the CPU.",
+        spec.inference.gpus_per_worker,
+        torch.__version__,
+    )
+    return "cpu"

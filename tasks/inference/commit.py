@@ -9,14 +9,15 @@ from collections.abc import Iterable
 
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
-from tasks.core.errors import CommitOutcomeUnknown, PenstockError, StaleAttempt
+from tasks.core.errors import CommitOutcomeUnknown, DiskFull, PenstockError, StaleAttempt
 from tasks.core.ids import canonical_json
 from tasks.core.object_store import AlreadyExists, ObjectStore
 from tasks.inference.records import ShardRecord, attempt_key, read_shard_record, shard_key
 
 log = logging.getLogger(__name__)
 
-_LOOKUPS = 5
+_CREATES = 2
+"""Of one record; the store itself sends a create again before it gives up."""
 
 
 def take_token(store: ObjectStore, run_id: str, *, clock: Clock = utc_now) -> int:
@@ -70,17 +71,23 @@ def commit_shard(store: ObjectStore, record: ShardRecord, own_files: Iterable[st
 
     Raises:
         StaleAttempt: A newer attempt of the run exists; own files are deleted.
+        DiskFull: There is no space for the record; own files are deleted.
         CommitOutcomeUnknown: Nobody can tell now whether the record was created; nothing was deleted.
     """
     try:
         check_fence(store, record.run_id, record.token)
-    except StaleAttempt:
-        discard(store, own_files)
+    except PenstockError:
+        discard(store, own_files)  # no record was tried: certainly nobody refers to them
         raise
     reached("before-record")
     key = shard_key(record.run_id, record.shard)
     try:
         _create_or_look_up(store, key, canonical_json(record.to_json()))
+    except DiskFull:
+        discard(
+            store, own_files
+        )  # a link without space is no link: nobody refers to them, and they take space
+        raise
     except AlreadyExists:
         winner = read_shard_record(store, record.run_id, record.shard)
         if winner is None or winner.attempt == record.attempt:  # never seen; nothing is deleted on a doubt
@@ -114,12 +121,12 @@ def _create_or_look_up(store: ObjectStore, key: str, data: bytes) -> None:
         AlreadyExists: The key holds somebody else's bytes.
         CommitOutcomeUnknown: The store answers neither the create nor the look-up.
     """
-    for attempt in range(_LOOKUPS):
+    for attempt in range(1, _CREATES + 1):
         try:
             store.put_exclusive(key, data)
             return
         except AlreadyExists:
-            # Ours, when the answer to an earlier send was lost: the client library repeats sends by itself.
+            # Ours, when a create before this one took effect after all.
             if store.get(key) == data:
                 return
             raise
@@ -128,5 +135,5 @@ def _create_or_look_up(store: ObjectStore, key: str, data: bytes) -> None:
                 if store.get(key) == data:
                     return
                 raise AlreadyExists("exists already", which=store.url(key)) from None
-            if attempt == _LOOKUPS - 1:
+            if attempt == _CREATES:
                 raise

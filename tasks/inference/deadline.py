@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
+_BYTE_CODES_UNTIL_IT_ARRIVES = 1000
+
 
 class TimeIsUp(BaseException):
     """Raised inside an attempt; no `except Exception` of a model's code can swallow it."""
@@ -26,10 +28,13 @@ def interrupted_after(seconds: float, *, end_process_after: float | None = None)
     thread = threading.get_ident()
     lock = threading.Lock()
     running = True
+    sent = False
 
     def interrupt() -> None:
+        nonlocal sent
         with lock:
             if running:
+                sent = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp))
 
     def end_process() -> None:
@@ -52,10 +57,13 @@ def interrupted_after(seconds: float, *, end_process_after: float | None = None)
         nonlocal running
         with lock:
             running = False
-            # Too late to be raised inside the block: it must not be raised after it.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
         for timer in timers:
             timer.cancel()
+        if sent:
+            # Sent too late to be raised inside the block, it is raised here and not after it. It must not be taken
+            # back: a withdrawn exception leaves CPython 3.11 in a state in which profilers and debuggers hang.
+            for _ in range(_BYTE_CODES_UNTIL_IT_ARRIVES):
+                pass
 
     try:
         yield

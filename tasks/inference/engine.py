@@ -1,7 +1,7 @@
-"""Score a planned run: Ray Data over shard descriptors, or this process.
+"""Score a planned run: on Ray, or in this process.
 
-Rows never cross Ray's object store. The dataset's rows are shard numbers; an actor reads, scores and commits
-the shard itself and gives back a few numbers. Ray Data brings the pool, autoscaling and restarts.
+Rows never cross Ray's object store: an actor is given a shard's number, reads, scores and commits it by itself, and
+gives back a few figures.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.core.clock import Clock, utc_now
 from tasks.core.errors import (
@@ -21,7 +20,6 @@ from tasks.core.errors import (
     FingerprintMismatch,
     PenstockError,
     PipelineCodeError,
-    ServiceUnavailable,
     StaleAttempt,
     TransientError,
     error_from_record,
@@ -30,8 +28,10 @@ from tasks.core.errors import (
 from tasks.core.object_store import open_store, probe
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.inference.actor import ActorArguments, ShardActor, ShardOutcome
 from tasks.inference.commit import take_token
 from tasks.inference.planning import check_unchanged
+from tasks.inference.pool import score_on_ray
 from tasks.inference.records import (
     DeadLetter,
     Plan,
@@ -42,10 +42,7 @@ from tasks.inference.records import (
     read_shard_records,
 )
 from tasks.inference.scoring import describe
-from tasks.inference.shard import DEFAULT_MODEL, ShardWorker
-
-if TYPE_CHECKING:
-    import numpy as np
+from tasks.inference.shard import DEFAULT_MODEL
 
 log = logging.getLogger(__name__)
 
@@ -53,86 +50,6 @@ _EXAMPLES = 3
 _PROGRESS_S = 5.0
 _GIVE_UP = 8
 _EVERY_SHARDS_FAULT = (StaleAttempt, DigestMismatch, FingerprintMismatch, PipelineCodeError, ConfigError)
-
-
-@dataclass(frozen=True)
-class ShardOutcome:
-    """What a driver learns of one shard."""
-
-    shard: int
-    attempt: str
-    rows: int
-    dead_letters: int
-    cpu_seconds: float
-    gpu_seconds: float
-    wall_s: float
-
-    @classmethod
-    def of(cls, record: ShardRecord) -> ShardOutcome:
-        return cls(
-            record.shard,
-            record.attempt,
-            record.rows,
-            record.dead_letters,
-            record.cpu_seconds,
-            record.gpu_seconds,
-            record.wall_s,
-        )
-
-
-class ShardActor:
-    """The callable that Ray Data keeps in its pool; a local run calls it too.
-
-    Errors go back as records, because Ray would wrap them: so they keep their class.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        spec: PipelineSpec,
-        run_id: str,
-        token: int,
-        load_model: str,
-        audit_table: str | None,
-        own_process: bool = True,
-    ) -> None:
-        self._own_process = own_process
-        self._arguments = (settings, spec, run_id, token, load_model, audit_table)
-        self._worker: ShardWorker | None = None
-
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
-        return {"outcome": [self.outcome(int(shard)) for shard in batch["shard"]]}
-
-    def outcome(self, shard: int) -> str:
-        """Score one shard: JSON with either `ok`, a `ShardOutcome`, or `error`, a `PenstockError` record."""
-        try:
-            return json.dumps({"ok": ShardOutcome.of(self._ready().run(shard)).__dict__})
-        except PenstockError as error:
-            return json.dumps({"shard": shard, "error": error.as_record()})
-        except Exception as error:
-            log.exception("Shard %d failed.", shard)
-            wrapped = TransientError(
-                f"failed with {type(error).__name__}: {error}",
-                which=f"shard {shard:05d}",
-                fix="see the traceback in the worker's log; a retry scores only what is missing",
-            )
-            return json.dumps({"shard": shard, "error": wrapped.as_record()})
-
-    def _ready(self) -> ShardWorker:
-        """The worker, made at the first shard so that its errors are shard outcomes too."""
-        if self._worker is None:
-            settings, spec, run_id, token, load_model, audit_table = self._arguments
-            planned = read_plan(open_store(settings, prefix=spec.prefix), run_id)
-            self._worker = ShardWorker(
-                settings,
-                spec,
-                planned,
-                token,
-                load_model=load_model,
-                audit_table=audit_table,
-                own_process=self._own_process,
-            )
-        return self._worker
 
 
 def run_plan(
@@ -188,11 +105,11 @@ def run_plan(
         len(planned.shards),
         len(done),
     )
-    arguments = (settings, spec, run_id, token, load_model, audit_table)
+    arguments = ActorArguments(settings, spec, run_id, token, load_model, audit_table)
     outcomes: list[ShardOutcome] = []
     failures = _Failures(planned)
     progress = _Progress(planned, missing)
-    for text in _score_here(arguments, missing) if local else _score_on_ray(arguments, missing):
+    for text in _score_here(arguments, missing) if local else score_on_ray(arguments, missing):
         found = json.loads(text)
         if "error" in found:
             failures.add(int(found["shard"]), error_from_record(found["error"]))
@@ -346,54 +263,7 @@ class _Progress:
         )
 
 
-_Arguments = tuple[Settings, PipelineSpec, str, int, str, str | None]
-
-
-def _score_here(arguments: _Arguments, shards: list[int]) -> Iterator[str]:
-    actor = ShardActor(*arguments, own_process=False)
-    for shard in shards:
-        yield actor.outcome(shard)
-
-
-def _score_on_ray(arguments: _Arguments, shards: list[int]) -> Iterator[str]:
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-    from ray.exceptions import RayError
-
-    spec = arguments[1].inference
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(log_to_driver=True)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    pool = ActorPoolStrategy(
-        min_size=min(spec.min_workers, len(shards)),
-        max_size=min(spec.max_workers, len(shards)),
-        max_tasks_in_flight_per_actor=2,
-    )
-    try:
-        dataset = ray.data.from_items(
-            [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
-        ).map_batches(
-            ShardActor,
-            fn_constructor_args=arguments,
-            batch_size=1,
-            compute=pool,
-            num_cpus=spec.cpus_per_worker,
-            num_gpus=spec.gpus_per_worker or None,
-            # A shard that kills its process again and again must end as an error, not as an endless restart.
-            max_restarts=spec.shard_attempts,
-            max_task_retries=spec.shard_attempts,
-        )
-        for row in dataset.iter_rows():
-            yield row["outcome"]
-    except RayError as error:
-        raise ServiceUnavailable(
-            f"Ray could not finish the run: {type(error).__name__}: {str(error).splitlines()[0]}",
-            which=f"run {arguments[2]}",
-            fix="run it again: committed shards are skipped; if it persists, see the Ray dashboard",
-        ) from error
-    finally:
-        if ours:
-            ray.shutdown()
+def _score_here(arguments: ActorArguments, shards: list[int]) -> Iterator[str]:
+    actor = ShardActor(arguments, own_process=False)
+    for shard, then in zip(shards, [*shards[1:], None], strict=True):
+        yield actor.outcome(shard, then)

@@ -6,16 +6,29 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from itertools import groupby
 
-from tasks.core.clock import Clock, utc_now
-from tasks.core.delta import FileName, table_view
+import pyarrow as pa
+
+from tasks.core.clock import Clock, iso_utc, utc_now
+from tasks.core.delta import Change, FileName, TableView, commit_change, table_view
 from tasks.core.errors import ConfigError
+from tasks.core.holds import holds, is_held
 from tasks.core.object_store import ObjectInfo, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
-from tasks.inference.records import AUDIT, PREDICTIONS, ShardRecord, read_shard_record
+from tasks.inference.optimizing import SWEEP
+from tasks.inference.records import (
+    AUDIT,
+    PREDICTIONS,
+    ShardRecord,
+    merge_key,
+    read_merge_record,
+    read_published,
+    read_shard_record,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +50,24 @@ class Swept(JsonRecord):
     """Orphans that are younger than `older_than` and may still be committed."""
 
 
+@dataclass(frozen=True)
+class Vacuumed(JsonRecord):
+    """What `vacuum` deleted, or with `dry_run` would delete."""
+
+    files: int
+    size_bytes: int
+    held_files: int
+    """Files that are old enough, on event dates with a hold: they stay."""
+    dry_run: bool
+
+
 def sweep_orphans(
     settings: Settings, spec: PipelineSpec, *, older_than: timedelta, clock: Clock = utc_now
 ) -> Swept:
     """Delete files that no shard record names: of attempts that died, and of losers that could not clean up.
 
     A file's name says which shard record decides about it, so a sweep reads only the records of files that
-    are in no table. Files in the table, and files it let go (which `vacuum` ages out), are left alone.
+    are in no table. About merged files the table's log decides. Files in the table, and files it let go (which `vacuum` ages out), are left alone.
 
     Args:
         settings: This installation.
@@ -82,6 +106,7 @@ def sweep_orphans(
     letters, young_letters = _unnamed_dead_letters(store, named, before)
     for info in (*data, *letters):
         store.delete(info.key)
+    _forget_merges(store, data)
     staged = store.sweep_staged(before)
     swept = Swept(
         data_files=len(data),
@@ -101,32 +126,90 @@ def sweep_orphans(
     return swept
 
 
-def vacuum(settings: Settings, spec: PipelineSpec, *, retention: timedelta = timedelta(days=7)) -> int:
-    """Delete files that the tables let go longer than `retention` ago; returns how many.
+def vacuum(
+    settings: Settings,
+    spec: PipelineSpec,
+    *,
+    retention: timedelta = timedelta(days=7),
+    dry_run: bool = False,
+    clock: Clock = utc_now,
+) -> Vacuumed:
+    """Delete files that the tables let go longer than `retention` ago, except of event dates with a hold.
 
-    Only files with a tombstone in the log are looked at, so files of unpublished runs are never touched.
+    Files of unpublished runs are never touched. A table's log forgets a week after it what it let go; from then
+    on a file that is older than its run's publication, and in the table no more, was let go before that week.
+
+    Args:
+        settings: This installation.
+        spec: The pipeline.
+        retention: At least a day.
+        dry_run: Only say what would go.
+        clock: The time.
 
     Raises:
         ConfigError: `retention` is below a day: a reader of an older version would lose its files.
+        DataError: A hold cannot be read: nothing was deleted.
     """
     if retention < timedelta(days=1):
         raise ConfigError(
             f"is {retention}", which="retention", fix="keep at least a day, so that open readers can finish"
         )
-    from deltalake import DeltaTable
-
     store = open_store(settings, prefix=spec.prefix)
-    count = 0
+    before = clock() - retention
+    files = size = held = 0
     for folder in (PREDICTIONS, AUDIT):
-        if table_view(store, folder) is None:
+        for event_date, infos in groupby(_let_go(store, folder, retention, before), key=lambda item: item[0]):
+            if is_held(holds(store), event_date):
+                held += len(list(infos))
+                continue
+            view = table_view(store, folder)
+            live = {file.path for file in view.files} if view else set()
+            for _, info in infos:
+                if info.key.removeprefix(f"{folder}/") in live:  # brought back a moment ago
+                    continue
+                if not dry_run:
+                    store.delete(info.key)
+                files += 1
+                size += info.size_bytes
+    log.info("Vacuumed %d files (%s bytes); %d are held.", files, f"{size:,}", held)
+    return Vacuumed(files, size, held, dry_run)
+
+
+def _let_go(
+    store: ObjectStore, folder: str, retention: timedelta, before: datetime
+) -> list[tuple[date, ObjectInfo]]:
+    """(event date, file) of what a table let go that long ago, by date."""
+    view = table_view(store, folder)
+    if view is None:
+        return []
+    published: dict[str, datetime | None] = {}
+
+    def added(run_id: str, info: ObjectInfo) -> bool:
+        """Whether the file was there when its run was published: then that transaction added it."""
+        if run_id not in published:
+            marker = read_published(store, run_id)
+            published[run_id] = datetime.fromisoformat(marker.published_at_utc) if marker else None
+        moment = published[run_id]
+        return moment is not None and info.modified_at_utc < moment
+
+    live, remembered, old = {file.path for file in view.files}, view.let_go, view.let_go_before(retention)
+    found: list[tuple[date, ObjectInfo]] = []
+    forgotten: list[tuple[date, ObjectInfo]] = []
+    for info in store.list(folder):
+        path = info.key.removeprefix(f"{folder}/")
+        name = FileName.parse(path)
+        if name is None or path in live:
             continue
-        table = DeltaTable(store.url(folder), storage_options=store.storage_options() or None)
-        hours = int(retention.total_seconds() // 3600)
-        gone = table.vacuum(
-            retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=False
-        )
-        count += len(gone)
-    return count
+        if path in old:
+            found.append((name.event_date, info))
+        elif path not in remembered and not name.merged and info.modified_at_utc < before:
+            forgotten += [(name.event_date, info)] if added(name.run_id, info) else []
+    if forgotten:
+        # Markers come after commits: what was published while we looked is in a view that is opened now.
+        now = table_view(store, folder)
+        known = {file.path for file in now.files} | now.let_go if now else set()
+        found += [item for item in forgotten if item[1].key.removeprefix(f"{folder}/") not in known]
+    return sorted(found, key=lambda item: (item[0], item[1].key))
 
 
 def _unnamed_table_files(store: ObjectStore, named: Named, before: datetime) -> tuple[list[ObjectInfo], int]:
@@ -136,16 +219,70 @@ def _unnamed_table_files(store: ObjectStore, named: Named, before: datetime) -> 
     for folder in (PREDICTIONS, AUDIT):
         view = table_view(store, folder)
         live = {file.path for file in view.files} if view else set()
+        merged: list[ObjectInfo] = []
         for info in store.list(folder):
             path = info.key.removeprefix(f"{folder}/")
             name = FileName.parse(path)
-            if name is None or path in live or info.key in named(name.run_id, name.shard):
+            if name is None or path in live:
                 continue
-            if info.modified_at_utc < before:
-                found.append(info)
-            else:
-                young += 1
+            if name.merged:
+                merged.append(info)
+            elif info.key not in named(name.run_id, name.shard):
+                found += [info] if info.modified_at_utc < before else []
+                young += info.modified_at_utc >= before
+        some, few = _uncommitted_merges(store, folder, view, merged, before)
+        found += some
+        young += few
     return found, young
+
+
+def _uncommitted_merges(
+    store: ObjectStore, folder: str, view: TableView | None, merged: list[ObjectInfo], before: datetime
+) -> tuple[list[ObjectInfo], int]:
+    """(old merged files that the table has never held, how many young ones).
+
+    The sweep first says in the table's log what it condemns: a merge that is still under way after so long, for
+    example because its process was paused, finds that and does not commit. Files that committed before are seen
+    in the table, or among those that it let go, which `vacuum` ages out while the log remembers them.
+    """
+    let_go = view.let_go if view else frozenset()
+    standing = holds(store)  # the log forgets what it let go: on a held date nobody can tell after a week
+    unknown = [
+        info
+        for info in merged
+        if (path := info.key.removeprefix(f"{folder}/")) not in let_go
+        and (name := FileName.parse(path)) is not None
+        and not is_held(standing, name.event_date)
+    ]
+    old = [info for info in unknown if info.modified_at_utc < before]
+    if not old:
+        return [], len(unknown)
+    condemned = int(before.timestamp() * 1000)
+
+    def decide(now: TableView) -> Change | None:
+        if (now.transaction_version(SWEEP) or 0) >= condemned:
+            return None
+        return Change(transaction=(SWEEP, condemned), note={"penstock_sweep": iso_utc(before)})
+
+    if view is not None:
+        commit_change(store, folder, schema=lambda: pa.schema([]), decide=decide)
+        view = table_view(store, folder)
+    known = {file.path for file in view.files} | view.let_go if view else set()
+    return [info for info in old if info.key.removeprefix(f"{folder}/") not in known], len(unknown) - len(old)
+
+
+def _forget_merges(store: ObjectStore, swept: list[ObjectInfo]) -> None:
+    """Delete the records of merges none of whose files is left: what they name was never in a table."""
+    for run_id, attempt in {
+        (name.run_id, name.attempt)
+        for info in swept
+        if (name := FileName.parse("/".join(info.key.split("/")[-2:]))) and name.merged
+    }:
+        record = read_merge_record(store, run_id, attempt)
+        if record is not None and not any(
+            store.exists(f"{record.folder}/{merge.output.path}") for merge in record.merges
+        ):
+            store.delete(merge_key(run_id, attempt))
 
 
 def _unnamed_dead_letters(store: ObjectStore, named: Named, before: datetime) -> tuple[list[ObjectInfo], int]:

@@ -74,7 +74,7 @@ def plan(
         except NotFound:
             differences = "that run was never planned here"
         raise _mismatch(expected_run_id, identity, differences)
-    shards = cut_shards(snapshot.partitions, spec.inference.shard_rows)
+    shards = cut_shards(snapshot.partitions, spec.inference.shard_rows, spec.inference.shard_bytes)
     if not shards:
         raise DataError(
             "has no rows to score", which=f"snapshot {snapshot.snapshot_id}", fix="choose days that have rows"
@@ -126,12 +126,15 @@ def scoring_config(spec: PipelineSpec) -> dict[str, Any]:
     Sizes, worker counts and thresholds are not among them: changing those continues the same run. Nor are
     the features: scoring runs the features.py of the bundle, whose digest is in the fingerprint already.
     """
-    return {
+    config: dict[str, Any] = {
         "entity_key": list(spec.entity_key),
         "event_time": spec.event_time,
         "explanations_share": spec.explanations.share,
         "explanations_top_k": spec.explanations.top_k,
     }
+    if spec.inference.precision != "float32":  # runs from before there was a choice keep their identity
+        config["precision"] = spec.inference.precision
+    return config
 
 
 def run_id_of(fingerprint: Fingerprint) -> str:
@@ -149,23 +152,32 @@ def run_id_of(fingerprint: Fingerprint) -> str:
     )
 
 
-def cut_shards(partitions: tuple[PartitionFile, ...], shard_rows: int) -> tuple[ShardPlan, ...]:
-    """Shards of at most `shard_rows` rows (a few more rather than a tiny rest), the same for the same input.
+def cut_shards(
+    partitions: tuple[PartitionFile, ...], shard_rows: int, shard_bytes: int
+) -> tuple[ShardPlan, ...]:
+    """Shards of at most `shard_rows` rows and about `shard_bytes` bytes, the same for the same input.
 
     A shard stays inside one partition file, so it never spans two source days. Cuts fall on row group
     boundaries where groups are small enough; a larger group is cut inside into even parts.
 
+    Args:
+        partitions: Of the snapshot, in its order.
+        shard_rows: Most rows of a shard.
+        shard_bytes: Most bytes of a shard as the partition stores them, by the partition's average row.
+
     Raises:
-        ConfigError: `shard_rows` is below 1.
+        ConfigError: A limit is below 1.
     """
-    if shard_rows < 1:
-        raise ConfigError("must be at least 1", which="inference.shard_rows", fix="give a number of rows")
+    for name, limit in (("shard_rows", shard_rows), ("shard_bytes", shard_bytes)):
+        if limit < 1:
+            raise ConfigError("must be at least 1", which=f"inference.{name}", fix="give a larger number")
     shards: list[ShardPlan] = []
     for index, partition in enumerate(partitions):
         starts = [0]
         for rows in partition.row_group_rows:
             starts.append(starts[-1] + rows)
-        for start, stop in _ranges(starts, shard_rows):
+        most_rows = min(shard_rows, max(1, shard_bytes * partition.rows // max(1, partition.size_bytes)))
+        for start, stop in _ranges(starts, most_rows):
             groups = tuple(
                 group
                 for group in range(len(starts) - 1)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
-from tasks.core.delta import Change, LiveFile, TableFile, TableView, commit_change, table_view
+from tasks.core.delta import Change, FileName, LiveFile, TableFile, TableView, commit_change, table_view
 from tasks.core.errors import DataError, NotFound, StaleAttempt, TransientError
 from tasks.core.ids import canonical_json
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.inference.columns import NewColumns
 from tasks.inference.engine import refuse_dead_letters
+from tasks.inference.merged import current_files
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,
@@ -64,9 +67,10 @@ def publish(
         clock: The time.
 
     Raises:
-        NotFound: The run was not planned, or a data file that a record names is gone.
+        NotFound: The run was not planned, or a data file that a record names is gone; with `replace_newer` also
+            when `vacuum` has removed the run's files.
         TransientError: Shards are missing: `run_plan` has to finish first.
-        DataError: Too many dead letters, or the table's columns have other types.
+        DataError: Too many dead letters, or the rows' columns do not fit the table: nothing was published.
         StaleAttempt: A run planned later has published these days.
         CommitOutcomeUnknown: The store failed during a commit; repeat the call.
     """
@@ -87,7 +91,10 @@ def publish(
     audit_files = tuple(file for record in records for file in record.audit_files)
     superseded: tuple[LiveFile, ...] = ()
     if files:
-        _refuse_missing(store, PREDICTIONS, files)
+        view = table_view(store, PREDICTIONS)
+        if view is None or view.transaction_version(application_id(run_id)) is None:
+            _refuse_missing(store, PREDICTIONS, files)
+            _refuse_unfit(store, files, audit_files, view)
         _publish_audit(store, run_id, audit_files)
         if planned.fingerprint.replay_of is None:
             superseded = _publish_predictions(store, planned, files, replace_newer=replace_newer)
@@ -111,15 +118,16 @@ def published_ids(
     store: ObjectStore, run_id: str, replay_run_ids: Sequence[str], days: Collection[date]
 ) -> PublishedIds:
     """The prediction ids that a run and its replays scored on these source days."""
+    view = table_view(store, PREDICTIONS)
 
     def ids(run: str) -> dict[date, set[str]]:
         found: dict[date, set[str]] = {}
-        shards = [task.shard for task in read_plan(store, run).shards if task.day in days]
-        for record in read_shard_records(store, run, shards):
-            for file in record.files:
-                data = io.BytesIO(store.get(f"{PREDICTIONS}/{file.path}"))
-                column = pq.read_table(data, columns=["prediction_id"]).column("prediction_id")
-                found.setdefault(record.day, set()).update(column.to_pylist())
+        for file in current_files(store, PREDICTIONS, run, _scored_files(store, run, days), view):
+            name = FileName.parse(file.path)
+            assert name is not None, "shard records name files as we do"
+            data = io.BytesIO(store.get(f"{PREDICTIONS}/{file.path}"))
+            column = pq.read_table(data, columns=["prediction_id"]).column("prediction_id")
+            found.setdefault(name.day, set()).update(column.to_pylist())
         return found
 
     replayed: dict[date, set[str]] = {}
@@ -136,8 +144,8 @@ def refuse_superseded(store: ObjectStore, view: TableView, parent: Plan, days: C
         StaleAttempt: The table lacks files of `parent` of these days, or holds files of another run on them.
     """
     family = {parent.run_id, *(item.run_id for item in read_replays(store, parent.run_id))}
-    shards = [task.shard for task in parent.shards if task.day in days]
-    own = {f.path for record in read_shard_records(store, parent.run_id, shards) for f in record.files}
+    scored = _scored_files(store, parent.run_id, days)
+    own = {file.path for file in current_files(store, PREDICTIONS, parent.run_id, scored, view)}
     names = [file.name for file in view.files]
     others = sorted(
         {name.run_id for name in names if name and name.day in days and name.run_id not in family}
@@ -149,6 +157,12 @@ def refuse_superseded(store: ObjectStore, view: TableView, parent: Plan, days: C
             which=f"run {parent.run_id}",
             fix="replay the run that holds these days now, or publish this one again with replace_newer",
         )
+
+
+def _scored_files(store: ObjectStore, run_id: str, days: Collection[date] | None = None) -> list[TableFile]:
+    """The prediction files that a run's shard records name, of these source days or of all."""
+    shards = [task.shard for task in read_plan(store, run_id).shards if days is None or task.day in days]
+    return [file for record in read_shard_records(store, run_id, shards) for file in record.files]
 
 
 def published_days(settings: Settings, spec: PipelineSpec) -> dict[date, str]:
@@ -169,14 +183,20 @@ def published_records(settings: Settings, spec: PipelineSpec, days: Sequence[dat
     store = open_store(settings, prefix=spec.prefix)
     view = table_view(store, PREDICTIONS)
     wanted = set(days)
-    shards: dict[str, set[int]] = {}
+    held: dict[str, set[date]] = {}
     for file in view.files if view else ():
         if file.name is not None and file.name.day in wanted:
-            shards.setdefault(file.name.run_id, set()).add(file.name.shard)
+            held.setdefault(file.name.run_id, set()).add(file.name.day)
+    shards = {
+        run_id: [task.shard for task in read_plan(store, run_id).shards if task.day in of]
+        for run_id, of in sorted(held.items())
+    }
+    # A run's rows of a day come and go together, so the plan says which shards; a merged file's name does not.
     return [
         record
-        for run_id, numbers in sorted(shards.items())
-        for record in read_shard_records(store, run_id, sorted(numbers))
+        for run_id, numbers in shards.items()
+        for record in read_shard_records(store, run_id, numbers)
+        if record.files
     ]
 
 
@@ -204,11 +224,18 @@ def read_predictions(
             which=f"pipeline {spec.name}, {min(wanted, default='no day')} to {max(wanted, default='no day')}",
             fix="score and publish these days first",
         )
+    assert view is not None
     tables = []
     for path in paths:
-        data = io.BytesIO(store.get(f"{PREDICTIONS}/{path}"))
-        tables.append(pq.read_table(data, columns=list(columns) if columns is not None else None))
-    return pa.concat_tables(tables)
+        file = pq.ParquetFile(pa.BufferReader(store.get(f"{PREDICTIONS}/{path}")))
+        there = [name for name in columns or file.schema_arrow.names if name in file.schema_arrow.names]
+        tables.append(file.read(columns=there))
+    table = pa.concat_tables(tables, promote_options="default")
+    for name in columns or ():
+        if name not in table.column_names:  # none of these days' rows has it; the table may
+            kind = view.schema.field(name).type
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
+    return table.select(list(columns)) if columns is not None else table
 
 
 def _publish_audit(store: ObjectStore, run_id: str, files: tuple[TableFile, ...]) -> None:
@@ -219,14 +246,22 @@ def _publish_audit(store: ObjectStore, run_id: str, files: tuple[TableFile, ...]
         if view.transaction_version(application) is not None:
             return None
         _refuse_missing(store, AUDIT, files)
-        _refuse_other_types(store, AUDIT, files, view)
-        return Change(add=files, transaction=(application, 1), note={"penstock_run": run_id})
+        return Change(
+            add=files,
+            transaction=(application, 1),
+            note={"penstock_run": run_id},
+            widen=columns().missing_in(view.schema),
+        )
+
+    @cache  # and only when they are to be added: later on the files may be merged and gone
+    def columns() -> NewColumns:
+        return NewColumns.of(store, AUDIT, files)
 
     if files:
         commit_change(
             store,
             AUDIT,
-            schema=_schema_of(store, AUDIT, files),
+            schema=lambda: columns().table_schema(),
             decide=decide,
             points=("before-audit-commit", "after-audit-commit"),
         )
@@ -237,32 +272,39 @@ def _publish_predictions(
 ) -> tuple[LiveFile, ...]:
     """Add the run's files and remove those they supersede; returns the removed ones."""
     application = application_id(planned.run_id)
+    families = {planned.run_id: list(files)}
     if replace_newer:
-        repaired = _published_replays(store, planned)
-        _refuse_missing(store, PREDICTIONS, repaired)
-        files = (*files, *repaired)
-    own = {file.path for file in files}
+        families |= _published_replays(store, planned)
     days = set(planned.days)
     removed: tuple[LiveFile, ...] = ()
 
     def decide(view: TableView) -> Change | None:
         nonlocal removed
         version = view.transaction_version(application)
-        live = {file.path for file in view.files}
-        if version is not None and (not replace_newer or own <= live):
+        if version is not None and not replace_newer:
+            return None
+        wanted = tuple(
+            file
+            for run_id, scored in families.items()
+            for file in current_files(store, PREDICTIONS, run_id, scored, view)
+        )
+        own, live = {file.path for file in wanted}, {file.path for file in view.files}
+        new = tuple(file for file in wanted if file.path not in live)
+        if version is not None and not new:
             return None
         others = tuple(
             file
             for file in view.files
             if file.path not in own and file.name is not None and file.name.day in days
         )
-        if not replace_newer:
+        if replace_newer:
+            _refuse_missing(store, PREDICTIONS, new)
+        else:
             _refuse_newer(store, planned, others)
-        _refuse_other_types(store, PREDICTIONS, files, view)
         removed = others
         runs = sorted({file.name.run_id for file in others if file.name})
         return Change(
-            add=tuple(file for file in files if file.path not in live),
+            add=new,
             remove=others,
             transaction=(application, (version or 0) + 1),
             note={
@@ -270,12 +312,19 @@ def _publish_predictions(
                 "penstock_superseded_runs": ",".join(runs),
                 "penstock_superseded_files": str(len(others)),
             },
+            widen=columns().missing_in(view.schema),
         )
+
+    @cache  # files are never changed, and reading one of them once is enough
+    def columns() -> NewColumns:
+        view = table_view(store, PREDICTIONS)
+        current = current_files(store, PREDICTIONS, planned.run_id, files, view)
+        return NewColumns.of(store, PREDICTIONS, current)
 
     commit_change(
         store,
         PREDICTIONS,
-        schema=_schema_of(store, PREDICTIONS, files),
+        schema=lambda: columns().table_schema(),
         decide=decide,
         points=("before-delta-commit", "after-delta-commit"),
     )
@@ -303,29 +352,31 @@ def _publish_replay(store: ObjectStore, planned: Plan, files: tuple[TableFile, .
         if view.transaction_version(application) is not None:
             return None
         refuse_superseded(store, view, parent, planned.days)
-        _refuse_other_types(store, PREDICTIONS, files, view)
-        note = {"penstock_run": planned.run_id, "penstock_replay_of": parent.run_id}
-        return Change(add=files, transaction=(application, 1), note=note)
+        return Change(
+            add=files,
+            transaction=(application, 1),
+            note={"penstock_run": planned.run_id, "penstock_replay_of": parent.run_id},
+            widen=NewColumns.of(store, PREDICTIONS, files).missing_in(view.schema),
+        )
 
     commit_change(
         store,
         PREDICTIONS,
-        schema=_schema_of(store, PREDICTIONS, files),
+        schema=lambda: NewColumns.of(store, PREDICTIONS, files).table_schema(),
         decide=decide,
         points=("before-delta-commit", "after-delta-commit"),
     )
 
 
-def _published_replays(store: ObjectStore, planned: Plan) -> tuple[TableFile, ...]:
-    """Files of the replays of a run that were published: what comes back with it."""
-    files: list[TableFile] = []
+def _published_replays(store: ObjectStore, planned: Plan) -> dict[str, list[TableFile]]:
+    """Files of the replays of a run that were published, by run: what comes back with it."""
     view = table_view(store, PREDICTIONS)
-    for item in read_replays(store, planned.run_id):
-        # The transaction, not the marker: a crash may have come between the two.
-        if view is not None and view.transaction_version(application_id(item.run_id)) is not None:
-            shards = [task.shard for task in read_plan(store, item.run_id).shards]
-            files += [f for record in read_shard_records(store, item.run_id, shards) for f in record.files]
-    return tuple(files)
+    # The transaction, not the marker: a crash may have come between the two.
+    return {
+        item.run_id: _scored_files(store, item.run_id)
+        for item in read_replays(store, planned.run_id)
+        if view is not None and view.transaction_version(application_id(item.run_id)) is not None
+    }
 
 
 def _published(
@@ -403,33 +454,20 @@ def _refuse_missing(store: ObjectStore, folder: str, files: tuple[TableFile, ...
         raise NotFound(
             f"{len(bad)} data files that shard records name are gone or have another size",
             which=store.url(f"{folder}/{bad[0]}"),
-            fix="restore them, or delete those shards' records and score them again",
+            fix="restore them, or delete those shards' records and score them again; what vacuum removed after "
+            "a later run took its place has to be scored again",
         )
 
 
-def _schema_of(store: ObjectStore, folder: str, files: tuple[TableFile, ...]) -> Callable[[], pa.Schema]:
-    def schema() -> pa.Schema:
-        with store.open(f"{folder}/{files[0].path}") as file:
-            found = pq.read_schema(file).remove_metadata()
-        at = found.get_field_index("event_time") + 1
-        return found.insert(at, pa.field("event_date", pa.date32()))
-
-    return schema
-
-
-def _refuse_other_types(
-    store: ObjectStore, folder: str, files: tuple[TableFile, ...], view: TableView
+def _refuse_unfit(
+    store: ObjectStore,
+    files: tuple[TableFile, ...],
+    audit_files: tuple[TableFile, ...],
+    predictions: TableView | None,
 ) -> None:
-    table, new = view.schema, _schema_of(store, folder, files)()
-    kinds = {field.name: field.type for field in table}
-    bad = [
-        f"{field.name} ({field.type}, in the table {kinds.get(field.name, 'absent')})"
-        for field in new
-        if not kinds.get(field.name, pa.null()).equals(field.type)
-    ]
-    if bad:
-        raise DataError(
-            f"the new rows' columns do not fit the table: {', '.join(bad)}",
-            which=store.url(folder),
-            fix="give the entity key the types it had, or write to a pipeline of another name",
-        )
+    """Look at the columns for both tables before either is touched: audit rows are published first."""
+    views = {PREDICTIONS: predictions, AUDIT: table_view(store, AUDIT)}
+    for folder, some in ((PREDICTIONS, files), (AUDIT, audit_files)):
+        if some:
+            columns, view = NewColumns.of(store, folder, some), views[folder]
+            columns.missing_in(view.schema if view else columns.table_schema())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core.errors import DataError, NotFound
+from tasks.core.errors import DataError, NotFound, disk_error
 from tasks.core.object_store import LocalStore, ObjectStore
 from tasks.core.records import PartitionFile
 
@@ -84,6 +85,8 @@ class PartitionReader:
                 self._copy(partition, path)
             except DataError:  # a damaged copy says nothing about the object
                 path.unlink(missing_ok=True)
+            except OSError as error:
+                raise disk_error(error, str(path)) from error
         self._verify(path, partition)
         return pa.OSFile(str(path))
 
@@ -113,15 +116,20 @@ class PartitionReader:
 
     def _copy(self, partition: PartitionFile, path: Path) -> None:
         """Copy the object; the copy appears under its name only with the right digest."""
-        self._evict(keep=partition.size_bytes)
-        staged = path.with_name(f"{path.name}.{os.getpid()}.new")
+        # Not by process id: threads share one, and so may processes of two containers with one cache folder.
+        staged = path.with_name(f"{path.name}.{secrets.token_hex(6)}.new")
         try:
+            self._evict(keep=partition.size_bytes)
             self._store.get_file(partition.key, staged)
             self._refuse_other_bytes(staged, staged.stat().st_size, partition)
             staged.replace(path)
-            self._verified[path] = _identity(path.stat())
+            with suppress(FileNotFoundError):  # evicted by another process already: then it is copied again
+                self._verified[path] = _identity(path.stat())
+        except OSError as error:
+            raise disk_error(error, str(path)) from error
         finally:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
 
     def _evict(self, *, keep: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

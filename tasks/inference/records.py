@@ -40,6 +40,10 @@ def replay_key(run_id: str, generation: int) -> str:
     return f"runs/{run_id}/replays/{generation:05d}.json"
 
 
+def merge_key(run_id: str, attempt: str) -> str:
+    return f"runs/{run_id}/merges/{attempt}.json"
+
+
 def dead_letter_key(run_id: str, shard: int, attempt: str) -> str:
     return f"runs/{run_id}/dead-letters/shard-{shard:05d}-{attempt}.parquet"
 
@@ -162,6 +166,39 @@ class ReplayRecord(JsonRecord):
 
 
 @dataclass(frozen=True)
+class MergedInput(JsonRecord):
+    """A file of one shard whose rows are in a merged file."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Merge(JsonRecord):
+    """One merged file and what it was merged from: files of one run, source day and event date."""
+
+    inputs: tuple[MergedInput, ...]
+    output: TableFile
+
+
+@dataclass(frozen=True)
+class MergeRecord(JsonRecord):
+    """Merged files of one run, written before the transaction that puts them in place of their inputs.
+
+    It proves what a merged file holds. Whether readers see the file is the table's log alone to say.
+    """
+
+    run_id: str
+    folder: str
+    attempt: str
+    """As in the names of its files."""
+    merges: tuple[Merge, ...]
+    started_at_utc: str
+    created_at_utc: str
+
+
+@dataclass(frozen=True)
 class RunReport(JsonRecord):
     """What one call of `run_plan` did."""
 
@@ -260,6 +297,34 @@ def read_replays(store: ObjectStore, run_id: str) -> list[ReplayRecord]:
                 fix="restore the object from a backup; it is never rewritten",
             ) from error
     return found
+
+
+def read_merge_record(store: ObjectStore, run_id: str, attempt: str) -> MergeRecord | None:
+    """The record that merged files of this attempt belong to; None when it was never written.
+
+    Raises:
+        DataError: The record cannot be read.
+    """
+    key = merge_key(run_id, attempt)
+    try:
+        return MergeRecord.from_json(json.loads(store.get(key)))
+    except NotFound:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"is not a readable record of merged files: {error}",
+            which=store.url(key),
+            fix="restore the object from a backup; it is never rewritten",
+        ) from error
+
+
+def read_merge_records(store: ObjectStore, run_id: str, folder: str) -> list[MergeRecord]:
+    """The records of a run's merged files of one table, in no order that means anything."""
+    attempts = [
+        info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in store.list(f"runs/{run_id}/merges")
+    ]
+    found = (read_merge_record(store, run_id, attempt) for attempt in attempts)
+    return [record for record in found if record is not None and record.folder == folder]
 
 
 def committed_shards(store: ObjectStore, run_id: str) -> set[int]:

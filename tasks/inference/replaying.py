@@ -247,7 +247,7 @@ def _finish(
 ) -> Replayed:
     """Plan, score and publish a replay that was decided: each part finds what is done already."""
     snapshot = load_snapshot(store, made.snapshot_id)
-    shards = cut_shards(snapshot.partitions, spec.inference.shard_rows)
+    shards = cut_shards(snapshot.partitions, spec.inference.shard_rows, spec.inference.shard_bytes)
     fingerprint = _fingerprint(parent, made)
     create_plan(store, Plan(made.run_id, fingerprint, snapshot.partitions, shards, iso_utc(clock())))
     run_plan(

@@ -23,7 +23,8 @@ from tasks.core.errors import (
     PipelineCodeError,
     TransientError,
 )
-from tasks.core.rows import entity_ids, prediction_ids
+from tasks.core.prediction_ids import PredictionIds
+from tasks.core.rows import entity_column, event_micros
 from tasks.core.spec import PipelineSpec
 from tasks.inference.records import DeadLetter
 
@@ -47,6 +48,10 @@ class ShardModel(Protocol):
     def explainer_version(self) -> str: ...
     @property
     def background_id(self) -> str: ...
+    @property
+    def block_rows(self) -> int:
+        """Rows that the network takes at once; a batch holds at least as many."""
+        ...
 
     def features(self, rows: pa.Table) -> pa.Table:
         """Source rows to features, same row count and order."""
@@ -74,9 +79,10 @@ class ScoredBatch:
     """Rows that were scored, in source order. n rows, F features."""
 
     source_rows: npt.NDArray[np.int64]
-    prediction_ids: list[str]
-    entity_ids: list[str]
-    rows: pa.Table
+    prediction_ids: PredictionIds
+    entity_ids: pa.Array
+    identity: pa.Table
+    """The source's event time and entity key columns."""
     features: pa.Table
     scores: Floats
     explained: npt.NDArray[np.bool_]
@@ -132,9 +138,15 @@ def describe(letter: DeadLetter) -> str:
 
 
 def score_rows(
-    model: ShardModel, spec: PipelineSpec, rows: pa.Table, *, first_row: int, dead: DeadLetters
+    model: ShardModel,
+    spec: PipelineSpec,
+    rows: pa.Table,
+    *,
+    first_row: int,
+    dead: DeadLetters,
+    explained_share: float,
 ) -> list[ScoredBatch]:
-    """Score `rows` in batches of `inference.batch_rows`; rows that fail go to `dead`.
+    """Score `rows` in batches of `inference.batch_rows` or the model's block; rows that fail go to `dead`.
 
     Args:
         model: The pinned model.
@@ -142,15 +154,16 @@ def score_rows(
         rows: Source rows, without label and outcome columns.
         first_row: Number of the first of `rows` in its partition file.
         dead: Receives the rows that fail.
+        explained_share: Share of the rows that get attributions, chosen by their ids.
 
     Raises:
         PipelineCodeError: The model returns something else than one score for each row.
         DataError: Too many rows fail.
     """
     scored: list[ScoredBatch] = []
-    size = spec.inference.batch_rows
+    size = max(spec.inference.batch_rows, model.block_rows)
     for start in range(0, rows.num_rows, size):
-        _bisect(model, spec, rows.slice(start, size), first_row + start, dead, scored)
+        _bisect(model, spec, rows.slice(start, size), first_row + start, dead, explained_share, scored)
     return scored
 
 
@@ -160,17 +173,18 @@ def _bisect(
     rows: pa.Table,
     first_row: int,
     dead: DeadLetters,
+    explained_share: float,
     scored: list[ScoredBatch],
 ) -> None:
     try:
-        scored.append(_score(model, spec, rows, first_row, dead))
+        scored.append(_score(model, spec, rows, first_row, dead, explained_share))
     except _RowsFailed as failed:
         if rows.num_rows == 1:
             dead.add(DeadLetter(first_row, failed.stage, failed.error_class, failed.reason), rows)
             return
         half = rows.num_rows // 2
-        _bisect(model, spec, rows.slice(0, half), first_row, dead, scored)
-        _bisect(model, spec, rows.slice(half), first_row + half, dead, scored)
+        _bisect(model, spec, rows.slice(0, half), first_row, dead, explained_share, scored)
+        _bisect(model, spec, rows.slice(half), first_row + half, dead, explained_share, scored)
 
 
 class _RowsFailed(Exception):
@@ -181,7 +195,9 @@ class _RowsFailed(Exception):
         cause = error.__cause__ if isinstance(error, PenstockError) and error.__cause__ else error
         self.stage = stage
         self.error_class = type(cause).__name__
-        text = error.what if isinstance(error, PenstockError) else str(error)
+        text = str(error)
+        if isinstance(error, PenstockError):
+            text = f"{error.which} {error.what}".strip()
         self.reason = text.splitlines()[0][:500] if text else self.error_class
 
 
@@ -200,10 +216,17 @@ class _Stage:
 
 
 def _score(
-    model: ShardModel, spec: PipelineSpec, rows: pa.Table, first_row: int, dead: DeadLetters
+    model: ShardModel,
+    spec: PipelineSpec,
+    rows: pa.Table,
+    first_row: int,
+    dead: DeadLetters,
+    explained_share: float,
 ) -> ScoredBatch:
     with _Stage("identity"):
-        ids, entities = prediction_ids(rows, spec), entity_ids(rows, spec)
+        entities = entity_column(rows, spec)
+        ids = PredictionIds.of(entities, event_micros(rows, spec), spec)
+        identity = rows.select(list(dict.fromkeys((spec.event_time, *spec.entity_key))))
     with _Stage("features"):
         features = model.features(rows)
     with _Stage("encode"):
@@ -219,16 +242,20 @@ def _score(
             why = f"the model's answer is {float(scores[index])!r}, not a probability"
             dead.add(DeadLetter(int(numbers[index]), "predict", "NotAProbability", why), rows.slice(index, 1))
         keep = np.flatnonzero(good)
-        rows, features = rows.take(pa.array(keep)), features.take(pa.array(keep))
-        encoded, scores, numbers = encoded[keep], scores[keep], numbers[keep]
-        ids, entities = [ids[i] for i in keep], [entities[i] for i in keep]
-    explained, attributions, residual, base = _explain(model, ids, encoded, spec.explanations.share)
+        identity, entities, features = (part.take(pa.array(keep)) for part in (identity, entities, features))
+        encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
+    explained, attributions, residual, base = _explain(model, ids.below_share(explained_share), encoded)
     return ScoredBatch(
-        numbers, ids, entities, rows, features, scores, explained, attributions, residual, base
+        numbers, ids, entities, identity, features, scores, explained, attributions, residual, base
     )
 
 
 def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:
+    if not (isinstance(scores, np.ndarray | np.number) and np.issubdtype(scores.dtype, np.number)):
+        kind = f"array of {scores.dtype}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise PipelineCodeError(
+            f"returned {kind} as scores", which="the model", fix="model.py must return one logit for each row"
+        )
     found = (features.num_rows, encoded.shape[0], scores.shape)
     if found != (n, n, (n,)):
         raise PipelineCodeError(
@@ -239,16 +266,10 @@ def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -
         )
 
 
-def is_explained(prediction_id: str, share: float) -> bool:
-    """Whether a prediction gets attributions: its id's last 32 hash bits fall below `share` of their range."""
-    return int(prediction_id[-8:], 16) < share * 2**32
-
-
 def _explain(
-    model: ShardModel, ids: list[str], encoded: Floats, share: float
+    model: ShardModel, chosen: npt.NDArray[np.bool_], encoded: Floats
 ) -> tuple[npt.NDArray[np.bool_], Floats, Floats, float]:
-    n, width = len(ids), len(model.feature_names)
-    chosen = np.fromiter((is_explained(item, share) for item in ids), dtype=bool, count=n)
+    n, width = len(chosen), len(model.feature_names)
     attributions = np.full((n, width), np.nan, dtype=np.float32)
     residual = np.full(n, np.nan, dtype=np.float32)
     if not chosen.any():

@@ -7,13 +7,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -21,6 +21,7 @@ from tasks.core.crash_points import reached
 from tasks.core.delta import FileName, TableFile
 from tasks.core.errors import ConfigError, DataError, OutcomeUnknown, PenstockError, TransientError
 from tasks.core.object_store import ObjectStore, open_store
+from tasks.core.prediction_ids import PredictionIds
 from tasks.core.scored import ScoredRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -54,6 +55,7 @@ LoadModel = Callable[[Settings, PipelineSpec, Plan], ShardModel]
 
 _EXAMPLES = 3
 _GRACE_S = 30.0
+_POLL_S = 1.0
 
 
 def resolve(reference: str) -> Any:
@@ -69,6 +71,21 @@ def resolve(reference: str) -> Any:
         raise ConfigError(
             f"cannot be imported: {error}", which=reference, fix="give it as module:name"
         ) from error
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What scoring a shard gave; `scored` and `identity` are None when every row failed."""
+
+    scored: ScoredRows | None
+    identity: pa.Table | None
+    """The source's key columns, rows as in `scored`."""
+    dead: DeadLetters
+    profile: dict[str, Any] | None
+
+    @property
+    def rows(self) -> int:
+        return 0 if self.scored is None else len(self.scored.prediction_ids)
 
 
 class ShardWorker:
@@ -107,6 +124,8 @@ class ShardWorker:
         self._own_process = own_process
         self._clock = clock
         self._reader = PartitionReader(self.store, settings.cache_dir)
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead: tuple[int, Future[pa.Table]] | None = None
         self._model: ShardModel | None = None
 
     @property
@@ -117,8 +136,12 @@ class ShardWorker:
             self._model = load(self.settings, self.spec, self.plan)
         return self._model
 
-    def run(self, shard: int) -> ShardRecord:
+    def run(self, shard: int, *, then: int | None = None) -> ShardRecord:
         """Score and commit a shard; retries what may pass, up to `inference.shard_attempts` times.
+
+        Args:
+            shard: Its number in the plan.
+            then: The shard that comes next; its rows are read and decoded while this one is scored.
 
         Raises:
             StaleAttempt: A newer attempt of the run exists.
@@ -127,7 +150,7 @@ class ShardWorker:
         """
         for attempt in range(1, self.spec.inference.shard_attempts + 1):
             try:
-                return self.run_once(shard)
+                return self.run_once(shard, then=then)
             except (TransientError, OutcomeUnknown) as error:
                 if attempt == self.spec.inference.shard_attempts:
                     raise type(error)(
@@ -139,8 +162,8 @@ class ShardWorker:
                 time.sleep(min(30.0, 0.2 * 2**attempt))
         raise AssertionError("shard_attempts is at least 1")
 
-    def run_once(self, shard: int) -> ShardRecord:
-        """One attempt; `run` describes the errors."""
+    def run_once(self, shard: int, *, then: int | None = None) -> ShardRecord:
+        """One attempt; `run` describes the arguments and the errors."""
         committed = read_shard_record(self.store, self.plan.run_id, shard)
         if committed is not None:
             return committed
@@ -153,23 +176,13 @@ class ShardWorker:
         try:
             grace_s = max(_GRACE_S, limit_s) if self._own_process else None
             with interrupted_after(limit_s, end_process_after=grace_s):
-                scored, source, dead, profile = self._score(task)
+                found = self._score(task, then)
                 reached("before-data-file")
-                files = self._write(
-                    PREDICTIONS,
-                    prediction_table(scored, source, self.spec),
-                    task,
-                    attempt,
-                    PREDICTION_GROUP_ROWS,
-                    own,
-                )
+                files = self._write_predictions(found, task, attempt, own)
                 reached("after-data-file")
-                audit_files: tuple[TableFile, ...] = ()
-                if self._audit_table is not None and scored.prediction_ids:
-                    rows = self._audit_table(self.store, self.spec, scored)
-                    audit_files = self._write(AUDIT, rows, task, attempt, AUDIT_GROUP_ROWS, own)
+                audit_files = self._write_audit(found, task, attempt, own)
                 reached("after-audit-file")
-                letters_key = self._write_dead_letters(dead, task, attempt, own)
+                letters_key = self._write_dead_letters(found.dead, task, attempt, own)
             wall_s = time.monotonic() - started
             if wall_s > limit_s:
                 raise TimeIsUp
@@ -190,13 +203,13 @@ class ShardWorker:
             day=task.day,
             attempt=attempt,
             token=self.token,
-            rows=len(scored.prediction_ids),
-            dead_letters=len(dead.letters),
+            rows=found.rows,
+            dead_letters=len(found.dead.letters),
             dead_letter_key=letters_key,
-            dead_letter_examples=tuple(dead.letters[:_EXAMPLES]),
+            dead_letter_examples=tuple(found.dead.letters[:_EXAMPLES]),
             files=files,
             audit_files=audit_files,
-            profile=profile,
+            profile=found.profile,
             cpu_seconds=round(time.process_time() - cpu_started, 4),
             wall_s=round(wall_s, 4),
             gpu_seconds=round(wall_s * self.spec.inference.gpus_per_worker, 4),
@@ -205,25 +218,43 @@ class ShardWorker:
         )
         return commit_shard(self.store, record, own)
 
-    def _score(self, task: ShardPlan) -> tuple[ScoredRows, pa.Table, DeadLetters, dict[str, Any] | None]:
+    def _score(self, task: ShardPlan, then: int | None) -> _Found:
         which = f"shard {task.shard:05d} of run {self.plan.run_id} (day {task.day})"
         replay = self.plan.fingerprint.replay_of is not None  # of rows that failed before: all may fail again
         budget = task.rows if replay else dead_letter_budget(self.spec, self.plan.rows)
         dead = DeadLetters(budget, which)
         rows = self._read(task)
-        batches = score_rows(self.model, self.spec, rows, first_row=task.row_start, dead=dead)
+        if then is not None:
+            self._read_ahead(self.plan.shards[then])
+        audited = self._audit_table is not None
+        share = self.spec.explanations.share if audited else 0.0
+        batches = score_rows(
+            self.model, self.spec, rows, first_row=task.row_start, dead=dead, explained_share=share
+        )
         if not batches:  # every row failed, within the budget
-            return self._scored_rows(task, []), rows.slice(0, 0), dead, None
-        source = pa.concat_tables([batch.rows for batch in batches])
+            return _Found(None, None, dead, None)
         features = pa.concat_tables([batch.features for batch in batches])
-        scored = self._scored_rows(task, batches)
-        profile = self.model.profile(features, scored.scores)
-        order = pc.sort_indices(pa.array(scored.prediction_ids, pa.string()))
-        ordered = _reordered(scored, features, order.to_numpy())
-        _refuse_duplicates(ordered.prediction_ids, which)
-        return ordered, source.take(order), dead, profile
+        profile = self.model.profile(features, np.concatenate([batch.scores for batch in batches]))
+        scored, identity = self._ordered(task, batches, features if audited else features.slice(0, 0))
+        _refuse_duplicates(scored.prediction_ids, which)
+        return _Found(scored, identity, dead, profile)
 
     def _read(self, task: ShardPlan) -> pa.Table:
+        """The shard's rows, from the read that was started ahead or from the store."""
+        if self._ahead is None or self._ahead[0] != task.shard:
+            return self._read_now(task)
+        _, reading = self._ahead
+        while not wait([reading], timeout=_POLL_S).done:
+            pass  # short waits: a wait without end cannot be interrupted by the shard's deadline
+        self._ahead = None
+        return reading.result()
+
+    def _read_ahead(self, task: ShardPlan) -> None:
+        """Start reading another shard's rows beside this shard's computing. One at a time, so memory stays bounded."""
+        if self._ahead is None or self._ahead[0] != task.shard:
+            self._ahead = (task.shard, self._reading.submit(self._read_now, task))
+
+    def _read_now(self, task: ShardPlan) -> pa.Table:
         partition = self.plan.partitions[task.partition]
         table = self._reader.read(partition, task.row_groups)
         rows = table.slice(task.skip_rows, task.rows)
@@ -236,19 +267,24 @@ class ShardWorker:
             )
         return rows
 
-    def _scored_rows(self, task: ShardPlan, batches: Sequence[ScoredBatch]) -> ScoredRows:
+    def _ordered(
+        self, task: ShardPlan, batches: Sequence[ScoredBatch], features: pa.Table
+    ) -> tuple[ScoredRows, pa.Table]:
+        """All rows of these batches in order of prediction id, and the source's key columns in the same order.
+
+        `features` comes with all of their rows, or with none when nobody wants them.
+        """
         fingerprint = self.plan.fingerprint
-        names = self.model.feature_names
-        moments = [batch.rows.column(self.spec.event_time) for batch in batches]
-        kind = pa.timestamp("us", tz="UTC")
-        times = [column.cast(kind, safe=False).combine_chunks() for column in moments]
+        ids = PredictionIds.concat([batch.prediction_ids for batch in batches])
+        order = ids.order()
+        indices = pa.array(order)
+        identity = pa.concat_tables([batch.identity for batch in batches]).take(indices)
         bases = [batch.base_value for batch in batches if batch.explained.any()]
 
-        def joined(name: str, empty: Any) -> Any:
-            parts = [getattr(batch, name) for batch in batches]
-            return np.concatenate(parts) if parts else empty
+        def joined(name: str) -> Any:
+            return np.concatenate([getattr(batch, name) for batch in batches])[order]
 
-        return ScoredRows(
+        scored = ScoredRows(
             pipeline=self.spec.name,
             run_id=self.plan.run_id,
             shard=task.shard,
@@ -259,20 +295,39 @@ class ShardWorker:
             source_snapshot=fingerprint.snapshot_id,
             source_key=self.plan.partitions[task.partition].key,
             scored_at=self._clock(),
-            prediction_ids=[item for batch in batches for item in batch.prediction_ids],
-            event_times=pa.concat_arrays(times) if times else pa.array([], kind),
-            entity_ids=[item for batch in batches for item in batch.entity_ids],
-            source_rows=joined("source_rows", np.zeros(0, np.int64)),
-            scores=joined("scores", np.zeros(0, np.float32)),
-            features=pa.concat_tables([batch.features for batch in batches]) if batches else pa.table({}),
-            explained=joined("explained", np.zeros(0, bool)),
-            attributions=joined("attributions", np.zeros((0, len(names)), np.float32)),
+            prediction_ids=ids.take(order),
+            event_times=identity.column(self.spec.event_time)
+            .cast(pa.timestamp("us", tz="UTC"), safe=False)
+            .combine_chunks(),
+            entity_ids=pa.concat_arrays([batch.entity_ids for batch in batches]).take(indices),
+            source_rows=joined("source_rows"),
+            scores=joined("scores"),
+            features=features.take(indices) if features.num_rows else features,
+            explained=joined("explained"),
+            attributions=joined("attributions"),
             base_value=bases[0] if bases else float("nan"),
-            residual=joined("residual", np.zeros(0, np.float32)),
+            residual=joined("residual"),
             explainer=self.model.explainer,
             explainer_version=self.model.explainer_version,
             background_id=self.model.background_id,
         )
+        return scored, identity
+
+    def _write_predictions(
+        self, found: _Found, task: ShardPlan, attempt: str, own: list[str]
+    ) -> tuple[TableFile, ...]:
+        if found.scored is None or found.identity is None:
+            return ()
+        table = prediction_table(found.scored, found.identity, self.spec)
+        return self._write(PREDICTIONS, table, task, attempt, PREDICTION_GROUP_ROWS, own)
+
+    def _write_audit(
+        self, found: _Found, task: ShardPlan, attempt: str, own: list[str]
+    ) -> tuple[TableFile, ...]:
+        if found.scored is None or self._audit_table is None:
+            return ()
+        table = self._audit_table(self.store, self.spec, found.scored)
+        return self._write(AUDIT, table, task, attempt, AUDIT_GROUP_ROWS, own)
 
     def _write(
         self,
@@ -305,27 +360,12 @@ class ShardWorker:
         return key
 
 
-def _reordered(scored: ScoredRows, features: pa.Table, order: Any) -> ScoredRows:
-    indices = pa.array(order)
-    changed = {
-        "prediction_ids": [scored.prediction_ids[i] for i in order],
-        "event_times": scored.event_times.take(indices),
-        "entity_ids": [scored.entity_ids[i] for i in order],
-        "source_rows": scored.source_rows[order],
-        "scores": scored.scores[order],
-        "features": features.take(indices),
-        "explained": scored.explained[order],
-        "attributions": scored.attributions[order],
-        "residual": scored.residual[order],
-    }
-    return ScoredRows(**{**scored.__dict__, **changed})
-
-
-def _refuse_duplicates(ordered_ids: list[str], which: str) -> None:
-    twice = [a for a, b in pairwise(ordered_ids) if a == b]
-    if twice:
+def _refuse_duplicates(ordered: PredictionIds, which: str) -> None:
+    repeated = ordered.repeated()
+    if len(repeated):
         raise DataError(
-            f"holds {len(twice)} rows whose entity key and event time repeat, for example {twice[0]}",
+            f"holds {len(repeated)} rows whose entity key and event time repeat, "
+            f"for example {repeated.texts()[0]}",
             which=which,
             fix="make entity_key in pipeline.yaml identify a row, or remove the repeated rows",
         )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.core.columns import constant
 from tasks.core.delta import FileName, TableFile
 from tasks.core.ids import digest_bytes
 from tasks.core.object_store import ObjectStore
@@ -41,6 +42,8 @@ AUDIT_GROUP_ROWS = 2_048
 """Small, because a look-up by id reads one row group (docs/audit.md)."""
 
 _STATISTICS = ("prediction_id", "event_time", "day", "score", "prediction")
+_DISTINCT = frozenset({"prediction_id", "event_time", "entity_id", "feature_asof", "source_row"})
+"""Columns with about as many values as rows: looking for a dictionary costs more than all other columns."""
 
 
 def key_column(name: str) -> str:
@@ -53,29 +56,25 @@ def prediction_table(scored: ScoredRows, rows: pa.Table, spec: PipelineSpec) -> 
 
     Args:
         scored: n rows in order of prediction id.
-        rows: Their source rows, same order; shape (n, columns).
+        rows: The entity key's columns of their source rows, same order; shape (n, columns).
         spec: Names the entity key.
     """
     n = len(scored.prediction_ids)
-
-    def same(value: Any, kind: pa.DataType) -> pa.Array:
-        return pa.repeat(pa.scalar(value, kind), n)
-
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "prediction_id": pa.array(scored.prediction_ids, pa.string()),
+        "prediction_id": scored.prediction_ids.texts(),
         "event_time": scored.event_times,
-        "day": same(scored.day, pa.date32()),
-        "pipeline": same(scored.pipeline, pa.string()),
-        "entity_id": pa.array(scored.entity_ids, pa.string()),
+        "day": pa.repeat(pa.scalar(scored.day, pa.date32()), n),
+        "pipeline": constant(scored.pipeline, pa.string(), n),
+        "entity_id": scored.entity_ids,
         **{key_column(name): _plain(rows.column(name)) for name in spec.entity_key},
         "score": pa.array(scored.scores, pa.float32()),
-        "model_version": same(scored.model_version, pa.int32()),
-        "bundle_digest": same(scored.bundle_digest, pa.string()),
-        "feature_version": same(scored.feature_version, pa.string()),
-        "run_id": same(scored.run_id, pa.string()),
-        "shard": same(scored.shard, pa.int32()),
-        "source_snapshot": same(scored.source_snapshot, pa.string()),
-        "scored_at": same(scored.scored_at, pa.timestamp("us", tz="UTC")),
+        "model_version": constant(scored.model_version, pa.int32(), n),
+        "bundle_digest": constant(scored.bundle_digest, pa.string(), n),
+        "feature_version": constant(scored.feature_version, pa.string(), n),
+        "run_id": constant(scored.run_id, pa.string(), n),
+        "shard": constant(scored.shard, pa.int32(), n),
+        "source_snapshot": constant(scored.source_snapshot, pa.string(), n),
+        "scored_at": constant(scored.scored_at, pa.timestamp("us", tz="UTC"), n),
     }
     return pa.table(columns)
 
@@ -111,16 +110,17 @@ def write_table_file(
     store: ObjectStore, folder: str, name: FileName, table: pa.Table, *, group_rows: int
 ) -> TableFile:
     """Write one data file under its attempt-unique name; it is part of no table until a transaction adds it."""
-    floats = [path for path in _leaf_columns(table) if path[1]]
+    leaves = _leaf_columns(table)
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         row_group_size=group_rows,
         compression="zstd",
-        use_dictionary=[path for path, split in _leaf_columns(table) if not split],
-        use_byte_stream_split=[path for path, _ in floats] or False,
-        write_statistics=True,
+        use_dictionary=[path for path, split in leaves if not split and path not in _DISTINCT],
+        use_byte_stream_split=[path for path, split in leaves if split] or False,
+        write_statistics=[name for name in _STATISTICS if name in table.column_names],
+        store_schema=False,  # or a reader would get the dictionaries of `constant` instead of plain columns
     )
     data = sink.getvalue().to_pybytes()
     path = str(name)
@@ -144,7 +144,10 @@ def _leaf_columns(table: pa.Table) -> list[tuple[str, bool]]:
 
 
 def statistics(table: pa.Table) -> dict[str, Any]:
-    """Delta's statistics of a file: row count, bounds and null counts of the columns that queries prune by."""
+    """Delta's statistics of a file: row count, bounds and null counts of the columns that queries prune by.
+
+    Rows are in order of prediction id, as everywhere in these tables.
+    """
     low: dict[str, Any] = {}
     high: dict[str, Any] = {}
     nulls: dict[str, int] = {}
@@ -153,6 +156,9 @@ def statistics(table: pa.Table) -> dict[str, Any]:
             continue
         column = table.column(name)
         nulls[name] = column.null_count
+        if name == "prediction_id" and len(column):
+            low[name], high[name] = column[0].as_py(), column[-1].as_py()
+            continue
         bounds = pc.min_max(column)
         if bounds["min"].is_valid:
             low[name], high[name] = _bound(bounds["min"], up=False), _bound(bounds["max"], up=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.inference.commit import newest_token
+from tasks.inference.merged import current_files
 from tasks.inference.publishing import application_id, roots_of
 from tasks.inference.records import (
     AUDIT,
@@ -113,6 +113,9 @@ class RunStatus(JsonRecord):
 def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
     """Check counts, digests, uniqueness and what the table holds. Reads every file of the run once.
 
+    Where small files were merged, the merged file is read instead; its record says which files it was merged
+    from, and those have to be exactly the ones that the shard records name.
+
     Raises:
         NotFound: The run was not planned.
     """
@@ -120,19 +123,24 @@ def verify(settings: Settings, spec: PipelineSpec, run_id: str) -> Verification:
     planned = read_plan(store, run_id)
     records = read_shard_records(store, run_id, [task.shard for task in planned.shards])
     problems = _count_problems(planned, records)
-    files = [file for record in records for file in record.files]
+    view = table_view(store, PREDICTIONS)
+    scored_files = [file for record in records for file in record.files]
+    files = list(current_files(store, PREDICTIONS, run_id, scored_files, view))
     audit_files = [file for record in records for file in record.audit_files]
     distinct, found = _file_problems(store, files)
     problems += found
-    view = table_view(store, PREDICTIONS)
+    held, listed = sum(file.rows for file in files), sum(file.rows for file in scored_files)
+    if held != listed:
+        problems.append(f"shard records list {listed} rows, the files merged from theirs {held}")
     published = view is not None and view.transaction_version(application_id(run_id)) is not None
     superseded: tuple[str, ...] = ()
     if published and view is not None:
-        roots = roots_of(store, {f.name.run_id for f in view.files if f.name and f.name.day in planned.days})
+        days = set(planned.days)
+        roots = roots_of(store, {f.name.run_id for f in view.files if f.name and f.name.day in days})
         superseded, found = _table_problems(view, planned, files, roots)
         problems += found
         problems += _audit_problems(store, run_id, audit_files)
-        problems += _repeated_by_replays(store, planned, files)
+        problems += _repeated_by_replays(store, planned, files, view)
     elif planned.fingerprint.replay_of is not None and not files:
         published = read_published(store, run_id) is not None  # every row failed again: nothing to add
     elif read_published(store, run_id) is not None:
@@ -269,7 +277,7 @@ def _check_file(store: ObjectStore, file: TableFile) -> tuple[list[str], pa.Chun
         return [f"{file.path} is gone"], None
     if digest_bytes(data) != file.sha256:
         return [f"{file.path} is damaged: its SHA-256 is not the recorded one"], None
-    ids = pq.read_table(io.BytesIO(data), columns=["prediction_id"]).column("prediction_id")
+    ids = _id_column(data)
     if len(ids) != file.rows:
         return [f"{file.path} holds {len(ids)} rows, its record says {file.rows}"], ids
     return [], ids
@@ -298,7 +306,7 @@ def _table_problems(
     superseded = tuple(sorted({run for runs in holders.values() for run in runs} - {root}))
     unknown = live_own - set(own)
     if unknown:
-        problems.append(f"the table holds {len(unknown)} files of this run that no shard record names")
+        problems.append(f"the table holds {len(unknown)} files of this run that no record accounts for")
     lost_days = sorted(
         day
         for day in days
@@ -318,7 +326,9 @@ def _table_problems(
     return superseded, problems
 
 
-def _repeated_by_replays(store: ObjectStore, planned: Plan, files: list[TableFile]) -> list[str]:
+def _repeated_by_replays(
+    store: ObjectStore, planned: Plan, files: list[TableFile], view: TableView
+) -> list[str]:
     """Prediction ids that a run shares with its replays, or a replay with the run and its other replays."""
     root = planned.fingerprint.replay_of or planned.run_id
     family = [root, *(item.run_id for item in read_replays(store, root))]
@@ -326,7 +336,8 @@ def _repeated_by_replays(store: ObjectStore, planned: Plan, files: list[TableFil
     for run in family:
         if run != planned.run_id and (run == root or read_published(store, run) is not None):
             shards = [task.shard for task in read_plan(store, run).shards]
-            others += [f for record in read_shard_records(store, run, shards) for f in record.files]
+            scored = [f for record in read_shard_records(store, run, shards) for f in record.files]
+            others += current_files(store, PREDICTIONS, run, scored, view)
     problems = []
     for mine in files:
         near = [file for file in others if file.event_date == mine.event_date]
@@ -339,8 +350,13 @@ def _repeated_by_replays(store: ObjectStore, planned: Plan, files: list[TableFil
 
 
 def _ids_of(store: ObjectStore, file: TableFile) -> pa.Array:
-    data = io.BytesIO(store.get(f"{PREDICTIONS}/{file.path}"))
-    return pq.read_table(data, columns=["prediction_id"]).column("prediction_id").combine_chunks()
+    return _id_column(store.get(f"{PREDICTIONS}/{file.path}")).combine_chunks()
+
+
+def _id_column(data: bytes) -> pa.ChunkedArray:
+    # Not `read_table`: it makes a data set of the one file, which takes longer than reading it.
+    file = pq.ParquetFile(pa.BufferReader(data))
+    return file.read(columns=["prediction_id"], use_threads=False).column("prediction_id")
 
 
 def _audit_problems(store: ObjectStore, run_id: str, files: list[TableFile]) -> list[str]:
@@ -350,9 +366,13 @@ def _audit_problems(store: ObjectStore, run_id: str, files: list[TableFile]) -> 
     if view is None or view.transaction_version(application_id(run_id)) is None:
         return ["the run's audit rows are not in the audit table"]
     live = {file.path for file in view.files}
+    current = current_files(store, AUDIT, run_id, files, view)
+    held, listed = sum(file.rows for file in current), sum(file.rows for file in files)
+    if held != listed:
+        return [f"shard records list {listed} audit rows, the files merged from theirs {held}"]
     lost = [
         file.path
-        for file in files
+        for file in current
         if file.path not in live and next(iter(store.list(f"archive/audit/{file.event_date}")), None) is None
     ]
     return [f"{len(lost)} audit files are neither in the table nor archived: {lost[0]}"] if lost else []

@@ -29,6 +29,8 @@ from tasks.core.spec import FeatureSpec
 CLIP = 10.0
 """Standardised values are clipped to +- this many standard deviations."""
 
+_LARGEST = 1e100
+
 Matrix = npt.NDArray[np.float32]
 
 
@@ -145,11 +147,10 @@ class FeatureEncoder(JsonRecord):
         out = np.empty((features.num_rows, self.width), dtype=np.float32)
         position = len(self.numeric)
         for index, number in enumerate(self.numeric):
-            values = _floats(features[number.name])
-            present = np.isfinite(values)
+            values, present = _floats(features[number.name])
             out[:, index] = _standardise(values, present, number.mean, number.std)
             if number.indicator:
-                out[:, position] = ~present
+                out[:, position] = 0.0 if present is None else ~present
                 position += 1
         for category in self.categorical:
             out[:, position] = _codes(features[category.name], category.values)
@@ -157,18 +158,27 @@ class FeatureEncoder(JsonRecord):
         return out
 
 
-def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """Values with NaN for what is missing; beyond +-1e100 they are cut off, so that squares stay finite."""
+def _floats(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_] | None]:
+    """Values, and where there is one, or None when every row has one.
+
+    Values beyond +-1e100 are cut off, so that squares stay finite; a missing one is NaN.
+    """
     values = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(), dtype=np.float64)
-    return np.where(np.isfinite(values), np.clip(values, -1e100, 1e100), np.nan)
+    if (np.abs(values) <= _LARGEST).all():
+        return values, None
+    present = np.isfinite(values)
+    return np.where(present, np.clip(values, -_LARGEST, _LARGEST), np.nan), present
 
 
 def _standardise(
-    values: npt.NDArray[np.float64], present: npt.NDArray[np.bool_], mean: float, std: float
+    values: npt.NDArray[np.float64], present: npt.NDArray[np.bool_] | None, mean: float, std: float
 ) -> npt.NDArray[np.float64]:
-    scaled = np.zeros_like(values)
-    np.divide(values - mean, std, out=scaled, where=present)
-    return np.clip(scaled, -CLIP, CLIP, out=scaled)
+    scaled = values - mean
+    scaled /= std
+    np.clip(scaled, -CLIP, CLIP, out=scaled)
+    if present is not None:
+        scaled[~present] = 0.0
+    return scaled
 
 
 def _codes(column: pa.ChunkedArray, values: tuple[str, ...]) -> npt.NDArray[np.int32]:
@@ -177,17 +187,17 @@ def _codes(column: pa.ChunkedArray, values: tuple[str, ...]) -> npt.NDArray[np.i
 
 
 def _fit_numeric(name: str, column: pa.ChunkedArray) -> NumericColumn:
-    values = _floats(column)
-    present = np.isfinite(values)
-    if not present.any():
+    values, present = _floats(column)
+    kept = values if present is None else values[present]
+    if not len(kept):
         raise DataError(
             "has no value in any training row", which=f"feature {name}", fix="correct features.py or drop it"
         )
-    mean, std = float(values[present].mean()), float(values[present].std())
+    mean, std = float(kept.mean()), float(kept.std())
     # A spread below rounding is a constant: dividing by it would turn noise into signal.
     if std <= 1e-12 * max(1.0, abs(mean)):
         std = 1.0
-    missing = float(1.0 - present.mean())
+    missing = 1.0 - len(kept) / len(values)
     encoded = _standardise(values, present, mean, std)
     return NumericColumn(name, mean, std, missing > 0.0, float(encoded.mean()), missing)
 

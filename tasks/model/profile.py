@@ -41,6 +41,7 @@ _BLOCK = 1 << 16
 """Rows summed in int64 at a time: 2**16 squares of 2**23 stay below 2**63."""
 _FIT_ROWS = 400_000
 _CELLS = 2048
+_MARKED_AT_ONCE = 8192
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -678,25 +679,37 @@ def _count_categorical(
 
 
 def _count_numeric(grid: NumericGrid, values: FloatArray) -> NumericCounts:
-    nulls = int(np.count_nonzero(np.isnan(values)))
-    present = values[~np.isnan(values)] if nulls else values
-    edges = np.asarray(grid.edges, dtype=np.float64)
-    counts = np.bincount(_bins(edges, present), minlength=grid.bins)
-    finite = present[np.isfinite(present)] if not np.isfinite(present).all() else present
-    with np.errstate(over="ignore"):
-        fixed = np.rint((finite - grid.centre) / grid.unit)
-    fixed = np.clip(fixed, -_LIMIT, _LIMIT, out=fixed).astype(np.int64)
-    total, squares = 0, 0
-    for start in range(0, fixed.size, _BLOCK):
-        block = fixed[start : start + _BLOCK]
-        total += int(block.sum())
-        squares += int(np.dot(block, block))
-    seen = int.from_bytes(np.packbits(_marks(finite)).tobytes(), "big")
+    present, finite, nulls = values, values, 0
+    if values.size and not np.isfinite([values.min(), values.max()]).all():  # NaN passes through both
+        nulls = int(np.count_nonzero(np.isnan(values)))
+        present = values[~np.isnan(values)] if nulls else values
+        finite = present[np.isfinite(present)]
+    counts = np.bincount(_bins(np.asarray(grid.edges, dtype=np.float64), present), minlength=grid.bins)
     low = float(finite.min()) + 0.0 if finite.size else None  # + 0.0: minus zero has one JSON form with zero
     high = float(finite.max()) + 0.0 if finite.size else None
+    total, squares = _moments(grid, finite)
+    seen = int.from_bytes(np.packbits(_marks(finite)).tobytes(), "big")
     return NumericCounts(
         grid, counts.astype(np.int64), nulls, int(finite.size), total, squares, low, high, seen
     )
+
+
+def _moments(grid: NumericGrid, finite: FloatArray) -> tuple[int, int]:
+    """Exact sums of the fixed-point values and of their squares."""
+    with np.errstate(over="ignore"):
+        fixed = finite - grid.centre
+        fixed /= grid.unit
+    np.rint(fixed, out=fixed)
+    np.clip(fixed, -_LIMIT, _LIMIT, out=fixed)
+    total, squares = 0, 0
+    for start in range(0, fixed.size, _BLOCK):
+        block = fixed[start : start + _BLOCK]
+        largest = max(float(block.max()), -float(block.min()))
+        # Whole numbers whose sums stay below 2**53 add up exactly in floating point, and much faster.
+        exact = block if largest * largest * block.size < 2.0**53 else block.astype(np.int64)
+        total += int(exact.sum())
+        squares += int((exact * exact).sum())  # np.dot would wake all of BLAS's threads
+    return total, squares
 
 
 def _bins(edges: FloatArray, values: FloatArray) -> IntArray:
@@ -737,14 +750,17 @@ def _search(edges: FloatArray, values: FloatArray) -> IntArray:
 
 def _marks(values: FloatArray) -> npt.NDArray[np.bool_]:
     """Shape (512,): true where a value's hash (the finalizer of SplitMix64) falls."""
-    hashed = (values + 0.0).view(np.uint64)
-    hashed ^= hashed >> np.uint64(30)
-    hashed *= np.uint64(0xBF58476D1CE4E5B9)
-    hashed ^= hashed >> np.uint64(27)
-    hashed *= np.uint64(0x94D049BB133111EB)
-    hashed >>= np.uint64(55)
     marks = np.zeros(_SEEN_BITS, np.bool_)
-    marks[hashed] = True
+    for start in range(0, values.size, _MARKED_AT_ONCE):
+        hashed = (values[start : start + _MARKED_AT_ONCE] + 0.0).view(np.uint64)
+        hashed ^= hashed >> np.uint64(30)
+        hashed *= np.uint64(0xBF58476D1CE4E5B9)
+        hashed ^= hashed >> np.uint64(27)
+        hashed *= np.uint64(0x94D049BB133111EB)
+        hashed >>= np.uint64(55)
+        marks[hashed] = True
+        if marks.all():  # nothing more can change
+            break
     return marks
 
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tasks.core.errors import DataError, DigestMismatch, PipelineCodeError
+from tasks.core.errors import ConfigError, DataError, DigestMismatch, PipelineCodeError
 from tasks.model.attribution import EXPLAINER_VERSION, Attributions, Explainer
-from tasks.model.bundle import ENCODED_COLUMN, SCORE_COLUMN, Bundle, Calibration
+from tasks.model.bundle import ENCODED_COLUMN, SCORE_COLUMN, Bundle
 from tasks.model.encoder import Matrix
+from tasks.model.execution import Execution, Floats, blocks, one_thread, predict, tuned
 from tasks.model.network import CalibratedNetwork, build_network
-
-CPU_BLOCK_ROWS = 1024
-"""Rows that pass the network at a time on a CPU. Fixed, because a matrix product may round differently for
-another shape: a row's score must not depend on the rows that happen to travel with it."""
 
 GOLDEN_TOLERANCE = 1e-5
 """Largest move of a golden probability that still counts as the same model (other CPU, other BLAS)."""
 
-Floats = npt.NDArray[np.float32]
+BFLOAT16_TOLERANCE = 2e-2
+"""The same where matrix products are computed in bfloat16, which has three digits."""
 
 
 class Scorer:
@@ -35,15 +29,25 @@ class Scorer:
 
     Args:
         bundle: A verified bundle.
-        device: `cpu`, or a torch device such as `cuda:0`.
-        batch_rows: Block size on an accelerator; a CPU uses `CPU_BLOCK_ROWS`.
+        execution: Where and how the network runs. Default: on a CPU, in float32.
+        compiled: Compile the network with `torch.compile` first.
+        memory_share: On an accelerator, the part of its memory that scoring may take; the block size is then chosen
+            by measuring. None keeps that of `execution`.
 
     Raises:
         PipelineCodeError: The bundle's features.py or model.py fails here, or does not fit its weights.
         DigestMismatch: A file of the bundle is damaged.
+        ConfigError: The network cannot be compiled on this machine.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", batch_rows: int = 16_384) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        execution: Execution | None = None,
+        compiled: bool = False,
+        memory_share: float | None = None,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.digest = bundle.digest
@@ -54,9 +58,8 @@ class Scorer:
         self.feature_names = self.encoder.names
         self.background_id = manifest.background_id
         self.explainer_version = EXPLAINER_VERSION
+        self.execution = execution or Execution()
         self._outcomes = {self.spec.label.column, *self.spec.label.outcome_columns}
-        self._device = device
-        self._block_rows = CPU_BLOCK_ROWS if device == "cpu" else batch_rows
         self._calibration = manifest.calibration
         origin = str(bundle.folder / "model.py")
         network = build_network(bundle.model_source, manifest.network, origin=origin)
@@ -66,9 +69,14 @@ class Scorer:
             raise PipelineCodeError(
                 f"build(spec) does not fit the trained weights: {error}", which=origin, fix="train again"
             ) from error
-        self._network = network.eval().requires_grad_(False).to(device)
+        self._network = network.eval().requires_grad_(False).to(self.execution.device)
         with one_thread():
-            self._explainer = Explainer(self._network, self.encoder, device=device)
+            self._explainer = Explainer(self._network, self.encoder, device=self.execution.device)
+        self._forward = self._compiled(origin) if compiled else self._network
+        if memory_share is not None:
+            self.execution = tuned(
+                self._forward, self.encoder.width, self.execution, memory_share=memory_share
+            )
 
     @property
     def explainer(self) -> str:
@@ -91,9 +99,7 @@ class Scorer:
             DataError: `encoded` does not have this bundle's width.
         """
         self._check_width(encoded)
-        return predict(
-            self._network, encoded, self._calibration, device=self._device, block_rows=self._block_rows
-        )
+        return predict(self._forward, encoded, self._calibration, self.execution)
 
     def explain(self, encoded: Matrix) -> Attributions:
         """Attributions of each row, one column for each of `feature_names`, on the calibrated logit scale.
@@ -106,27 +112,28 @@ class Scorer:
         parts = np.empty((len(encoded), len(self.feature_names)), dtype=np.float32)
         residual = np.empty(len(encoded), dtype=np.float32)
         with one_thread():
-            for rows, block in _blocks(encoded, self._block_rows, self._device):
+            for rows, block in blocks(encoded, self.execution):
                 found, error = self._explainer.attribute(block)
                 kept = rows.stop - rows.start
                 parts[rows] = (found[:kept] * slope).cpu().numpy()
                 residual[rows] = (error[:kept] * slope).cpu().numpy()
         return Attributions(parts, self._explainer.base_logit * slope + intercept, residual)
 
-    def check_golden(self, *, tolerance: float = GOLDEN_TOLERANCE) -> float:
+    def check_golden(self) -> float:
         """Replay the golden rows from source row to probability; returns the largest difference.
 
         Raises:
-            DigestMismatch: Features or predictions moved by more than `tolerance`: this environment does not
-                compute what was trained.
+            DigestMismatch: Features moved by more than `GOLDEN_TOLERANCE`, or predictions by more than the execution's
+                tolerance: this environment does not compute what was trained.
         """
+        tolerance = BFLOAT16_TOLERANCE if self.execution.bfloat16 else GOLDEN_TOLERANCE
         golden = self.bundle.golden
         wanted = np.asarray(golden[SCORE_COLUMN].to_numpy(), dtype=np.float32)
         matrix = self.golden_encoded()
         encoded = self.encode(self.features(golden.drop_columns([ENCODED_COLUMN, SCORE_COLUMN])))
         moved = np.abs(encoded - matrix).max(axis=0)
         columns = sorted(
-            {self.encoder.column_features[index] for index in np.flatnonzero(~(moved <= tolerance))}
+            {self.encoder.column_features[index] for index in np.flatnonzero(~(moved <= GOLDEN_TOLERANCE))}
         )
         if columns:
             names = ", ".join(self.feature_names[index] for index in columns)
@@ -149,6 +156,20 @@ class Scorer:
         """The network and its calibration as one module: encoded matrix in, probabilities `[n]` out."""
         return CalibratedNetwork(self._network, self._calibration.slope, self._calibration.intercept).eval()
 
+    def _compiled(self, origin: str) -> nn.Module:
+        """The network as `torch.compile` makes it for blocks of one shape; compiled here and not at the first shard."""
+        forward = torch.compile(self._network, dynamic=False)
+        rows = np.zeros((1, self.encoder.width), np.float32)
+        try:
+            predict(forward, rows, self._calibration, self.execution)
+        except Exception as error:  # a compiler's errors have no common class
+            raise ConfigError(
+                f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}",
+                which=origin,
+                fix="install a C++ compiler (on a GPU: Triton as well), or set inference.compile: false",
+            ) from error
+        return forward
+
     def _not_as_trained(self, what: str) -> DigestMismatch:
         trained = ", ".join(f"{name} {version}" for name, version in self.bundle.manifest.frameworks.items())
         return DigestMismatch(
@@ -164,43 +185,3 @@ class Scorer:
                 which="encoded matrix",
                 fix="encode with the same bundle that predicts",
             )
-
-
-def predict(
-    network: nn.Module,
-    encoded: Matrix,
-    calibration: Calibration,
-    *,
-    device: str = "cpu",
-    block_rows: int = CPU_BLOCK_ROWS,
-) -> Floats:
-    """Calibrated probabilities, float32 `[n]`, of a network in evaluation mode."""
-    out = np.empty(len(encoded), dtype=np.float32)
-    with one_thread(), torch.inference_mode():
-        for rows, block in _blocks(encoded, block_rows, device):
-            logits = network(block).float() * calibration.slope + calibration.intercept
-            out[rows] = torch.sigmoid(logits)[: rows.stop - rows.start].cpu().numpy()
-    return out
-
-
-def _blocks(encoded: Matrix, block_rows: int, device: str) -> Iterator[tuple[slice, Tensor]]:
-    """Row ranges with their rows padded by zeros to `[block_rows, width]`; the buffer is reused."""
-    block = np.zeros((block_rows, encoded.shape[1]), dtype=np.float32)
-    for start in range(0, len(encoded), block_rows):
-        rows = slice(start, min(start + block_rows, len(encoded)))
-        block[: rows.stop - start] = encoded[rows]
-        block[rows.stop - start :] = 0.0
-        yield rows, torch.from_numpy(block).to(device)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for small matrix products: faster than sharing them, and always the same summation order."""
-    before = torch.get_num_threads()
-    if before != 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if before != 1:
-            torch.set_num_threads(before)

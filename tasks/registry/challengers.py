@@ -166,8 +166,9 @@ def _create(
                 which=error.which,
                 fix=f"{error.fix}: if MLflow made the version after all, the repeat finds it by its tags",
             ) from error
-        if store.model_version(spec, number) is None:
-            return number
+        taken = store.model_version(spec, number)
+        if taken is None or taken.bundle_digest == trained["bundle_digest"]:
+            return number  # recorded for this bundle already: another process found the version by its tags
         mlflow.delete_version(spec.model_name, number)
     raise NotFound(
         f"gave out {_MOST_RETIRED_NUMBERS} version numbers that were used before",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tasks.core.errors import NotFound, TerminalError, TransientError
 from tasks.core.object_store import ObjectStore
 from tasks.core.spec import TrainingSpec
-from tasks.model.scorer import one_thread
+from tasks.model.execution import one_thread
 from tasks.training.dataset import Part
 from tasks.training.records import EpochRecord
 

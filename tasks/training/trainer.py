@@ -33,10 +33,11 @@ from tasks.model.bundle import (
     weights_bytes,
     write_bundle,
 )
+from tasks.model.execution import predict
 from tasks.model.feature_code import FeatureCode
 from tasks.model.network import build_network
 from tasks.model.profile import Profile, ProfileSpec
-from tasks.model.scorer import Scorer, predict
+from tasks.model.scorer import Scorer
 from tasks.training.dataset import Day, TrainingData, load_training_data
 from tasks.training.fit import Checkpoints, Fitted, logits_of
 from tasks.training.on_ray import clear_parts, fit_on_ray

@@ -39,6 +39,8 @@ _STEPS = {
     "run_status": "score",
     "resume_run": "score",
     "replay_run": "score",
+    "optimize_tables": "score",
+    "vacuum_tables": "score",
     "maintain": "score",
     "measure_window": "monitor",
     "join_labels": "monitor",
@@ -46,6 +48,9 @@ _STEPS = {
     "report_window": "monitor",
     "monitor_window": "monitor",
     "archive_explanations": "audit",
+    "hold_days": "audit",
+    "release_days": "audit",
+    "list_holds": "audit",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
 }

@@ -22,6 +22,37 @@ def archive_explanations(
     return result
 
 
+def hold_days(
+    settings: Settings, pipeline: str, *, first_day: str, last_day: str, actor: str, reason: str
+) -> dict[str, Any]:
+    """Keep these event dates (UTC) from upkeep: nothing of them is deleted, moved or rewritten until released."""
+    from tasks.core.holds import place_hold
+
+    context = open_context(settings, pipeline)
+    first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
+    assert first is not None and last is not None
+    hold = place_hold(context.store, first_day=first, last_day=last, actor=actor, reason=reason)
+    return hold.to_json()
+
+
+def release_days(
+    settings: Settings, pipeline: str, *, hold_id: str, actor: str, reason: str
+) -> dict[str, Any]:
+    """End a hold; its days are kept as long as all others from then on. A second release changes nothing."""
+    from tasks.core.holds import release_hold
+
+    store = open_context(settings, pipeline).store
+    return release_hold(store, hold_id, actor=actor, reason=reason).to_json()
+
+
+def list_holds(settings: Settings, pipeline: str) -> dict[str, Any]:
+    """Every hold of a pipeline, standing or over, oldest first."""
+    from tasks.core.holds import holds
+
+    found = holds(open_context(settings, pipeline).store)
+    return {"holds": [hold.to_json() for hold in found]}
+
+
 def _record_actions(context: Context) -> None:
     """Keep in the metadata store what the archive says of each date and is not recorded yet.
 

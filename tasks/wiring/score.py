@@ -230,15 +230,36 @@ def replay_run(
     return result
 
 
+def optimize_tables(
+    settings: Settings, pipeline: str, *, target_mb: float = 32.0, dry_run: bool = False
+) -> dict[str, Any]:
+    """Merge small files of the predictions and audit tables; rows, runs and days stay as they are."""
+    from tasks.inference import optimize
+
+    spec = open_context(settings, pipeline).spec
+    return optimize(settings, spec, target_bytes=int(target_mb * 2**20), dry_run=dry_run).to_json()
+
+
+def vacuum_tables(
+    settings: Settings, pipeline: str, *, older_than_days: int = _VACUUM_AGE.days, dry_run: bool = False
+) -> dict[str, Any]:
+    """Delete files that the tables let go that many days ago, except of held days."""
+    from tasks.inference import vacuum
+
+    spec = open_context(settings, pipeline).spec
+    return vacuum(settings, spec, retention=timedelta(days=older_than_days), dry_run=dry_run).to_json()
+
+
 def maintain(
     settings: Settings, pipeline: str, *, safe_age_hours: float = 24.0, dag_run: str | None = None
 ) -> dict[str, Any]:
-    """Daily upkeep: remove files that nothing refers to, and bring MLflow's aliases in line with the log.
+    """Daily upkeep: remove files that nothing refers to, align MLflow's aliases with the log, merge small files.
 
     Orphans go when they are `safe_age_hours` old and no attempt can commit them any more; files that a table let
-    go stay a week for readers of older versions. MLflow being down is told in `registry`, it is no failure.
+    go stay a week for readers of older versions. Days with a hold stay as they are. MLflow being down is told in
+    `registry`, it is no failure.
     """
-    from tasks.inference import sweep_orphans, vacuum
+    from tasks.inference import optimize, sweep_orphans, vacuum
     from tasks.registry import reconcile
 
     context = open_context(settings, pipeline)
@@ -251,7 +272,16 @@ def maintain(
         registry = reconcile(settings, context.spec) or ["in line with the log"]
     except ServiceUnavailable as error:
         registry = [f"not reconciled, the next maintenance will: {error.which}: {error.what}"]
-    result = {**swept.to_json(), "vacuumed_files": vacuumed, "registry": registry}
+    # Last: a damaged file makes it fail loudly, and must not keep the rest from being done.
+    optimized = optimize(settings, context.spec)
+    result = {
+        **swept.to_json(),
+        "vacuumed_files": vacuumed.files,
+        "held_files": vacuumed.held_files,
+        "merged_files": optimized.merged_files,
+        "written_files": optimized.written_files,
+        "registry": registry,
+    }
     context.evidence(dag_run, "maintenance", result)
     return result
 

@@ -13,7 +13,8 @@ from tasks.audit.archive import archived_date, archived_dates
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.crash_points import observe
 from tasks.core.errors import ConfigError, NotFound
-from tasks.inference import verify
+from tasks.core.holds import place_hold, release_hold
+from tasks.inference import optimize, verify
 
 AS_OF = date(2024, 3, 4)
 
@@ -148,3 +149,60 @@ def test_a_wrong_audit_reference_is_named(settings: Settings, toy: PipelineSpec)
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=1))
     with pytest.raises(ConfigError, match="no_such"):
         run_stub(settings, toy, planned.run_id, audit_table="tasks.audit:no_such")
+
+
+def test_held_days_neither_move_nor_expire_until_they_are_released(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    ids, run_id = publish_days(settings, toy, days=3)
+    store = open_store(settings, prefix=toy.prefix)
+    first, second = date(2024, 3, 1), date(2024, 3, 2)
+    retain(settings, toy, as_of=date(2024, 3, 3), hot_days=1)
+    held = place_hold(store, first_day=first, last_day=second, reason="complaint 12", actor="ada")
+    late = date(2026, 3, 6)
+    done = retain(settings, toy, as_of=late, hot_days=1, expire_days=365)
+    assert (done.held_days, done.archived_days, done.expired_days) == (
+        (first, second),
+        (date(2024, 3, 3),),
+        (date(2024, 3, 3),),
+    )
+    assert [by_prediction(settings, toy, ids[i]).tier for i in (0, 120)] == ["archive", "hot"]
+    release_hold(store, held.hold_id, reason="settled", actor="bob")
+    done = retain(settings, toy, as_of=late, hot_days=1, expire_days=365)
+    assert (done.held_days, done.expired_days) == ((), (first, second))
+    assert verify(settings, toy, run_id).ok
+
+
+def test_merged_audit_files_are_looked_up_archived_and_expired_like_others(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    ids, run_id = publish_days(settings, toy, days=2)
+    before = [by_prediction(settings, toy, item) for item in ids[::40]]
+    optimize(settings, toy)
+    assert [by_prediction(settings, toy, item) for item in ids[::40]] == before
+    done = retain(settings, toy, as_of=AS_OF, hot_days=2)
+    assert (done.archived_days, done.archived_rows) == ((date(2024, 3, 1),), 120)
+    assert [by_prediction(settings, toy, item).tier for item in (ids[0], ids[-1])] == ["archive", "hot"]
+    assert verify(settings, toy, run_id).ok
+
+
+def test_files_merged_while_their_day_is_archived_leave_each_row_once(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    ids, run_id = publish_days(settings, toy, days=2)
+
+    def merge(name: str) -> None:
+        if name == "after-archive-record":
+            observe(None)
+            optimize(settings, toy)
+
+    observe(merge)
+    try:
+        retain(settings, toy, as_of=AS_OF, hot_days=1)
+    finally:
+        observe(None)
+    store = open_store(settings, prefix=toy.prefix)
+    assert table_rows(settings, toy, "audit") == []
+    assert sum(item.rows for item in archived_dates(store).values()) == 240
+    assert by_prediction(settings, toy, ids[0]).tier == "archive"
+    assert verify(settings, toy, run_id).ok

@@ -29,7 +29,7 @@ def upload_random_bundle(settings: Settings, spec: PipelineSpec, folder: Path) -
         write_bundle,
     )
     from tasks.model.bundle import background_id, golden_table, weights_bytes
-    from tasks.model.scorer import predict
+    from tasks.model.execution import predict
 
     days = [date(2024, 1, 1), date(2024, 1, 2)]
     rows = pa.concat_tables([toy_rows(settings, day) for day in days])

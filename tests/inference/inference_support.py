@@ -40,6 +40,7 @@ class StubModel:
     explainer = "stub"
     explainer_version = "1"
     background_id = "zero"
+    block_rows = 1
 
     def __init__(self, version: int) -> None:
         self.version = version

@@ -19,7 +19,9 @@ from tasks.inference import publish, verify
 
 HERE = Path(__file__).parent
 INFERENCE_POINTS = [
-    point for point in POINTS if not any(part in point for part in ("archive", "expired", "replay"))
+    point
+    for point in POINTS
+    if not any(part in point for part in ("archive", "expired", "replay", "optimize"))
 ]
 
 

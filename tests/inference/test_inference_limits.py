@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +18,7 @@ import pytest
 from inference_support import STUB, StubModel, plan_stub, run_stub, scoring_snapshot, table_rows
 
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.core.errors import DataError, NotFound, StoreUnavailable, TransientError
+from tasks.core.errors import DataError, NotFound, PenstockError, StoreUnavailable, TransientError
 from tasks.core.object_store import LocalStore
 from tasks.core.partitions import write_partition
 from tasks.inference import publish, status
@@ -88,6 +92,24 @@ def test_the_interruption_never_arrives_after_its_block() -> None:
     assert late <= 200
 
 
+def test_a_profiler_or_debugger_still_works_after_a_limited_block() -> None:
+    """CPython 3.11 never ends a traced call once an asynchronous exception was withdrawn."""
+    code = """
+import cProfile
+from tasks.inference.deadline import TimeIsUp, interrupted_after
+for seconds in (60, 0.001):
+    try:
+        with interrupted_after(seconds):
+            sum(range(200_000))
+    except TimeIsUp:
+        pass
+cProfile.run("sum(number for number in range(1000))")
+print("profiled")
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "profiled" in child.stdout, child.stderr
+
+
 def test_a_shard_that_keeps_failing_is_named_with_its_last_cause_after_the_others_finished(
     settings: Settings, toy: PipelineSpec
 ) -> None:
@@ -115,7 +137,7 @@ def test_a_store_that_is_away_ends_the_run_before_every_shard_was_tried(
     assert len(planned.shards) == 36
     tried: list[int] = []
 
-    def fail(self: ShardWorker, shard: int) -> Any:
+    def fail(self: ShardWorker, shard: int, *, then: int | None) -> Any:
         tried.append(shard)
         raise StoreUnavailable("does not answer", which="the store")
 
@@ -216,6 +238,40 @@ def test_a_remote_partition_is_copied_once_for_all_processes_and_a_damaged_copy_
     copy.write_bytes(b"x" * copy.stat().st_size)
     assert PartitionReader(store, settings.cache_dir).read(part, [2]).num_rows == 65_536
     assert len(store.fetched) == 2
+
+
+def test_readers_that_copy_one_partition_at_once_do_not_disturb_each_other(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    local = open_store(settings, prefix=toy.prefix)
+    assert isinstance(local, LocalStore)
+    part = write_partition(local, UNLUCKY_DAY, pa.table({"a": pa.array(range(100), pa.int64())}))
+    together = threading.Barrier(4)
+
+    class Together(Remote):
+        """Every copy is made before any of them takes its place."""
+
+        def get_file(self, key: str, path: Path) -> None:
+            super().get_file(key, path)
+            together.wait(30)
+
+    store: Any = Together(local)
+    readers = [PartitionReader(store, settings.cache_dir) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(lambda reader: reader.read(part, [0]), readers))
+    assert [table.num_rows for table in tables] == [100] * 4
+    assert len(list((settings.cache_dir / "partitions").iterdir())) == 1
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(settings: Settings, toy: PipelineSpec) -> None:
+    local = open_store(settings, prefix=toy.prefix)
+    assert isinstance(local, LocalStore)
+    part = write_partition(local, UNLUCKY_DAY, pa.table({"a": pa.array(range(100), pa.int64())}))
+    settings.cache_dir.parent.mkdir(parents=True, exist_ok=True)
+    settings.cache_dir.write_bytes(b"a file where the folder should be")
+    store: Any = Remote(local)
+    with pytest.raises(PenstockError, match="partitions"):
+        PartitionReader(store, settings.cache_dir).read(part, [0])
 
 
 def test_status_says_how_far_how_fast_where_and_at_what_cost(settings: Settings, toy: PipelineSpec) -> None:

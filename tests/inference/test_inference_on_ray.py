@@ -6,15 +6,29 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from bundle_support import upload_random_bundle
-from inference_support import AUDIT, plan_stub, scoring_snapshot, table_rows
+from inference_support import (
+    AUDIT,
+    FIRST_DAY,
+    STUB,
+    plan_stub,
+    run_stub,
+    scoring_snapshot,
+    table_rows,
+    with_prices,
+)
+from ray_failures import DEADLY_PRICE
 
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.inference import plan, publish, published_records, run_plan, verify
+from tasks.core.errors import ServiceUnavailable, TransientError
+from tasks.inference import Plan, plan, publish, published_records, run_plan, verify
 from tasks.inference.commit import newest_token
 from tasks.inference.records import published_key, shard_key
 from tasks.inference.shard import DEFAULT_MODEL, ShardWorker
@@ -25,7 +39,41 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.ray
 
 
-def score_on_ray(settings: Settings, run_id: str, loader: str) -> tuple[dict[str, Any], str]:
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of two CPUs and no GPU in this process, whose actors find the modules of the tests."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 << 20,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+def with_inference(spec: PipelineSpec, **fields: Any) -> PipelineSpec:
+    return spec.model_copy(update={"inference": spec.inference.model_copy(update=fields)})
+
+
+def planned_with_a_deadly_row(settings: Settings, spec: PipelineSpec) -> Plan:
+    """Six shards of 60 rows; the fourth has the row."""
+
+    def change(rows: pa.Table) -> pa.Table:
+        second = rows.column("asked_at")[60].as_py().date() == FIRST_DAY + timedelta(days=1)
+        return with_prices({100: DEADLY_PRICE})(rows) if second else rows
+
+    return plan_stub(settings, spec, scoring_snapshot(settings, spec, change=change))
+
+
+def score_on_ray(
+    settings: Settings, run_id: str, *arguments: str, script: str = "ray_support.py"
+) -> tuple[dict[str, Any], str]:
     env = {
         **os.environ,
         **settings.as_environment(),
@@ -35,7 +83,7 @@ def score_on_ray(settings: Settings, run_id: str, loader: str) -> tuple[dict[str
     }
     env.pop("RAY_ADDRESS", None)
     done = subprocess.run(
-        [sys.executable, str(HERE / "ray_support.py"), run_id, loader],
+        [sys.executable, str(HERE / script), run_id, *arguments],
         env=env,
         capture_output=True,
         text=True,
@@ -89,3 +137,70 @@ def test_an_error_inside_an_actor_keeps_its_class(settings: Settings, toy: Pipel
     assert report.get("type") == "DigestMismatch", output
     assert report["which"] == "bundle dddd"
     assert table_rows(settings, toy) == []
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_shard_scored_again(
+    settings: Settings, toy: PipelineSpec, local_ray: None
+) -> None:
+    spec = with_inference(toy, min_workers=2, max_workers=2)
+    planned = planned_with_a_deadly_row(settings, spec)
+    report = run_plan(
+        settings, spec, planned.run_id, audit_table=AUDIT, load_model="ray_failures:load_killed_once"
+    )
+    assert (settings.home / "killed").exists()
+    assert (report.shards_committed, report.rows_scored, report.dead_letters) == (6, 360, 0)
+    publish(settings, spec, planned.run_id)
+    assert verify(settings, spec, planned.run_id).ok
+    assert len(table_rows(settings, spec)) == 360
+
+
+def test_a_shard_that_kills_each_of_its_workers_fails_by_name_and_the_others_are_kept(
+    settings: Settings, toy: PipelineSpec, local_ray: None
+) -> None:
+    spec = with_inference(toy, max_workers=2, shard_attempts=2)
+    planned = planned_with_a_deadly_row(settings, spec)
+    with pytest.raises(TransientError, match="ended its worker process 2 times") as caught:
+        run_plan(
+            settings, spec, planned.run_id, audit_table=AUDIT, load_model="ray_failures:load_killed_always"
+        )
+    assert f"shard 00003 of run {planned.run_id}" in str(caught.value)
+    assert "5 of 6 shards are committed" in str(caught.value)
+    with pytest.raises(TransientError):
+        publish(settings, spec, planned.run_id)
+    assert run_stub(settings, spec, planned.run_id).shards_committed == 1
+
+
+def test_a_worker_that_stands_still_does_not_hold_the_run(
+    settings: Settings, toy: PipelineSpec, local_ray: None
+) -> None:
+    spec = with_inference(toy, min_workers=2, max_workers=2, slow_shard_factor=2.0)
+    planned = planned_with_a_deadly_row(settings, spec)
+    report = run_plan(
+        settings, spec, planned.run_id, audit_table=AUDIT, load_model="ray_failures:load_stopped_once"
+    )
+    assert (settings.home / "stopped").exists()
+    assert (report.shards_committed, report.rows_scored) == (6, 360)
+    publish(settings, spec, planned.run_id)
+    assert verify(settings, spec, planned.run_id).ok
+
+
+def test_a_run_that_no_node_can_place_ends_with_what_it_needs(
+    settings: Settings, toy: PipelineSpec, local_ray: None
+) -> None:
+    spec = with_inference(toy, gpus_per_worker=1.0, placement_timeout_s=2.0)
+    planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1))
+    with pytest.raises(ServiceUnavailable, match=r"each needs 1 CPU and 1 GPU on one node") as caught:
+        run_plan(settings, spec, planned.run_id, audit_table=AUDIT, load_model=STUB)
+    assert "'GPU': 0" in str(caught.value)
+    assert run_stub(settings, spec, planned.run_id).shards_committed == 2
+
+
+def test_a_node_that_is_taken_away_costs_only_the_shard_it_was_at(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
+    report, output = score_on_ray(settings, planned.run_id, script="ray_nodes.py")
+    assert report.get("shards_committed") == 8, output
+    assert report["taken_at"] < 8, "the node went when the run was over already"
+    assert verify(settings, toy, planned.run_id).ok
+    assert len(table_rows(settings, toy)) == 480

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from inference_support import DIGEST, plan_stub, run_stub, scoring_snapshot
 
 from tasks.core import PartitionFile, PipelineSpec, Settings, open_store
-from tasks.core.errors import DataError, FingerprintMismatch, NotFound
+from tasks.core.errors import ConfigError, DataError, FingerprintMismatch, NotFound
 from tasks.inference import plan
 from tasks.inference.planning import cut_shards
 
@@ -109,7 +110,7 @@ def test_a_truncated_plan_is_a_typed_error(settings: Settings, toy: PipelineSpec
 )
 def test_shards_cover_every_row_once_inside_one_day(days: list[list[int]], shard_rows: int) -> None:
     partitions = tuple(partition(date(2024, 1, 1 + i), *groups) for i, groups in enumerate(days))
-    shards = cut_shards(partitions, shard_rows)
+    shards = cut_shards(partitions, shard_rows, 1 << 30)
     assert [shard.shard for shard in shards] == list(range(len(shards)))
     for index, item in enumerate(partitions):
         own = [shard for shard in shards if shard.partition == index]
@@ -127,8 +128,17 @@ def test_shards_cover_every_row_once_inside_one_day(days: list[list[int]], shard
 
 
 def test_cuts_fall_between_row_groups_where_they_can() -> None:
-    shards = cut_shards((partition(date(2024, 1, 1), 60, 60, 60, 60),), 130)
+    shards = cut_shards((partition(date(2024, 1, 1), 60, 60, 60, 60),), 130, 1 << 30)
     assert [(shard.row_start, shard.row_stop, shard.row_groups) for shard in shards] == [
         (0, 120, (0, 1)),
         (120, 240, (2, 3)),
     ]
+
+
+def test_wide_rows_make_shards_of_fewer_rows() -> None:
+    wide = dataclasses.replace(partition(date(2024, 1, 1), 60, 60, 60, 60), size_bytes=240 * 1000)
+    assert [shard.rows for shard in cut_shards((wide,), 1000, 130_000)] == [120, 120]
+    assert [shard.rows for shard in cut_shards((wide,), 1000, 30_000)] == [30] * 8
+    assert [shard.rows for shard in cut_shards((wide,), 1000, 1)] == [1] * 240, "a row is never cut"
+    with pytest.raises(ConfigError, match=r"inference\.shard_bytes"):
+        cut_shards((wide,), 1000, 0)

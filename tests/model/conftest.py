@@ -51,7 +51,7 @@ def make_bundle(toy: PipelineSpec, settings: object, tmp_path: Path) -> MakeBund
     import torch
 
     from tasks.model.bundle import background_id, golden_table, weights_bytes
-    from tasks.model.scorer import predict
+    from tasks.model.execution import predict
 
     made = 0
 

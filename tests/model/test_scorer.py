@@ -13,7 +13,7 @@ import torch
 
 from tasks.core.errors import DataError, DigestMismatch
 from tasks.model import Scorer
-from tasks.model.scorer import CPU_BLOCK_ROWS
+from tasks.model.execution import CPU_BLOCK_ROWS
 
 GELU = """
 from torch import nn
@@ -81,7 +81,6 @@ def test_a_row_scores_the_same_to_the_last_bit_in_any_batch_and_at_any_place(mak
     for size in (1, 7, 64, 1000):
         parts = [scorer.predict(x[i : i + size]) for i in range(0, 2 * size, size)]
         np.testing.assert_array_equal(np.concatenate(parts), together[: 2 * size])
-    np.testing.assert_array_equal(Scorer(scorer.bundle, batch_rows=3).predict(x), together)
 
 
 def test_scores_are_calibrated_probabilities(make_bundle) -> None:

@@ -128,6 +128,30 @@ def test_registering_one_bundle_from_many_threads_leaves_one_version(
     assert mlflow.aliases(spec.model_name) == {"challenger": made[0]}
 
 
+def test_a_version_that_another_process_found_and_recorded_is_kept_by_its_maker(
+    with_mlflow: Settings,
+    spec: PipelineSpec,
+    train: Train,
+    mlflow: MlflowRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The finder is done before the maker has the answer to its create; the maker must not take the number for used up."""
+    trained = train("a")
+    create = MlflowRegistry.create_version
+    found: list[int] = []
+
+    def overtaken(self: MlflowRegistry, *args: Any, **kwargs: Any) -> int:
+        monkeypatch.setattr(MlflowRegistry, "create_version", create)
+        number = create(self, *args, **kwargs)
+        found.append(register(with_mlflow, spec, trained).version)
+        return number
+
+    monkeypatch.setattr(MlflowRegistry, "create_version", overtaken)
+    assert register(with_mlflow, spec, trained).version == 1
+    assert found == [1]
+    assert mlflow.versions_with_tag(spec.model_name, "penstock.bundle_digest", "a" * 64) == [1]
+
+
 def test_a_model_that_failed_its_gate_or_was_not_judged_is_not_registered(
     with_mlflow: Settings, spec: PipelineSpec, train: Train
 ) -> None:

@@ -21,6 +21,12 @@ def published(settings: Settings) -> list[str]:
     return sorted(day.isoformat() for day in MetadataStore.open(settings).published_days(spec))
 
 
+def published_rows(settings: Settings) -> list[dict[str, Any]]:
+    days = [date.fromisoformat(day) for day in published(settings)]
+    rows = read_predictions(settings, load_pipeline(settings, "toy"), days)
+    return rows.sort_by("prediction_id").to_pylist()
+
+
 def days_of(run: dict[str, Any]) -> tuple[str, str]:
     return run["first_day"], run["last_day"]
 
@@ -76,8 +82,12 @@ def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation
 
 def test_upkeep_finds_nothing_to_remove_in_a_sound_installation(installation: Settings) -> None:
     wiring.step("reconcile_registry")(installation, "toy")  # other tests share the MLflow server
+    rows = published_rows(installation)
+    wiring.step("maintain")(installation, "toy")  # merges small files
+    assert published_rows(installation) == rows
     before = contents(installation)
     result = wiring.step("maintain")(installation, "toy")
+    assert (result["merged_files"], result["held_files"]) == (0, 0)
     assert (result["data_files"], result["dead_letter_files"], result["staged_files"]) == (0, 0, 0)
     assert (result["vacuumed_files"], result["registry"]) == (0, ["in line with the log"])
     assert contents(installation) == before

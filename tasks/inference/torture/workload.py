@@ -58,6 +58,7 @@ class TortureModel:
     explainer = "torture"
     explainer_version = "1"
     background_id = "zero"
+    block_rows = 1
     _weights = np.array([0.05, 0.1], np.float32)
 
     def __init__(self, version: int) -> None:

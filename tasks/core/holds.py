@@ -1,0 +1,118 @@
+"""Holds: days of a pipeline whose data nothing may delete or rewrite, until somebody releases them.
+
+holds/<hold id>/placed.json      which days, why and who, by exclusive create
+holds/<hold id>/released.json    the same with who released it and why, by exclusive create; the hold is over
+
+A hold is about event dates (UTC), as the tables are partitioned. Upkeep looks right before it deletes.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+from tasks.core.clock import Clock, iso_utc, utc_now
+from tasks.core.errors import ConfigError, DataError, NotFound
+from tasks.core.ids import canonical_json
+from tasks.core.object_store import AlreadyExists, ObjectStore
+from tasks.core.records import JsonRecord
+
+
+@dataclass(frozen=True)
+class Hold(JsonRecord):
+    """Event dates from `first_day` to `last_day`, both included."""
+
+    hold_id: str
+    first_day: date
+    last_day: date
+    reason: str
+    actor: str
+    placed_at_utc: str
+    released_at_utc: str | None = None
+    released_by: str | None = None
+    release_reason: str | None = None
+
+    def covers(self, event_date: date) -> bool:
+        """Whether the hold stands and is about this date."""
+        return self.released_at_utc is None and self.first_day <= event_date <= self.last_day
+
+
+def place_hold(
+    store: ObjectStore, *, first_day: date, last_day: date, reason: str, actor: str, clock: Clock = utc_now
+) -> Hold:
+    """Hold these event dates from now on.
+
+    Raises:
+        ConfigError: The window ends before it starts, or nobody says why.
+    """
+    if last_day < first_day:
+        raise ConfigError(
+            f"ends on {last_day}, before it starts on {first_day}", which="hold", fix="swap the days"
+        )
+    _refuse_blank(reason)
+    hold = Hold(secrets.token_hex(4), first_day, last_day, reason, actor, iso_utc(clock()))
+    store.put_exclusive(_placed_key(hold.hold_id), canonical_json(hold.to_json()))
+    return hold
+
+
+def release_hold(
+    store: ObjectStore, hold_id: str, *, reason: str, actor: str, clock: Clock = utc_now
+) -> Hold:
+    """End a hold. Releasing it again changes nothing: the first release stays.
+
+    Raises:
+        NotFound: There is no such hold.
+        ConfigError: Nobody says why.
+    """
+    _refuse_blank(reason)
+    hold = next((one for one in holds(store) if one.hold_id == hold_id), None)
+    if hold is None:
+        raise NotFound("is no hold of this pipeline", which=hold_id, fix="list them: penstock audit holds")
+    over = replace(hold, released_at_utc=iso_utc(clock()), released_by=actor, release_reason=reason)
+    try:
+        store.put_exclusive(_released_key(hold_id), canonical_json(over.to_json()))
+    except AlreadyExists:
+        return next(one for one in holds(store) if one.hold_id == hold_id)
+    return over
+
+
+def holds(store: ObjectStore) -> list[Hold]:
+    """Every hold that was placed, also those that are over, in order of their placing.
+
+    Raises:
+        DataError: One cannot be read; nothing may be deleted then.
+    """
+    keys = {info.key for info in store.list("holds")}
+    found = []
+    for key in sorted(key for key in keys if key.endswith("/placed.json")):
+        over = key.replace("/placed.json", "/released.json")
+        try:
+            found.append(Hold.from_json(json.loads(store.get(over if over in keys else key))))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"is not a readable hold: {error}",
+                which=store.url(key),
+                fix="restore the object from a backup; upkeep deletes nothing until then",
+            ) from error
+    return sorted(found, key=lambda hold: (hold.placed_at_utc, hold.hold_id))
+
+
+def is_held(standing: Sequence[Hold], event_date: date) -> bool:
+    """Whether one of these holds is about this event date."""
+    return any(hold.covers(event_date) for hold in standing)
+
+
+def _refuse_blank(reason: str) -> None:
+    if not reason.strip():
+        raise ConfigError("is empty", which="reason", fix="say why: the record is all that remains of it")
+
+
+def _placed_key(hold_id: str) -> str:
+    return f"holds/{hold_id}/placed.json"
+
+
+def _released_key(hold_id: str) -> str:
+    return f"holds/{hold_id}/released.json"

@@ -1,0 +1,55 @@
+"""A run on two Ray nodes, one of which is taken away in the middle of it: `ray_nodes.py RUN_ID`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from inference_support import AUDIT
+
+from tasks.core import Settings, load_pipeline, open_store
+from tasks.inference import publish, run_plan
+from tasks.inference.records import committed_shards
+
+
+def main() -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = Settings.from_environment()
+    spec = load_pipeline(settings, "toy")
+    inference = spec.inference.model_copy(update={"min_workers": 2, "max_workers": 2, "shard_attempts": 1})
+    spec = spec.model_copy(update={"inference": inference})
+    run_id = sys.argv[1]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+    os.environ["RAY_ADDRESS"] = cluster.address
+    taken: list[Any] = []
+
+    def take_one_away() -> None:
+        store = open_store(settings, prefix=spec.prefix)
+        while len(committed_shards(store, run_id)) < 2:
+            time.sleep(0.02)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        taken.append(len(committed_shards(store, run_id)))
+
+    thread = threading.Thread(target=take_one_away)
+    thread.start()
+    try:
+        report = run_plan(settings, spec, run_id, audit_table=AUDIT, load_model="ray_failures:load_unhurried")
+        thread.join()
+        publish(settings, spec, run_id)
+        sys.stdout.write("RESULT " + json.dumps({**report.to_json(), "taken_at": taken[0]}) + "\n")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
