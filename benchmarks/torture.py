@@ -45,6 +45,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--busy", action="store_true", help="Other work runs on the machine; say so.")
+    parser.add_argument("--commit", help="Of the code that ran; default: what is checked out.")
+    parser.add_argument("--note", default="", help="A sentence for the reader of the record.")
     parser.add_argument("--from", dest="file", type=Path, help="JSON output of a torture that has run.")
     asked = parser.parse_args()
     words = ["--kills", str(asked.kills), "--seed", str(asked.seed)]
@@ -56,7 +58,10 @@ def main() -> int:
         "command": shlex.join(["penstock", "inference", "torture", *words, *shown]),
         "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
         f"{', other work on the machine at the same time' if asked.busy else ''}",
-        **{key: value for key, value in report.items() if key != "kept"},
+        "commit": asked.commit or _commit(),
+        "note": asked.note,
+        **{key: value for key, value in report.items() if key not in ("kept", "failures")},
+        "failures": [_one_line(failure) for failure in report["failures"]],
     }
     (RESULTS / f"torture-{asked.store}.json").write_text(json.dumps(record, indent=1) + "\n")
     (RESULTS / "torture.md").write_text(_page())
@@ -90,6 +95,12 @@ def _command(words: list[str], env: dict[str, str]) -> dict[str, Any]:
     return found
 
 
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def _page() -> str:
     parts = [_TEXT]
     for store, title in STORES.items():
@@ -108,7 +119,8 @@ def _section(title: str, record: dict[str, Any]) -> str:
         verdict = "**Rows were lost, doubled, changed or seen in part, or files were left.**"
     if record["failures"]:
         verdict += f" {len(record['failures'])} problems:\n\n"
-        verdict += "\n".join(f"- {_one_line(failure)}" for failure in record["failures"])
+        verdict += "\n".join(f"- {failure}" for failure in record["failures"])
+    note = ["", record["note"]] if record["note"] else []
     table = [
         f"| {' | '.join(name.replace('_', ' ') for name in columns)} |",
         f"|{'---|' * len(columns)}",
@@ -117,7 +129,9 @@ def _section(title: str, record: dict[str, Any]) -> str:
     return (
         f"\n## {title}\n\n{record['kills']:,} faults in {record['rounds']:,} rounds of {record['rows']} rows, "
         f"{record['seconds']:,.0f} s, seed {record['seed']}; {record['machine']}.\n\n"
-        f"`{record['command']}`\n\n" + "\n".join(table) + f"\n\n{verdict}\n"
+        f"`{record['command']}`, commit {record['commit']}\n\n"
+        + "\n".join([*table, "", verdict, *note])
+        + "\n"
     )
 
 
