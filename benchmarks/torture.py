@@ -1,7 +1,7 @@
 """Torture batch inference on local disk or on S3, and keep what came of it in results/torture.md.
 
-    python benchmarks/torture.py local --kills 1000 --seed 2024
-    python benchmarks/torture.py s3 --kills 300 --seed 2024
+    python benchmarks/torture.py local
+    python benchmarks/torture.py s3
 
 Runs `penstock inference torture` with a home folder of its own. `s3` starts the endpoint that the tests run
 against, from `.penstock/venv-s3`. `--from FILE` takes the `--json` output of a torture that has run already.
@@ -24,6 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 STORES = {"local": "Local disk", "s3": "S3"}
+KILLS = {"local": 1000, "s3": 300}
 _TEXT = """# Torture of batch inference
 
 What the columns mean and what a round does: [docs/inference.md](../../docs/inference.md#torture). Made by `python benchmarks/torture.py local`
@@ -41,7 +42,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("store", choices=STORES)
-    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--kills", type=int, help="Default: 1000 on local disk, 300 on S3.")
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--busy", action="store_true", help="Other work runs on the machine; say so.")
@@ -49,7 +50,7 @@ def main() -> int:
     parser.add_argument("--note", default="", help="A sentence for the reader of the record.")
     parser.add_argument("--from", dest="file", type=Path, help="JSON output of a torture that has run.")
     asked = parser.parse_args()
-    words = ["--kills", str(asked.kills), "--seed", str(asked.seed)]
+    words = ["--kills", str(asked.kills or KILLS[asked.store]), "--seed", str(asked.seed)]
     if asked.seconds:
         words += ["--seconds", f"{asked.seconds:g}"]
     report = json.loads(asked.file.read_text()) if asked.file else _run(asked.store, words)
