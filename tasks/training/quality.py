@@ -47,6 +47,8 @@ def platt(logits: Array, labels: Array) -> Calibration:
 def expected_calibration_error(scores: Array, labels: Array, *, bins: int = ECE_BINS) -> float:
     """Mean |observed rate - mean score| over equal-count bins, weighted by rows; 0 is perfect.
 
+    Not the evaluation's ECE: there the number of bins follows that of rows, and equal scores share a bin.
+
     Args:
         scores: Shape (n,), probabilities.
         labels: Shape (n,), 0 or 1.
@@ -54,10 +56,20 @@ def expected_calibration_error(scores: Array, labels: Array, *, bins: int = ECE_
 
     Source: Naeini, Cooper & Hauskrecht (2015); equal-count bins as in Nixon et al. (2019).
     """
-    order = np.argsort(scores, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    gaps = [abs(float(labels[part].mean()) - float(scores[part].mean())) * len(part) for part in parts]
+    gaps = [
+        abs(float(labels[part].mean()) - float(scores[part].mean())) * len(part)
+        for part in equal_count_bins(scores, bins=bins)
+    ]
     return sum(gaps) / len(scores)
+
+
+def equal_count_bins(scores: Array, *, bins: int = ECE_BINS) -> list[npt.NDArray[np.intp]]:
+    """Rows of each bin by rising score, as indices into `scores`; at most `bins` bins, none of them empty.
+
+    Counts differ by one at most, so rows of one score may lie in two bins.
+    """
+    order = np.argsort(scores, kind="stable")
+    return [part for part in np.array_split(order, bins) if len(part)]
 
 
 def headline(scores: Array, labels: Array, *, prefix: str) -> dict[str, float]:
