@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
+from tasks.model.ranking import auc
 from tasks.training.quality import equal_count_bins, expected_calibration_error
 from tasks.training.records import EpochRecord
 
@@ -38,9 +39,8 @@ def loss_figure(history: tuple[EpochRecord, ...], best_epoch: int) -> Figure:
 
 def roc_figure(scores: Array, labels: Array) -> Figure:
     """ROC curve over the validation days."""
-    auc = roc_auc_score(labels, scores)
     figure, axes = _canvas(
-        f"ROC, validation days (AUC {auc:.3f})", "false positive rate", "true positive rate"
+        f"ROC, validation days (AUC {auc(labels, scores):.3f})", "false positive rate", "true positive rate"
     )
     false_rate, true_rate, _ = roc_curve(labels, scores)
     axes.plot([0, 1], [0, 1], color=_MUTED, ls="--", lw=1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss
 
 from tasks.model.bundle import Calibration
+from tasks.model.ranking import auc
 
 Array = npt.NDArray[np.floating]
 
@@ -76,7 +77,7 @@ def headline(scores: Array, labels: Array, *, prefix: str) -> dict[str, float]:
     """AUC, PR-AUC, log loss, Brier score, ECE and label rate, each named `<prefix>_...`; both classes needed."""
     clipped = np.clip(np.asarray(scores, np.float64), 1e-7, 1 - 1e-7)
     found = {
-        "auc": roc_auc_score(labels, clipped),
+        "auc": auc(labels, clipped),
         "pr_auc": average_precision_score(labels, clipped),
         "log_loss": log_loss(labels, clipped, labels=[0, 1]),
         "brier": brier_score_loss(labels, clipped),
