@@ -7,9 +7,11 @@ are `--rows`, and scores them in fresh processes, the engines in turn:
 
 - `bare`: read, features, encode, forward, and the scores as Parquet. The floor: nothing says whose scores they are.
 - `bare + table`: the same, and for each row what the predictions table has: ids, keys, versions.
+- `bare + table + profile`: the same, and the profile that the monitor needs: all that Penstock leaves of a row, by a loop.
 - `shards`: Penstock's shard worker in one process, and publication.
 - `shards + audit`: the same with every prediction explained and its provenance kept.
 - `penstock`: as `shards`, on Ray with one actor; `penstock x2` with two.
+- `penstock, killed at half`: the driver is killed when half of the shards are committed, and a second one finishes.
 - `penstock + audit`: as `shards + audit`, on Ray with one actor.
 - `ray data, shards`: the same shard worker as a Ray Data stage whose rows are shard numbers, one actor.
 - `ray data, rows`: Ray Data's read_parquet, map_batches, write_parquet, one actor; writes a row number and the score.
@@ -26,9 +28,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,11 +201,20 @@ def _snapshot(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> 
     return load_snapshot(open_store(settings, prefix=spec.prefix), facts["snapshot_id"])
 
 
-def bare(settings: Settings, spec: PipelineSpec, facts: dict[str, Any], *, table: bool = False) -> None:
-    from tasks.model import Scorer, fetch_bundle
+def bare(
+    settings: Settings,
+    spec: PipelineSpec,
+    facts: dict[str, Any],
+    *,
+    table: bool = False,
+    profile: bool = False,
+) -> None:
+    from tasks.model import Profile, Scorer, fetch_bundle
 
     store = open_store(settings, prefix=spec.prefix)
-    scorer = Scorer(fetch_bundle(store, facts["bundle_digest"], settings.cache_dir))
+    bundle = fetch_bundle(store, facts["bundle_digest"], settings.cache_dir)
+    scorer, grid = Scorer(bundle), bundle.profile_spec
+    whole = Profile.empty(grid)
     out = Path(store.url("scores"))
     out.mkdir(exist_ok=True)
     for number, partition in enumerate(_snapshot(settings, spec, facts).partitions):
@@ -206,7 +222,10 @@ def bare(settings: Settings, spec: PipelineSpec, facts: dict[str, Any], *, table
         with pq.ParquetWriter(out / f"{number}.parquet", _score_schema(table), compression="zstd") as writer:
             for batch in file.iter_batches(batch_size=spec.inference.batch_rows):
                 rows = pa.Table.from_batches([batch])
-                scores = scorer.predict(scorer.encode(scorer.features(rows)))
+                features = scorer.features(rows)
+                scores = scorer.predict(scorer.encode(features))
+                if profile:
+                    whole = whole.merge(Profile.of(grid, features, scores))
                 columns = {"score": pa.array(scores)}
                 writer.write_table(_with_identity(columns, rows, spec, facts) if table else pa.table(columns))
 
@@ -267,8 +286,56 @@ def penstock(
         feature_version=facts["feature_version"],
     )
     table = "tasks.audit:audit_table" if audit else None
-    run_plan(settings, spec, planned.run_id, local=local, audit_table=table)
+    with _protocol_timed() if local else nullcontext():
+        run_plan(settings, spec, planned.run_id, local=local, audit_table=table)
     publish(settings, spec, planned.run_id)
+
+
+@contextmanager
+def _protocol_timed() -> Iterator[None]:
+    """Print which share of this process's CPU seconds fences, look-ups, records and digests of shards take."""
+    from tasks.inference import shard, tables
+
+    spent = 0.0
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*given: Any) -> Any:
+            nonlocal spent
+            started = time.thread_time()
+            try:
+                return call(*given)
+            finally:
+                spent += time.thread_time() - started
+
+        return wrapper
+
+    places = (
+        (shard, "check_fence"),
+        (shard, "read_shard_record"),
+        (shard, "commit_shard"),
+        (tables, "digest_bytes"),
+    )
+    for module, name in places:
+        setattr(module, name, timed(getattr(module, name)))
+    yield
+    print(f"protocol {spent:.3f} of {time.process_time():.3f}")
+
+
+def penstock_killed(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> None:
+    """Two drivers, the first of which gets SIGKILL at half of the shards."""
+    from tasks.inference.records import committed_shards
+
+    store = open_store(settings, prefix=spec.prefix)
+    first = subprocess.Popen(python(__file__, "--child", "penstock", "--data", str(settings.home)))
+    while first.poll() is None:
+        for plan_file in Path(store.url("runs")).glob("*/plan.json"):
+            run_id = plan_file.parent.name
+            shards = len(json.loads(plan_file.read_text())["shards"])
+            if len(committed_shards(store, run_id)) >= shards // 2:
+                first.kill()
+        time.sleep(0.02)
+    assert first.returncode == -signal.SIGKILL, "the first driver was not killed in time"
+    penstock(settings, spec, facts)
 
 
 class _ShardStage:
@@ -366,10 +433,12 @@ def _local_ray() -> None:
 ENGINES = {
     "bare": bare,
     "bare + table": lambda *given: bare(*given, table=True),
+    "bare + table + profile": lambda *given: bare(*given, table=True, profile=True),
     "shards": lambda *given: penstock(*given, local=True),
     "shards + audit": lambda *given: penstock(*given, local=True, audit=True),
     "penstock": penstock,
     "penstock x2": lambda *given: penstock(*given, workers=2),
+    "penstock, killed at half": penstock_killed,
     "penstock + audit": lambda *given: penstock(*given, audit=True),
     "ray data, shards": ray_data_shards,
     "ray data, rows": ray_data_rows,
@@ -399,6 +468,13 @@ def report(runs: dict[str, list[Usage]], rows: int, asked: argparse.Namespace) -
             f"| {above:+.1f} | {above / rows * 1e6:.2f} | {statistics.median(item.wall_s for item in found):.1f} "
             f"| {max(item.peak_gb for item in found):.2f} |"
         )
+    for engine, found in runs.items():
+        shares = [item.output.split() for item in found if item.output.startswith("protocol")]
+        if shares:
+            share = statistics.median(float(words[1]) / float(words[3]) for words in shares)
+            lines.append(
+                f"\nFences, look-ups, records and digests take {share:.1%} of the CPU seconds of `{engine}`."
+            )
     given = [word for word in sys.argv[1:] if not word.startswith(("--data=", "--results="))]
     lines += ["", f"`python benchmarks/inference_overhead.py {' '.join(given)}`", ""]
     print("\n".join(lines))

@@ -95,14 +95,7 @@ def train_dag(spec: PipelineSpec) -> DAG:
         schedule=_cron(spec.schedule.train),
         params={**_days(*days), **_text("reason", "actor")},
     ) as dag:
-        with TaskGroup("data", tooltip="Freeze and check the rows"):
-            snapshot = _step(spec, "snapshot", "snapshot_training", from_params=days)
-            validate = _step(
-                spec,
-                "validate",
-                "validate_snapshot",
-                {"snapshot_id": snapshot.output["snapshot_id"]},
-            )
+        snapshot, validate = _data(spec, "snapshot_training", days)
         with TaskGroup("model", tooltip="Make a model and judge it"):
             split = {
                 "snapshot_id": validate.output["snapshot_id"],
@@ -164,14 +157,7 @@ def score_dag(spec: PipelineSpec) -> DAG:
         schedule=_asset_or_cron(champion_asset(spec), spec.schedule.score),
         params=_days(*days),
     ) as dag:
-        with TaskGroup("data", tooltip="Freeze and check the rows"):
-            snapshot = _step(spec, "snapshot", "snapshot_scoring", from_params=days)
-            validate = _step(
-                spec,
-                "validate",
-                "validate_snapshot",
-                {"snapshot_id": snapshot.output["snapshot_id"]},
-            )
+        snapshot, validate = _data(spec, "snapshot_scoring", days)
         with TaskGroup("inference", tooltip="Score exactly once"):
             plan = _step(spec, "plan", "plan_scoring", {"snapshot_id": validate.output["snapshot_id"]})
             run = {"run_id": plan.output["run_id"]}
@@ -256,6 +242,17 @@ def _step(
         doc_md=dag_docs.STEPS[step],
         **kwargs,
     )
+
+
+def _data(
+    spec: PipelineSpec, step: str, days: Sequence[str]
+) -> tuple[PenstockStepOperator, PenstockStepOperator]:
+    """The group in which rows are frozen by `step` and then checked: (snapshot, validate)."""
+    with TaskGroup("data", tooltip="Freeze and check the rows"):
+        snapshot = _step(spec, "snapshot", step, from_params=days)
+        given = {"snapshot_id": snapshot.output["snapshot_id"]}
+        validate = _step(spec, "validate", "validate_snapshot", given)
+    return snapshot, validate
 
 
 def _ray(spec: PipelineSpec, task_id: str, step: str, arguments: Any) -> PenstockRayJobOperator:

@@ -22,15 +22,14 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from airflow.sdk import BaseOperator, conf
+from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from plugins.errors import airflow_error, airflow_error_of_record
-from plugins.links import dag_run_url, links_of, operator_links, ray_job_url
+from plugins.links import dag_run_url, links_of, ray_job_url
 from plugins.ray_job_trigger import RayJobTrigger
 from plugins.ray_jobs_api import RayJob, RayJobs
-from plugins.run_context import check_names
-from plugins.steps import conclude, in_words, step_arguments
+from plugins.steps import WiredOperator, conclude, in_words, step_arguments
 from tasks.core.errors import NotFound, PenstockError, TransientError
 from tasks.core.ids import digest_json
 from tasks.core.settings import Settings
@@ -51,15 +50,10 @@ PASSED_ON = (
 """Variables of the worker that the job gets too, next to `Settings.as_environment()`."""
 
 
-class PenstockRayJobOperator(BaseOperator):
+class PenstockRayJobOperator(WiredOperator):
     """Run `penstock job <step> <pipeline>` on the Ray cluster at `PENSTOCK_RAY_JOBS_URL`.
 
-    Args:
-        step: Name of the function in `tasks.wiring`.
-        pipeline: Name of the pipeline.
-        arguments: Keyword arguments of the step (templated; XComArgs allowed).
-        from_params: DAG params passed on under their own name; an empty one is left out.
-        from_run: Names of `plugins.run_context` values passed on.
+    Args, next to those of `WiredOperator`:
         tenant: Recorded in the job's metadata.
         entrypoint_python: The Python of the cluster. Default: `[penstock] ray_python` of Airflow's configuration
             (`AIRFLOW__PENSTOCK__RAY_PYTHON`), else this process's own.
@@ -71,18 +65,11 @@ class PenstockRayJobOperator(BaseOperator):
     A terminal error of the job fails the task at once; a transient one, a lost job or a silent cluster is retried.
     """
 
-    template_fields: Sequence[str] = ("arguments",)
-    template_fields_renderers = {"arguments": "json"}  # noqa: RUF012  (Airflow's own attribute)
     ui_color = "#d9ecd9"
 
     def __init__(
         self,
         *,
-        step: str,
-        pipeline: str,
-        arguments: Mapping[str, Any] | None = None,
-        from_params: Sequence[str] = (),
-        from_run: Sequence[str] = (),
         tenant: str = "default",
         entrypoint_python: str | None = None,
         entrypoint: Sequence[str] | None = None,
@@ -91,22 +78,13 @@ class PenstockRayJobOperator(BaseOperator):
         job_timeout: timedelta | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("multiple_outputs", True)
         super().__init__(**kwargs)
-        check_names(tuple(from_run))
-        self.step = step
-        self.pipeline = pipeline
-        self.arguments = dict(arguments or {})
-        self.from_params = tuple(from_params)
-        self.from_run = tuple(from_run)
         self.tenant = tenant
         self.entrypoint_python = entrypoint_python
         self.entrypoint = list(entrypoint) if entrypoint else None
         self.poll_s = poll_s
         self.unreachable_s = unreachable_s
         self.job_timeout = job_timeout
-        self.operator_extra_links = operator_links(step)
-        self.links: dict[str, str] = {}
         self._live: tuple[str, str] | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`PenstockStepOperator`: one step of a pipeline in the task process.
+"""`PenstockStepOperator`: one step of a pipeline in the task process; and what it shares with the Ray job operator.
 
 The step is a function of `tasks.wiring`; this module only brings its arguments together, calls it, turns its
 errors into Airflow's, and logs what came out.
@@ -24,15 +24,46 @@ PROCEED = frozenset({"pass", "skipped"})
 """Canary outcomes after which a challenger may be promoted; `skipped` means there is no champion to compare."""
 
 
-class PenstockStepOperator(BaseOperator):
-    """Run `tasks.wiring.<step>(settings, pipeline, **arguments)` and return its JSON-ready result.
+class WiredOperator(BaseOperator):
+    """A task that stands for one step of one pipeline, wherever the step runs.
 
     Args:
         step: Name of the function in `tasks.wiring`.
         pipeline: Name of the pipeline.
-        arguments: Keyword arguments (templated; XComArgs allowed). Ids and URLs, never tables.
+        arguments: Keyword arguments of the step (templated; XComArgs allowed). Ids and URLs, never tables.
         from_params: DAG params passed on under their own name; an empty one is left out.
         from_run: Names of `plugins.run_context` values passed on.
+    """
+
+    template_fields: Sequence[str] = ("arguments",)
+    template_fields_renderers = {"arguments": "json"}  # noqa: RUF012  (Airflow's own attribute)
+
+    def __init__(
+        self,
+        *,
+        step: str,
+        pipeline: str,
+        arguments: Mapping[str, Any] | None = None,
+        from_params: Sequence[str] = (),
+        from_run: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        check_names(tuple(from_run))
+        self.step = step
+        self.pipeline = pipeline
+        self.arguments = dict(arguments or {})
+        self.from_params = tuple(from_params)
+        self.from_run = tuple(from_run)
+        self.operator_extra_links = operator_links(step)
+        self.links: dict[str, str] = {}
+
+
+class PenstockStepOperator(WiredOperator):
+    """Run `tasks.wiring.<step>(settings, pipeline, **arguments)` and return its JSON-ready result.
+
+    Args, next to those of `WiredOperator`:
         canary: The canary's result (templated). When its outcome does not allow a promotion, this task is skipped
             with the canary's reasons.
         model_name: The registered model's name in MLflow, for links; the pipeline's name when left out.
@@ -44,30 +75,10 @@ class PenstockStepOperator(BaseOperator):
     template_fields_renderers = {"arguments": "json", "canary": "json"}  # noqa: RUF012  (Airflow's own attribute)
     ui_color = "#e3f0f4"
 
-    def __init__(
-        self,
-        *,
-        step: str,
-        pipeline: str,
-        arguments: Mapping[str, Any] | None = None,
-        from_params: Sequence[str] = (),
-        from_run: Sequence[str] = (),
-        canary: Any = None,
-        model_name: str = "",
-        **kwargs: Any,
-    ) -> None:
-        kwargs.setdefault("multiple_outputs", True)
+    def __init__(self, *, canary: Any = None, model_name: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_names(tuple(from_run))
-        self.step = step
-        self.pipeline = pipeline
-        self.arguments = dict(arguments or {})
-        self.from_params = tuple(from_params)
-        self.from_run = tuple(from_run)
         self.canary = canary
         self.model_name = model_name
-        self.operator_extra_links = operator_links(step)
-        self.links: dict[str, str] = {}
 
     def execute(self, context: Any) -> dict[str, Any]:
         require_promotable(self.canary, self.log)
@@ -88,14 +99,14 @@ class PenstockStepOperator(BaseOperator):
         return links_of(settings, self.pipeline, self.step, arguments, result, model_name=self.model_name)
 
 
-def step_arguments(operator: Any, context: Any, settings: Settings) -> dict[str, Any]:
+def step_arguments(operator: WiredOperator, context: Any, settings: Settings) -> dict[str, Any]:
     """The keyword arguments of an operator's step: its own, the form's and the run's."""
     params = context["params"]
     chosen = {name: params[name] for name in operator.from_params if params.get(name) not in (None, "")}
     return {**operator.arguments, **chosen, **values(operator.from_run, context, settings)}
 
 
-def conclude(operator: Any, context: Any, result: dict[str, Any]) -> dict[str, Any]:
+def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> dict[str, Any]:
     """Log the result, attach it to asset events, and end the task as the result says.
 
     Raises:

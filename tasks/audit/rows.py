@@ -113,7 +113,6 @@ def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> p
     def where_explained(value: Any, kind: pa.DataType) -> pa.Array:
         return constant(value, kind, n, where=explained)
 
-    attributions = scored.attributions[explained]
     columns = {
         "prediction_id": scored.prediction_ids.texts(),
         "event_time": scored.event_times,
@@ -125,8 +124,8 @@ def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> p
         "shard_id": same(scored.shard, pa.int32()),
         "prediction": pa.array(scored.scores, pa.float32()),
         "base_value": where_explained(np.float32(scored.base_value), pa.float32()),
-        "attributions": _lists(attributions, explained, pa.float32()),
-        "topk_idx": _lists(top_k(attributions, spec.explanations.top_k), explained, pa.int16()),
+        "attributions": _lists(scored.attributions, explained, pa.float32()),
+        "topk_idx": _lists(top_k(scored.attributions, spec.explanations.top_k), explained, pa.int16()),
         "residual": pa.array(scored.residual, pa.float32(), mask=~explained),
         "explainer": where_explained(scored.explainer, pa.string()),
         "explainer_version": where_explained(scored.explainer_version, pa.string()),
@@ -146,7 +145,7 @@ def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> p
 
 def top_k(attributions: np.ndarray[Any, np.dtype[np.float32]], k: int) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Indices of the k largest attributions by magnitude, largest first; ties in feature order. [n, min(k, F)]."""
-    left = np.abs(attributions)
+    left = np.nan_to_num(np.abs(attributions), copy=False, nan=0.0)
     rows = np.arange(len(left))
     found = np.empty((len(left), min(k, attributions.shape[1])), np.int16)
     for place in range(found.shape[1]):

@@ -41,7 +41,7 @@ class ScoredRows:
     explained: npt.NDArray[np.bool_]
     """Shape (n,); which rows have attributions."""
     attributions: npt.NDArray[np.float32]
-    """Shape (n, F), logit scale; NaN in rows that were not explained."""
+    """Shape (k, F), logit scale: of the k explained rows, in their order."""
     base_value: float
     """Logit of the baseline; NaN when no row was explained."""
     residual: npt.NDArray[np.float32]

@@ -25,6 +25,7 @@ from tasks.core.spec import ExplanationSpec, PipelineSpec, parse_pipeline
 from tasks.data.checks import refuse_one_class, require_columns
 from tasks.data.snapshot import prepare_rows
 from tasks.data.sources import open_files
+from tasks.model.ranking import auc
 
 log = logging.getLogger(__name__)
 
@@ -324,14 +325,9 @@ def _null_strength(column: pa.ChunkedArray, target: np.ndarray[Any, np.dtype[np.
 def _auc(
     values: np.ndarray[Any, np.dtype[np.float64]], target: np.ndarray[Any, np.dtype[np.float64]]
 ) -> float:
-    """Area under the ROC curve; ties count half (Mann & Whitney, 1947)."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
-    ones = target.sum()
-    zeros = len(target) - ones
-    if not ones or not zeros:
-        return 0.5
-    return float((ranks[target == 1].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    """Area under the ROC curve; a label of one class says nothing: 0.5."""
+    found = auc(target, values)
+    return 0.5 if np.isnan(found) else found
 
 
 def _correlation(

@@ -1,7 +1,7 @@
 """Metrics of a binary classifier, each a function of labels and probabilities.
 
 All take `labels` (n,) in {0, 1} and `scores` (n,), probabilities in [0, 1], and return a float; NaN where the
-metric is not defined (AUC of a single class, anything of no rows).
+metric is not defined (average precision without a positive, anything of no rows). The AUC lies in `tasks.model.ranking`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,6 @@ IntArray = npt.NDArray[Any]
 
 _LOG_FLOOR = 1e-15
 MAX_BINS = 15
-
-
-def auc(labels: IntArray, scores: FloatArray) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
-
-    Source: Hanley & McNeil (1982); computed from mid-ranks, O(n log n).
-    """
-    positives = int(np.sum(labels))
-    negatives = len(labels) - positives
-    if not positives or not negatives:
-        return float("nan")
-    _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mid_ranks = last - (counts - 1) / 2
-    rank_sum = float(np.sum(mid_ranks[index][labels == 1]))
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def pr_auc(labels: IntArray, scores: FloatArray) -> float:

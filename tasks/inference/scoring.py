@@ -87,6 +87,7 @@ class ScoredBatch:
     scores: Floats
     explained: npt.NDArray[np.bool_]
     attributions: Floats
+    """Shape (k, F): of the k explained rows."""
     residual: Floats
     base_value: float
 
@@ -270,16 +271,16 @@ def _explain(
     model: ShardModel, chosen: npt.NDArray[np.bool_], encoded: Floats
 ) -> tuple[npt.NDArray[np.bool_], Floats, Floats, float]:
     n, width = len(chosen), len(model.feature_names)
-    attributions = np.full((n, width), np.nan, dtype=np.float32)
+    none = np.zeros((0, width), np.float32)
     residual = np.full(n, np.nan, dtype=np.float32)
     if not chosen.any():
-        return chosen, attributions, residual, float("nan")
+        return chosen, none, residual, float("nan")
     try:
         found = model.explain(encoded[chosen])
     except _NOT_THE_ROWS_FAULT:
         raise
     except Exception as error:  # a prediction without its explanation is still a prediction
         log.warning("%d rows were scored but not explained: %s: %s", n, type(error).__name__, error)
-        return np.zeros(n, dtype=bool), attributions, residual, float("nan")
-    attributions[chosen], residual[chosen] = found.attributions, found.residual
-    return chosen, attributions, residual, float(found.base_value)
+        return np.zeros(n, dtype=bool), none, residual, float("nan")
+    residual[chosen] = found.residual
+    return chosen, found.attributions, residual, float(found.base_value)

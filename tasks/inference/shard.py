@@ -279,6 +279,8 @@ class ShardWorker:
         order = ids.order()
         indices = pa.array(order)
         identity = pa.concat_tables([batch.identity for batch in batches]).take(indices)
+        explained = np.concatenate([batch.explained for batch in batches])
+        explained_order = (np.cumsum(explained) - 1)[order][explained[order]]
         bases = [batch.base_value for batch in batches if batch.explained.any()]
 
         def joined(name: str) -> Any:
@@ -303,8 +305,8 @@ class ShardWorker:
             source_rows=joined("source_rows"),
             scores=joined("scores"),
             features=features.take(indices) if features.num_rows else features,
-            explained=joined("explained"),
-            attributions=joined("attributions"),
+            explained=explained[order],
+            attributions=np.concatenate([batch.attributions for batch in batches])[explained_order],
             base_value=bases[0] if bases else float("nan"),
             residual=joined("residual"),
             explainer=self.model.explainer,

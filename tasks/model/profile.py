@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.ids import digest_json
 from tasks.core.spec import PipelineSpec
+from tasks.model.ranking import auc_of_groups
 
 PROFILE_VERSION = 1
 """Layout of both records; it rises when a reader of the older layout would misread the newer one."""
@@ -362,11 +363,8 @@ class ScoreCounts:
         """The AUC to expect if the scores are calibrated, ties within a bin counted half; None if undefined."""
         positives = self.bin_sums.astype(np.float64) / _SCORE_ONE
         negatives = np.maximum(self.counts - positives, 0.0)
-        total = positives.sum() * negatives.sum()
-        if total <= 0:
-            return None
-        below = np.cumsum(negatives) - negatives
-        return float((positives * (below + 0.5 * negatives)).sum() / total)
+        implied = auc_of_groups(positives, negatives)
+        return None if np.isnan(implied) else implied
 
     def merge(self, other: ScoreCounts) -> ScoreCounts:
         return ScoreCounts(

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from tasks.core.errors import DataError
 from tasks.core.spec import PipelineSpec
+from tasks.model.ranking import auc_of_groups, auc_of_ranks, midranks
 from tasks.monitoring.signals import DayPerformance, PerformanceSignal
 
 FloatArray = npt.NDArray[np.float64]
@@ -107,9 +108,7 @@ def expected_auc(scores: npt.ArrayLike) -> float:
     starts = np.flatnonzero(np.append(True, np.diff(p) > 0))
     positive = np.add.reduceat(p, starts)
     negative = np.add.reduceat(1 - p, starts)
-    below = np.cumsum(negative) - negative
-    total = positive.sum() * negative.sum()
-    return float((positive * (below + 0.5 * negative)).sum() / total) if total > 0 else float("nan")
+    return auc_of_groups(positive, negative)
 
 
 def judge_gaps(
@@ -206,15 +205,7 @@ def _auc(scores: FloatArray, labels: FloatArray) -> tuple[float, float]:
     """
     positive, negative = scores[labels == 1], scores[labels == 0]
     m, n = positive.size, negative.size
-    ranks = _midranks(np.concatenate([positive, negative]))
-    auc = (ranks[:m].sum() - m * (m + 1) / 2) / (m * n)
-    above = (ranks[:m] - _midranks(positive)) / n
-    below = 1 - (ranks[m:] - _midranks(negative)) / m
-    return float(auc), float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
-
-
-def _midranks(values: FloatArray) -> FloatArray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: FloatArray = (ends - (counts - 1) / 2)[inverse]
-    return ranks
+    ranks = midranks(np.concatenate([positive, negative]))
+    above = (ranks[:m] - midranks(positive)) / n
+    below = 1 - (ranks[m:] - midranks(negative)) / m
+    return auc_of_ranks(ranks[:m], n), float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from tasks.training.quality import ECE_BINS, expected_calibration_error
+from tasks.model.ranking import auc
+from tasks.training.quality import equal_count_bins, expected_calibration_error
 from tasks.training.records import EpochRecord
 
 Array = npt.NDArray[np.floating]
@@ -38,9 +39,8 @@ def loss_figure(history: tuple[EpochRecord, ...], best_epoch: int) -> Figure:
 
 def roc_figure(scores: Array, labels: Array) -> Figure:
     """ROC curve over the validation days."""
-    auc = roc_auc_score(labels, scores)
     figure, axes = _canvas(
-        f"ROC, validation days (AUC {auc:.3f})", "false positive rate", "true positive rate"
+        f"ROC, validation days (AUC {auc(labels, scores):.3f})", "false positive rate", "true positive rate"
     )
     false_rate, true_rate, _ = roc_curve(labels, scores)
     axes.plot([0, 1], [0, 1], color=_MUTED, ls="--", lw=1)
@@ -68,10 +68,10 @@ def calibration_figure(scores: Array, labels: Array) -> Figure:
     ece = expected_calibration_error(scores, labels)
     figure = Figure(figsize=(6.4, 6.0), layout="constrained", dpi=110)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    order = np.array_split(np.argsort(scores, kind="stable"), ECE_BINS)
-    means = np.array([scores[part].mean() for part in order if len(part)])
-    rates = np.array([labels[part].mean() for part in order if len(part)])
-    counts = np.array([len(part) for part in order if len(part)])
+    bins = equal_count_bins(scores)
+    means = np.array([scores[part].mean() for part in bins])
+    rates = np.array([labels[part].mean() for part in bins])
+    counts = np.array([len(part) for part in bins])
     error = 1.96 * np.sqrt(rates * (1 - rates) / counts)
     top = float(min(1.0, 1.1 * max(means.max(), (rates + error).max())))
     axes.plot([0, 1], [0, 1], color=_MUTED, ls="--", lw=1, label="perfect")

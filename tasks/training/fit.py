@@ -24,6 +24,7 @@ from tasks.core.errors import NotFound, TerminalError, TransientError
 from tasks.core.object_store import ObjectStore
 from tasks.core.spec import TrainingSpec
 from tasks.model.execution import one_thread
+from tasks.model.ranking import auc
 from tasks.training.dataset import Part
 from tasks.training.records import EpochRecord
 
@@ -318,13 +319,11 @@ def _train_epoch(
 
 def _evaluate(network: nn.Module, part: Part, device: str) -> tuple[float, float]:
     """Mean log loss and AUC of the uncalibrated network; NaN when a logit is not finite."""
-    from sklearn.metrics import roc_auc_score
-
     logits = logits_of(network, part.x, device=device)
     if not np.isfinite(logits).all():
         return float("nan"), float("nan")
     loss = float(np.mean(np.logaddexp(0.0, logits) - part.y * logits))
-    return loss, float(roc_auc_score(part.y, logits))
+    return loss, auc(part.y, logits)
 
 
 def logits_of(network: nn.Module, x: np.ndarray[Any, Any], *, device: str = "cpu") -> np.ndarray[Any, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss
 
 from tasks.model.bundle import Calibration
+from tasks.model.ranking import auc
 
 Array = npt.NDArray[np.floating]
 
@@ -47,6 +48,8 @@ def platt(logits: Array, labels: Array) -> Calibration:
 def expected_calibration_error(scores: Array, labels: Array, *, bins: int = ECE_BINS) -> float:
     """Mean |observed rate - mean score| over equal-count bins, weighted by rows; 0 is perfect.
 
+    Not the evaluation's ECE: there the number of bins follows that of rows, and equal scores share a bin.
+
     Args:
         scores: Shape (n,), probabilities.
         labels: Shape (n,), 0 or 1.
@@ -54,17 +57,27 @@ def expected_calibration_error(scores: Array, labels: Array, *, bins: int = ECE_
 
     Source: Naeini, Cooper & Hauskrecht (2015); equal-count bins as in Nixon et al. (2019).
     """
-    order = np.argsort(scores, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    gaps = [abs(float(labels[part].mean()) - float(scores[part].mean())) * len(part) for part in parts]
+    gaps = [
+        abs(float(labels[part].mean()) - float(scores[part].mean())) * len(part)
+        for part in equal_count_bins(scores, bins=bins)
+    ]
     return sum(gaps) / len(scores)
+
+
+def equal_count_bins(scores: Array, *, bins: int = ECE_BINS) -> list[npt.NDArray[np.intp]]:
+    """Rows of each bin by rising score, as indices into `scores`; at most `bins` bins, none of them empty.
+
+    Counts differ by one at most, so rows of one score may lie in two bins.
+    """
+    order = np.argsort(scores, kind="stable")
+    return [part for part in np.array_split(order, bins) if len(part)]
 
 
 def headline(scores: Array, labels: Array, *, prefix: str) -> dict[str, float]:
     """AUC, PR-AUC, log loss, Brier score, ECE and label rate, each named `<prefix>_...`; both classes needed."""
     clipped = np.clip(np.asarray(scores, np.float64), 1e-7, 1 - 1e-7)
     found = {
-        "auc": roc_auc_score(labels, clipped),
+        "auc": auc(labels, clipped),
         "pr_auc": average_precision_score(labels, clipped),
         "log_loss": log_loss(labels, clipped, labels=[0, 1]),
         "brier": brier_score_loss(labels, clipped),

@@ -161,3 +161,24 @@ def test_scores_that_are_all_zero_promise_nothing_and_still_serialise():
 def test_performance_survives_json():
     found = measure(*drawn())
     assert DayPerformance.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "auc", "auc_se", "promised"),
+    [
+        (40, 7, 0.6262626262626263, 0.09061811903992452, 0.8387214898514335),
+        (1000, 101, 0.6702969696969697, 0.017031783855418595, 0.8333458271158012),
+        (20011, 4093, 0.6685196573190062, 0.0038091958213130827, 0.8333585319227322),
+    ],
+)
+def test_days_measured_again_by_a_later_release_have_the_numbers_stored_by_an_earlier_one(
+    rows, steps, auc, auc_se, promised
+):
+    """Counted by the first release's own mid-ranks; without a random draw, so that no library moves them."""
+    i = np.arange(rows)
+    scores = (i * 7919 % steps) / steps
+    labels = (i * 104729 % 1013) / 1013 < 0.2 + 0.5 * scores
+    found = _auc(scores, labels.astype(np.float64))
+    assert found[0] == auc
+    assert found[1] == pytest.approx(auc_se, rel=1e-12)
+    assert expected_auc(scores) == pytest.approx(promised, rel=1e-12)

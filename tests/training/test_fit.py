@@ -15,7 +15,7 @@ from training_support import fit_here, load, model_source
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.errors import TerminalError
 from tasks.training.fit import Checkpoints, Fitted
-from tasks.training.quality import expected_calibration_error, platt
+from tasks.training.quality import equal_count_bins, expected_calibration_error, platt
 
 
 def fit(settings: Settings, spec: PipelineSpec, snapshot: Snapshot, name: str, **more: Any) -> Fitted:
@@ -166,3 +166,12 @@ def test_calibration_error_is_zero_when_perfect_and_the_gap_when_not() -> None:
     labels = (rng.random(len(scores)) < scores).astype(float)
     assert expected_calibration_error(scores, labels) < 0.01
     assert abs(expected_calibration_error(scores + 0.2, labels) - 0.2) < 0.01
+
+
+@pytest.mark.parametrize("rows", [1, 14, 15, 16, 301])
+def test_every_row_lies_in_one_of_the_bins_of_equal_counts_and_no_bin_is_empty(rows: int) -> None:
+    scores = np.round(np.random.default_rng(2).random(rows), 1)
+    bins = equal_count_bins(scores)
+    assert np.array_equal(np.sort(np.concatenate(bins)), np.arange(rows))
+    assert len(bins) == min(rows, 15) and np.ptp([len(part) for part in bins]) <= 1
+    assert (np.diff(scores[np.concatenate(bins)]) >= 0).all()
