@@ -507,7 +507,7 @@ def inference_torture(
     seed: Annotated[int, typer.Option(help="The same seed strikes the same way.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Kill and pause drivers of a small run of its own, and count what is lost, doubled or seen in part.
+    """Kill and pause drivers of a small run of its own, let its store fail, and count what is lost, doubled or seen in part.
 
     Needs no pipeline and no service, and touches none. Exit code 1 when anything is wrong; the rounds that failed are kept then.
     """

@@ -15,7 +15,7 @@ def show_torture(report: TortureReport, *, as_json: bool) -> None:
         f"{report.kills} faults in {report.rounds} rounds of {report.rows} rows, "
         f"{report.seconds:.0f} s, seed {report.seed}"
     )
-    show([line.to_json() for line in report.faults], as_json=False, title=title)
+    show([line.to_json() for line in (*report.faults, report.total)], as_json=False, title=title)
     for failure in report.failures:
         console.print(failure, soft_wrap=True, markup=False)
     if report.kept:

@@ -1,13 +1,17 @@
-"""A driver with a planted bug: `torture_bugs.py BUG [POINT NTH SIGNAL]`."""
+"""A driver with a planted bug: `torture_bugs.py BUG [ARGUMENTS OF A DRIVER]`."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from typing import Any
 
-from tasks.inference import commit, publishing, torture_child
+from tasks.core.errors import PenstockError
+from tasks.core.object_store import AlreadyExists, ObjectStore
+from tasks.inference import commit, publishing
 from tasks.inference.records import PREDICTIONS, TableFile
+from tasks.inference.torture import child
 
 _publish = publishing._publish_predictions
 
@@ -33,16 +37,30 @@ def in_halves(store: Any, planned: Any, files: tuple[TableFile, ...], **more: An
     return _publish(store, planned, files, **more)
 
 
+def deleted_on_a_doubt(store: ObjectStore, key: str, data: bytes) -> None:
+    """Take a lost answer for a failure, and tidy up behind it."""
+    try:
+        store.put_exclusive(key, data)
+    except AlreadyExists:
+        raise
+    except PenstockError:
+        for file in json.loads(data).get("files", ()):
+            store.delete(f"{PREDICTIONS}/{file['path']}")
+        raise
+
+
 def main() -> int:
     bug = sys.argv.pop(1)
-    if bug == "not-exclusive":
+    if bug == "deleted-on-a-doubt":
+        commit._create_or_look_up = deleted_on_a_doubt
+    elif bug == "not-exclusive":
         # Not in the store itself: its probe finds that before anything is scored.
         commit._create_or_look_up = lambda store, key, data: store.put(key, data)
     else:
         publishing._publish_predictions = {
             "twice": twice, "without-the-last": without_the_last, "in-halves": in_halves
         }[bug]  # fmt: skip
-    return torture_child.main()
+    return child.main()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,7 @@
-"""One driver of the torture: it plans, scores and publishes a small run, and dies or pauses where it is told.
-
-`python -m tasks.inference.torture_child [POINT NTH SIGNAL]` says `ready` when everything is imported, waits for
-a line on stdin, works, and prints one line of JSON: how often it passed each crash point, or the error that
-ended it. At the NTH time that it reaches POINT it sends itself SIGNAL.
-"""
+"""The small run that is tortured: its pipeline, rows and model, and what its tables must hold."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -20,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.core.crash_points import observe
-from tasks.core.errors import PenstockError
 from tasks.core.object_store import open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
 from tasks.core.records import Snapshot
@@ -30,7 +18,7 @@ from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.inference.records import Plan
 
-MODEL = "tasks.inference.torture_child:load_model"
+MODEL = "tasks.inference.torture.workload:load_model"
 AUDIT_TABLE = "tasks.audit:audit_table"
 PREVIOUS, TORTURED = 1, 2
 """Model versions: of the run that readers see before, and of the run that is tortured."""
@@ -152,39 +140,6 @@ def drive(settings: Settings, spec: PipelineSpec, version: int = TORTURED) -> st
     return planned.run_id
 
 
-def main() -> int:
-    """Exit code 0, or that of the error."""
-    from tasks.inference.shard import resolve
-
-    # Imported before `ready`, so that random moments fall into the work.
-    for needed in ("deltalake:DeltaTable", "tasks.inference.publishing:publish", AUDIT_TABLE, MODEL):
-        resolve(needed)
-    point, nth, number = (sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) if sys.argv[1:] else ("", 0, 0)
-    passed: Counter[str] = Counter()
-
-    def pass_point(name: str) -> None:
-        passed[name] += 1
-        if name == point and passed[name] == nth:
-            os.kill(os.getpid(), signal.Signals(number))
-
-    observe(pass_point)
-    settings, spec = Settings.from_environment(), torture_pipeline()
-    _say("ready")
-    sys.stdin.readline()
-    try:
-        drive(settings, spec)
-    except PenstockError as error:
-        _say(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        return error.exit_code
-    _say(json.dumps({"passed": passed}))
-    return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
 def _rows(day: date) -> pa.Table:
     rng = np.random.default_rng(day.toordinal())
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=1)  # in Zurich, in winter
@@ -201,7 +156,3 @@ def _rows(day: date) -> pa.Table:
             "visits": rng.poisson(3, ROWS_PER_DAY).astype(np.float64),
         }
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
