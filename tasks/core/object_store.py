@@ -221,6 +221,8 @@ class LocalStore:
                     status = path.stat()
                 except FileNotFoundError:  # removed while we walked
                     continue
+                except OSError as error:
+                    raise disk_error(error, str(path)) from error
                 found.append(
                     ObjectInfo(
                         key=path.relative_to(self.root).as_posix(),

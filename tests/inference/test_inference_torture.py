@@ -120,7 +120,6 @@ def test_a_driver_whose_disk_fails_while_a_table_is_made_asks_to_be_repeated(
     assert error_kind(failed.value) != "terminal"
 
 
-@pytest.mark.xfail(strict=True, reason="LocalStore.list lets the error of a look at a file leave as it is")
 def test_a_listing_that_the_disk_interrupts_is_an_error_of_the_store(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
