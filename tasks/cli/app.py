@@ -451,9 +451,19 @@ def inference_replay(
 
 
 @inference.command("publish")
-def inference_publish(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
+def inference_publish(
+    pipeline: Pipeline,
+    run_id: RunId,
+    replace_newer: Annotated[
+        bool,
+        typer.Option(
+            "--replace-newer", help="Take the days back from runs that were planned later: after a rollback."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Add a finished run to the predictions table in one transaction; a second call changes nothing."""
-    _run("publish_run", pipeline, as_json, run_id=run_id)
+    _run("publish_run", pipeline, as_json, run_id=run_id, replace_newer=replace_newer)
 
 
 @inference.command("status")

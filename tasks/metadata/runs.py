@@ -115,7 +115,7 @@ class Runs(StorePart):
         days: Sequence[date],
         record: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Keep that a run is visible; False when it is kept already.
+        """Keep that a run is visible; False when it is kept already, at this table version or a later one.
 
         Each of `days` then belongs to the run whose table version is highest, in whatever order calls come.
         """
@@ -131,7 +131,13 @@ class Runs(StorePart):
         }
         with self._database.write() as connection:
             if not insert_new(connection, publications, values):
-                return False
+                mine = (owned(publications, of), publications.c.run_id == run_id)
+                kept = connection.execute(
+                    select(publications.c.table_version).where(*mine).with_for_update()
+                ).scalar()
+                if table_version <= kept:
+                    return False
+                upsert(connection, publications, values)  # brought back after another run had taken its place
             for day in sorted(days):
                 self._own_day(connection, of, day, run_id=run_id, table_version=table_version)
             return True

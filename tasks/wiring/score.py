@@ -122,13 +122,21 @@ def score_run(
 
 
 def publish_run(
-    settings: Settings, pipeline: str, *, run_id: str, dag_run: str | None = None
+    settings: Settings,
+    pipeline: str,
+    *,
+    run_id: str,
+    replace_newer: bool = False,
+    dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Add a finished run to the predictions table in one transaction (I3); a repeat changes nothing."""
+    """Add a finished run to the predictions table in one transaction (I3); a repeat changes nothing.
+
+    With `replace_newer` the run takes its days back from runs that were planned later.
+    """
     from tasks.inference import publish
 
     context = open_context(settings, pipeline)
-    published = publish(settings, context.spec, run_id)
+    published = publish(settings, context.spec, run_id, replace_newer=replace_newer)
     record = published.to_json()
     context.metadata.record_publication(
         context.spec,

@@ -56,19 +56,24 @@ def test_nothing_is_scored_before_a_first_promotion(settings: Settings) -> None:
         wiring.step("snapshot_scoring")(settings, "toy")
 
 
-def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation: Settings) -> None:
-    spec = load_pipeline(installation, "toy")
-    day = date(2024, 2, 8)
-    before = read_predictions(installation, spec, [day], ["prediction_id", "score"]).to_pydict()
+def deliver_again(settings: Settings) -> dict[str, Any]:
+    """8 February comes with other prices and is scored again; what publishing said."""
     edit(
-        installation.pipelines_dir / "toy" / "source.py",
+        settings.pipelines_dir / "toy" / "source.py",
         {
             "    price = rng.gamma(2.0, 10.0, n).astype(np.float64)": (
                 "    price = rng.gamma(2.0, 10.0, n).astype(np.float64) + (5.0 if day == date(2024, 2, 8) else 0.0)"
             )
         },
     )
-    again = score(installation, first_day="2024-02-08", last_day="2024-02-08")
+    return score(settings, first_day="2024-02-08", last_day="2024-02-08")
+
+
+def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation: Settings) -> None:
+    spec = load_pipeline(installation, "toy")
+    day = date(2024, 2, 8)
+    before = read_predictions(installation, spec, [day], ["prediction_id", "score"]).to_pydict()
+    again = deliver_again(installation)
     assert again["superseded_files"] > 0 and len(again["superseded_runs"]) == 1
     after = read_predictions(installation, spec, [day], ["prediction_id", "score"]).to_pydict()
     assert sorted(after["prediction_id"]) == sorted(before["prediction_id"])
@@ -78,6 +83,26 @@ def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation
         installation, "toy", first_day="2024-02-05", last_day="2024-02-08"
     )
     assert measured["days"] == 4
+
+
+def test_rows_of_an_earlier_run_are_brought_back_and_the_record_says_whose_days_they_are(
+    installation: Settings,
+) -> None:
+    spec = load_pipeline(installation, "toy")
+    rows = published_rows(installation)
+    (first,) = set(MetadataStore.open(installation).published_days(spec).values())
+    second = deliver_again(installation)["run_id"]
+    publish = wiring.step("publish_run")
+    assert publish(installation, "toy", run_id=first)["already_published"]
+    assert published_rows(installation) != rows
+
+    back = publish(installation, "toy", run_id=first, replace_newer=True)
+    assert (back["superseded_runs"], back["already_published"]) == ([second], False)
+    assert published_rows(installation) == rows
+    assert set(MetadataStore.open(installation).published_days(spec).values()) == {first}
+    assert wiring.step("verify_run")(installation, "toy", run_id=first)["ok"]
+    publish(installation, "toy", run_id=second, replace_newer=True)
+    assert MetadataStore.open(installation).published_days(spec)[date(2024, 2, 8)] == second
 
 
 def test_upkeep_finds_nothing_to_remove_in_a_sound_installation(installation: Settings) -> None:
