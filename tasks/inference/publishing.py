@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 
 import pyarrow as pa
@@ -432,13 +432,23 @@ def _refuse_newer(store: ObjectStore, planned: Plan, others: tuple[LiveFile, ...
             other = read_plan(store, run)
         except NotFound:
             continue
-        if other.created_at_utc > planned.created_at_utc:
+        if _age_order(other) > _age_order(planned):
             raise StaleAttempt(
                 f"was planned at {planned.created_at_utc}; run {run}, planned at {other.created_at_utc} with "
                 f"model version {other.fingerprint.model_version}, has published the same days since",
                 which=f"run {planned.run_id}",
                 fix="nothing to do, unless these rows are wanted back: then publish with replace_newer",
             )
+
+
+def _age_order(planned: Plan) -> tuple[datetime, int, str]:
+    """Sorts plans from old to new, and never calls two of them equal.
+
+    Times have milliseconds, in which several plans fit. With a tie each of two runs would take the other's place, and
+    the slower publisher would decide which one stays.
+    """
+    moment = datetime.fromisoformat(planned.created_at_utc)
+    return moment, planned.fingerprint.model_version, planned.run_id
 
 
 def _refuse_missing(store: ObjectStore, folder: str, files: tuple[TableFile, ...]) -> None:
