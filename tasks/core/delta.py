@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import re
 import secrets
@@ -161,8 +162,8 @@ class TableView:
         return self.let_go_before(timedelta(0))
 
     def let_go_before(self, retention: timedelta) -> frozenset[str]:
-        """Those of `let_go` that it let go longer than `retention` ago."""
-        hours = int(retention.total_seconds() // 3600)
+        """Those of `let_go` that it let go longer than `retention`, in whole hours, ago; by this machine's clock."""
+        hours = math.ceil(retention / timedelta(hours=1))
         with _reading(self._which):
             return frozenset(
                 self._table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)

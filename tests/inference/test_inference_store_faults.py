@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from inference_support import (
     run_stub,
     score_and_publish,
     scoring_snapshot,
+    set_store_clock,
     table_rows,
 )
 from small_disk import SmallDisk, small_disk  # noqa: F401
@@ -37,7 +39,7 @@ from tasks.core.errors import (
     StoreUnavailable,
 )
 from tasks.core.s3_faults import Patience
-from tasks.inference import publish, status, sweep_orphans, verify
+from tasks.inference import publish, status, sweep_orphans, vacuum, verify
 from tasks.inference.commit import check_fence, take_token
 from tasks.inference.records import committed_shards, plan_key, read_shard_record
 from tasks.inference.shard import ShardWorker
@@ -588,34 +590,56 @@ def live_attempt(settings: Settings, spec: PipelineSpec, run_id: str) -> str:
     return key
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="sweep_orphans compares its own clock with the store's times of change: a sweeper whose clock is hours "
-    "ahead takes the files of a live attempt for old",
-)
-def test_a_sweep_on_a_machine_whose_clock_is_ahead_leaves_a_live_attempts_files(
-    store_settings: Settings, spec: PipelineSpec
+@pytest.mark.parametrize("hours", [-10, 10])
+def test_a_sweep_on_a_machine_whose_clock_is_off_leaves_a_live_attempts_files(
+    store_settings: Settings, spec: PipelineSpec, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan_stub(store_settings, spec, scoring_snapshot(store_settings, spec))
     key = live_attempt(store_settings, spec, planned.run_id)
-    sweep_orphans(
-        store_settings,
-        spec,
-        older_than=timedelta(hours=2),
-        clock=lambda: datetime.now(UTC) + timedelta(hours=10),
-    )
-    assert open_store(store_settings, prefix=spec.prefix).exists(key)
+    set_store_clock(monkeypatch, timedelta(hours=-hours))
+    swept = sweep_orphans(store_settings, spec, older_than=timedelta(hours=2))
+    assert (swept.data_files, swept.kept_young) == (0, 1)
+    store = open_store(store_settings, prefix=spec.prefix)
+    assert store.exists(key)
+    assert not list(store.list("_probe")), "the sweep asks the store for the time and leaves nothing"
 
 
-def test_a_sweep_on_a_machine_whose_clock_is_behind_leaves_a_live_attempts_files(
-    store_settings: Settings, spec: PipelineSpec
+@pytest.mark.parametrize("hours", [-10, 10])
+def test_a_sweep_on_a_machine_whose_clock_is_off_removes_what_is_old(
+    settings: Settings, spec: PipelineSpec, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan_stub(store_settings, spec, scoring_snapshot(store_settings, spec))
-    key = live_attempt(store_settings, spec, planned.run_id)
-    sweep_orphans(
-        store_settings,
-        spec,
-        older_than=timedelta(hours=2),
-        clock=lambda: datetime.now(UTC) - timedelta(hours=10),
-    )
-    assert open_store(store_settings, prefix=spec.prefix).exists(key)
+    planned = plan_stub(settings, spec, scoring_snapshot(settings, spec))
+    key = live_attempt(settings, spec, planned.run_id)
+    store = open_store(settings, prefix=spec.prefix)
+    three_hours_ago = (datetime.now(UTC) - timedelta(hours=3)).timestamp()
+    os.utime(store.url(key), (three_hours_ago, three_hours_ago))
+    set_store_clock(monkeypatch, timedelta(hours=-hours))
+    assert sweep_orphans(settings, spec, older_than=timedelta(hours=2)).data_files == 1
+    assert not store.exists(key)
+
+
+def test_a_vacuum_on_a_machine_whose_clock_is_days_ahead_leaves_what_was_just_let_go(
+    settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(settings, spec)
+    ten_days = timedelta(days=10)
+    with monkeypatch.context() as right:  # the publisher's clock, and the store's
+        right.setattr("tasks.core.delta.time.time", lambda: (datetime.now(UTC) - ten_days).timestamp())
+        work.all()
+    set_store_clock(monkeypatch, -ten_days)
+    assert vacuum(settings, spec).files == 0
+    publish(settings, spec, work.first, replace_newer=True)
+    work.assert_as_before()
+
+
+def test_a_vacuum_removes_what_was_let_go_long_ago_by_right_clocks(
+    settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(settings, spec)
+    with monkeypatch.context() as ago:
+        ago.setattr(
+            "tasks.core.delta.time.time", lambda: (datetime.now(UTC) - timedelta(days=10)).timestamp()
+        )
+        work.all()
+    assert vacuum(settings, spec, dry_run=True).files == 2
+    assert vacuum(settings, spec).files == 2
