@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import re
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
@@ -25,8 +28,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.core import delta_faults
 from tasks.core.crash_points import reached
-from tasks.core.errors import CommitOutcomeUnknown, StoreUnavailable, TerminalError
+from tasks.core.errors import AccessDenied, CommitOutcomeUnknown, PenstockError, StoreUnavailable
 from tasks.core.object_store import ObjectStore
 from tasks.core.records import JsonRecord
 
@@ -123,16 +127,23 @@ class Change:
 
 
 class TableView:
-    """A table as it was at one version."""
+    """A table as it was at one version. Some of it is read when it is asked for first.
 
-    def __init__(self, table: Any) -> None:
+    What it reads then may raise:
+        StoreUnavailable: The log cannot be read now.
+        TerminalError: It cannot be read by this user, or is gone.
+    """
+
+    def __init__(self, table: Any, which: str) -> None:
         self._table = table
+        self._which = which
         self.version: int = table.version()
 
     @cached_property
     def files(self) -> tuple[LiveFile, ...]:
         """All files, in path order."""
-        rows = pa.table(self._table.get_add_actions(flatten=True))
+        with _reading(self._which):
+            rows = pa.table(self._table.get_add_actions(flatten=True))
         wanted = ("path", "size_bytes", "num_records", "partition.event_date")
         columns = [rows.column(name).to_pylist() for name in wanted]
         bounds = [
@@ -151,35 +162,40 @@ class TableView:
         return self.let_go_before(timedelta(0))
 
     def let_go_before(self, retention: timedelta) -> frozenset[str]:
-        """Those of `let_go` that it let go longer than `retention` ago."""
-        hours = int(retention.total_seconds() // 3600)
-        return frozenset(
-            self._table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
-        )
+        """Those of `let_go` that it let go longer than `retention`, in whole hours, ago; by this machine's clock."""
+        hours = math.ceil(retention / timedelta(hours=1))
+        with _reading(self._which):
+            return frozenset(
+                self._table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False)
+            )
 
     @cached_property
     def schema(self) -> pa.Schema:
         """All columns of the table."""
-        return pa.schema(self._table.schema().to_arrow())
+        with _reading(self._which):
+            return pa.schema(self._table.schema().to_arrow())
 
     def transaction_version(self, application: str) -> int | None:
         """The newest version committed under this application id; None when there is none."""
-        version: int | None = self._table.transaction_version(application)
+        with _reading(self._which):
+            version: int | None = self._table.transaction_version(application)
         return version
 
     def commit_note(self, key: str, value: str, *, limit: int = 100) -> dict[str, Any] | None:
         """The newest commit whose note holds `key: value`, with its `version`; None when not among the last `limit`."""
-        return next((entry for entry in self._table.history(limit) if entry.get(key) == value), None)
+        with _reading(self._which):
+            return next((entry for entry in self._table.history(limit) if entry.get(key) == value), None)
 
 
 def table_view(store: ObjectStore, folder: str) -> TableView | None:
     """The newest version of the table in `folder`; None when there is no table yet.
 
     Raises:
-        StoreUnavailable: The log cannot be read.
+        StoreUnavailable: The log cannot be read now.
+        TerminalError: It cannot be read by this user.
     """
     table = _open(store, folder)
-    return None if table is None else TableView(table)
+    return None if table is None else TableView(table, store.url(folder))
 
 
 def commit_change(
@@ -204,25 +220,28 @@ def commit_change(
 
     Raises:
         CommitOutcomeUnknown: The store failed; calling again looks the transaction up first.
-        StoreUnavailable: Other writers kept winning.
+        AccessDenied, DiskFull, TerminalError: The store refused the commit: it is not in the table.
+        StoreUnavailable: The log cannot be read, or other writers kept winning.
     """
     from deltalake import CommitProperties, Transaction
-    from deltalake.exceptions import CommitFailedError, DeltaError
 
-    faults = 0
-    for conflict in range(_CONFLICTS):
-        table = _open(store, folder) or _create(store, folder, schema())
-        change = decide(TableView(table))
+    sending = _Sending(store, folder)
+    for _ in range(_CONFLICTS):
+        with sending.looking():
+            table = _open(store, folder) or _create(store, folder, schema())
+            sending.settle(table.version())
+            change = decide(TableView(table, store.url(folder)))
         if change is None:
             return None
         if change.widen:
-            faults = _widen(table, change.widen, store.url(folder), faults)
+            with sending.sent(table.version()):
+                _widen(table, change.widen)
             continue
         transactions = [Transaction(*change.transaction)] if change.transaction else None
         actions = _actions(change)
         if points:
             reached(points[0])
-        try:
+        with sending.sent(table.version()):
             table.create_write_transaction(
                 actions,
                 mode="append",
@@ -233,12 +252,7 @@ def commit_change(
                     custom_metadata=change.note or None, max_commit_retries=0, app_transactions=transactions
                 ),
             )
-        except CommitFailedError:
-            time.sleep(random.uniform(0, min(1.0, 0.01 * 2 ** min(conflict, 6))))
-            continue
-        except (DeltaError, OSError) as error:
-            # The answer may be lost and not the commit (I4): the next turn reads the log and decides from it.
-            faults = _fault(faults, error, store.url(folder))
+        if sending.failed:
             continue
         if points:
             reached(points[1])
@@ -248,37 +262,108 @@ def commit_change(
     )
 
 
-def _widen(table: Any, fields: tuple[pa.Field, ...], which: str, faults: int) -> int:
-    """Add columns; whether it succeeded shows when the table is read again. Returns the faults so far."""
-    from deltalake import CommitProperties, Schema
-    from deltalake.exceptions import CommitFailedError, DeltaError
+class _Sending:
+    """The commits that one call sends, and what is known of those that failed (I4)."""
+
+    def __init__(self, store: ObjectStore, folder: str) -> None:
+        self._store = store
+        self._folder = folder
+        self._which = store.url(folder)
+        self._conflicts = 0
+        self._faults = 0
+        # Of the last commit that failed so: the version it was decided from, and what the library said.
+        self._doubt: tuple[int, Exception] | None = None
+        self._refused: tuple[int, Exception, PenstockError] | None = None
+        self._lost_race: int | None = None
+        self.failed = False
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Read the log; when that fails after a commit failed, nobody knows what became of the commit."""
+        try:
+            yield
+        except (StoreUnavailable, AccessDenied) as error:
+            sent = self._doubt or self._refused
+            if sent is None:
+                raise
+            raise self._unknown(sent[1]) from error
+
+    def settle(self, version: int) -> None:
+        """What the log, now read at `version`, says of the commit before.
+
+        Raises:
+            AccessDenied, DiskFull, TerminalError: It was refused, and it is not there.
+        """
+        refused, lost_race = self._refused, self._lost_race
+        self._refused = self._lost_race = None
+        if self._doubt is not None and version > self._doubt[0]:
+            self._doubt = None  # that version is there by now: ours, which `decide` sees, or somebody else's
+        if refused is not None and refused[0] == version:
+            raise refused[2] from refused[1]
+        if lost_race == version:
+            # Nobody was faster. The library says the same of a log that it may not write to.
+            _refuse_unwritable(self._store, self._folder)
+
+    @contextmanager
+    def sent(self, version: int) -> Iterator[None]:
+        """Send a commit that was decided from this version; `failed` says whether it has to be looked up."""
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        self.failed = True
+        try:
+            yield
+        except CommitFailedError:
+            self._lost_race = version
+            time.sleep(random.uniform(0, min(1.0, 0.01 * 2 ** min(self._conflicts, 6))))
+            self._conflicts += 1
+        except (DeltaError, OSError) as error:
+            found = delta_faults.typed(error, self._which)
+            if self._doubt is None and delta_faults.surely_had_no_effect(error, found):
+                # Looked up all the same: what failed may be what the library does after a commit, a checkpoint.
+                self._refused = version, error, found
+                return
+            # The answer may be lost and not the commit: the next turn reads the log and decides from it.
+            self._doubt = version, error
+            self._faults += 1
+            if self._faults >= _FAULTS:
+                raise self._unknown(error) from error
+            time.sleep(0.1 * 2**self._faults)
+        else:
+            self.failed = False
+
+    def _unknown(self, error: Exception) -> CommitOutcomeUnknown:
+        return CommitOutcomeUnknown(
+            f"the commit's answer was lost: {delta_faults.said(error)}",
+            which=self._which,
+            fix="repeat the call: it looks the transaction up before it commits anything",
+        )
+
+
+def _refuse_unwritable(store: ObjectStore, folder: str) -> None:
+    """Raises what the store says to an object beside those of the log, where a commit may not be written."""
+    key = f"{folder}/_delta_log/_probe-{secrets.token_hex(8)}"
+    store.put(key, b"")
+    store.delete(key)
+
+
+@contextmanager
+def _reading(which: str) -> Iterator[None]:
+    from deltalake.exceptions import DeltaError
 
     try:
-        table.alter.add_columns(
-            list(Schema.from_arrow(pa.schema(fields)).fields),
-            commit_properties=CommitProperties(max_commit_retries=0),
-        )
-    except CommitFailedError:
-        time.sleep(random.uniform(0, 0.05))
+        yield
     except (DeltaError, OSError) as error:
-        return _fault(faults, error, which)
-    return faults
+        raise delta_faults.typed(error, which) from error
 
 
-def _fault(faults: int, error: Exception, which: str) -> int:
-    """Wait after a fault of the store; returns the faults so far.
+def _widen(table: Any, fields: tuple[pa.Field, ...]) -> None:
+    """Add columns; whether it succeeded shows when the table is read again."""
+    from deltalake import CommitProperties, Schema
 
-    Raises:
-        CommitOutcomeUnknown: There were too many.
-    """
-    if faults + 1 >= _FAULTS:
-        raise CommitOutcomeUnknown(
-            f"the commit's answer was lost: {error}",
-            which=which,
-            fix="repeat the call: it looks the transaction up before it commits anything",
-        ) from error
-    time.sleep(0.1 * 2 ** (faults + 1))
-    return faults + 1
+    table.alter.add_columns(
+        list(Schema.from_arrow(pa.schema(fields)).fields),
+        commit_properties=CommitProperties(max_commit_retries=0),
+    )
 
 
 def _actions(change: Change) -> list[Any]:
@@ -311,23 +396,18 @@ def _actions(change: Change) -> list[Any]:
 
 def _open(store: ObjectStore, folder: str) -> Any:
     from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError, TableNotFoundError
+    from deltalake.exceptions import TableNotFoundError
 
-    try:
-        return DeltaTable(store.url(folder), storage_options=store.storage_options() or None)
-    except TableNotFoundError:
-        return None
-    except (DeltaError, OSError) as error:
-        raise StoreUnavailable(
-            f"the table's log cannot be read: {error}",
-            which=store.url(folder),
-            fix="retry; if it persists, check the store and its credentials",
-        ) from error
+    with _reading(store.url(folder)):
+        try:
+            return DeltaTable(store.url(folder), storage_options=store.storage_options() or None)
+        except TableNotFoundError:
+            return None
 
 
 def _create(store: ObjectStore, folder: str, schema: pa.Schema) -> Any:
     from deltalake import CommitProperties, DeltaTable
-    from deltalake.exceptions import DeltaError
+    from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
         DeltaTable.create(
@@ -340,13 +420,11 @@ def _create(store: ObjectStore, folder: str, schema: pa.Schema) -> Any:
             commit_properties=CommitProperties(max_commit_retries=0),
         )
     except (DeltaError, OSError) as error:
-        # Somebody else created it meanwhile, or nobody could.
+        # Somebody else created it meanwhile, or its answer was lost; or nobody could.
         table = _open(store, folder)
         if table is None:
-            raise TerminalError(
-                f"the table cannot be created: {error}",
-                which=store.url(folder),
-                fix="give this user write access to the store",
-            ) from error
+            if isinstance(error, CommitFailedError):  # which says no more than that
+                _refuse_unwritable(store, folder)
+            raise delta_faults.typed(error, store.url(folder)) from error
         return table
     return _open(store, folder)

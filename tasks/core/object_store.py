@@ -33,6 +33,7 @@ from tasks.core.errors import (
     ConfigError,
     NotFound,
     PenstockError,
+    StoreUnavailable,
     TerminalError,
     disk_error,
 )
@@ -518,6 +519,26 @@ class _PatientReader(io.RawIOBase):
 
 def _open_s3(root: str, endpoint: str | None, region: str, patience: s3_faults.Patience) -> S3Store:
     return S3Store(root, endpoint=endpoint, region=region, patience=patience)
+
+
+def store_now(store: ObjectStore) -> datetime:
+    """The time by the clock that stamps the store's objects; asked by writing one. S3 leaves out the fraction of a second.
+
+    Ages of objects are told by this clock alone: that of this machine may be hours ahead, and what is young would
+    seem old.
+    """
+    folder = f"_probe/{secrets.token_hex(8)}"
+    store.put(f"{folder}/now", b"now")
+    try:
+        found = next(store.list(folder), None)
+    finally:
+        with suppress(PenstockError):  # left behind it harms nobody
+            store.delete(f"{folder}/now")
+    if found is None:
+        raise StoreUnavailable(
+            "does not list an object that was just written", which=store.url(folder), fix="retry"
+        )
+    return found.modified_at_utc
 
 
 def probe(store: ObjectStore, *, racers: int = 8) -> None:

@@ -15,7 +15,7 @@ from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.delta import Change, FileName, TableView, commit_change, table_view
 from tasks.core.errors import ConfigError
 from tasks.core.holds import holds, is_held
-from tasks.core.object_store import ObjectInfo, ObjectStore, open_store
+from tasks.core.object_store import ObjectInfo, ObjectStore, open_store, store_now
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 Named = Callable[[str, int], set[str]]
 """(run id, shard) -> keys of the files that the shard's record names."""
+
+_UNAVOIDABLE = timedelta(minutes=1)
+"""Difference of clocks that is none: S3 tells whole seconds, and asking takes a while."""
 
 _DEAD_LETTER = re.compile(r"runs/(?P<run_id>[^/]+)/dead-letters/shard-(?P<shard>\d+)-[^/]+\.parquet")
 
@@ -62,7 +65,7 @@ class Vacuumed(JsonRecord):
 
 
 def sweep_orphans(
-    settings: Settings, spec: PipelineSpec, *, older_than: timedelta, clock: Clock = utc_now
+    settings: Settings, spec: PipelineSpec, *, older_than: timedelta, clock: Clock | None = None
 ) -> Swept:
     """Delete files that no shard record names: of attempts that died, and of losers that could not clean up.
 
@@ -74,7 +77,7 @@ def sweep_orphans(
         spec: The pipeline.
         older_than: Must exceed twice `inference.shard_timeout_s`: an attempt may not commit after that time,
             so what is older and unnamed stays unnamed.
-        clock: The time.
+        clock: The store's time. Without it the store is asked; this machine's clock counts for nothing.
 
     Raises:
         ConfigError: `older_than` is too short to be safe.
@@ -87,7 +90,7 @@ def sweep_orphans(
             fix=f"use at least {floor}, or lower inference.shard_timeout_s",
         )
     store = open_store(settings, prefix=spec.prefix)
-    before = clock() - older_than
+    before = (clock() if clock else store_now(store)) - older_than
     records: dict[tuple[str, int], ShardRecord | None] = {}
 
     def named(run_id: str, shard: int) -> set[str]:
@@ -132,7 +135,7 @@ def vacuum(
     *,
     retention: timedelta = timedelta(days=7),
     dry_run: bool = False,
-    clock: Clock = utc_now,
+    clock: Clock | None = None,
 ) -> Vacuumed:
     """Delete files that the tables let go longer than `retention` ago, except of event dates with a hold.
 
@@ -144,7 +147,8 @@ def vacuum(
         spec: The pipeline.
         retention: At least a day.
         dry_run: Only say what would go.
-        clock: The time.
+        clock: The time. Without it the store is asked, and files are let go at the earliest when both its clock and
+            this machine's say so; a dry run writes nothing, so it asks this machine.
 
     Raises:
         ConfigError: `retention` is below a day: a reader of an older version would lose its files.
@@ -155,10 +159,10 @@ def vacuum(
             f"is {retention}", which="retention", fix="keep at least a day, so that open readers can finish"
         )
     store = open_store(settings, prefix=spec.prefix)
-    before = clock() - retention
+    before, kept = _ages(store, retention, dry_run, clock)
     files = size = held = 0
     for folder in (PREDICTIONS, AUDIT):
-        for event_date, infos in groupby(_let_go(store, folder, retention, before), key=lambda item: item[0]):
+        for event_date, infos in groupby(_let_go(store, folder, kept, before), key=lambda item: item[0]):
             if is_held(holds(store), event_date):
                 held += len(list(infos))
                 continue
@@ -173,6 +177,18 @@ def vacuum(
                 size += info.size_bytes
     log.info("Vacuumed %d files (%s bytes); %d are held.", files, f"{size:,}", held)
     return Vacuumed(files, size, held, dry_run)
+
+
+def _ages(
+    store: ObjectStore, retention: timedelta, dry_run: bool, clock: Clock | None
+) -> tuple[datetime, timedelta]:
+    """(moment before which the store must have stamped a file, time since the log must have let one go)."""
+    if clock is not None or dry_run:
+        return (clock or utc_now)() - retention, retention
+    now = store_now(store)
+    # Delta's library tells by this machine's clock how long ago that was.
+    ahead = max(timedelta(0), utc_now() - now)
+    return now - retention, retention + (ahead if ahead > _UNAVOIDABLE else timedelta(0))
 
 
 def _let_go(

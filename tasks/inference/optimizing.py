@@ -35,7 +35,7 @@ from tasks.core.delta import (
 from tasks.core.errors import ConfigError, DigestMismatch, NotFound, PenstockError, TransientError
 from tasks.core.holds import holds, is_held
 from tasks.core.ids import canonical_json, digest_bytes
-from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
+from tasks.core.object_store import AlreadyExists, ObjectStore, open_store, store_now
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -57,7 +57,10 @@ TARGET_BYTES = 32 * 2**20
 """Size to merge up to. A merge holds its rows in memory, which are some twenty times as large as in the file."""
 
 SWEEP = "penstock:sweep"
-"""Application id under which a sweep says what it is about to delete: merges begun by that time, in ms since 1970."""
+"""Application id under which a sweep says what it is about to delete: merges begun by that time, in ms since 1970.
+
+By the store's clock, on both sides.
+"""
 
 _GROUP_ROWS = {PREDICTIONS: PREDICTION_GROUP_ROWS, AUDIT: AUDIT_GROUP_ROWS}
 _MAX_ROWS = 1_000_000
@@ -252,6 +255,8 @@ class _Merging:
         self._clock = clock
         self._attempt = f"{MERGED}{secrets.token_hex(8)}"
         self._started = clock()
+        self._stamped = store_now(store)
+        """The start by the clock that stamps the files: by it a sweep tells which are old."""
         self._own: list[str] = []
         self._committed: list[Merge] = []
         self._sent = False
@@ -393,7 +398,7 @@ class _Merging:
         """A sweep may delete what lay around for long; what it condemned must not enter the table any more."""
         limit = timedelta(seconds=self._timeout_s)
         late = self._clock() - self._started > limit
-        if late or (view.transaction_version(SWEEP) or 0) >= _millis(self._started):
+        if late or (view.transaction_version(SWEEP) or 0) >= _millis(self._stamped):
             raise TransientError(
                 f"a merge took longer than inference.shard_timeout_s ({self._timeout_s:g} s)"
                 if late

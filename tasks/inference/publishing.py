@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 
 import pyarrow as pa
@@ -38,6 +38,8 @@ from tasks.inference.records import (
 
 log = logging.getLogger(__name__)
 
+_NONE: tuple[LiveFile, ...] = ()
+
 
 def application_id(run_id: str) -> str:
     """The Delta application transaction id under which a run is published."""
@@ -63,7 +65,8 @@ def publish(
         spec: The pipeline.
         run_id: A run that `run_plan` finished.
         replace_newer: Also replace rows of runs that were planned later, and bring back a run that another
-            one superseded, for example after a rollback.
+            one superseded, for example after a rollback. Shards that were scored again since the run was
+            published take the place of what they held.
         clock: The time.
 
     Raises:
@@ -95,11 +98,11 @@ def publish(
         if view is None or view.transaction_version(application_id(run_id)) is None:
             _refuse_missing(store, PREDICTIONS, files)
             _refuse_unfit(store, files, audit_files, view)
-        _publish_audit(store, run_id, audit_files)
+        _publish_audit(store, run_id, audit_files, again=replace_newer)
         if planned.fingerprint.replay_of is None:
             superseded = _publish_predictions(store, planned, files, replace_newer=replace_newer)
         else:
-            _publish_replay(store, planned, files)
+            _publish_replay(store, planned, files, again=replace_newer)
     elif planned.fingerprint.replay_of is None:
         raise DataError("has no scored row", which=f"run {run_id}", fix="see its dead letters")
     published = _published(store, planned, records, superseded, clock)
@@ -238,33 +241,57 @@ def read_predictions(
     return table.select(list(columns)) if columns is not None else table
 
 
-def _publish_audit(store: ObjectStore, run_id: str, files: tuple[TableFile, ...]) -> None:
-    """Add the run's audit rows. Rows of earlier runs stay: what was once published must stay explainable."""
+def _publish_audit(store: ObjectStore, run_id: str, files: tuple[TableFile, ...], *, again: bool) -> None:
+    """Add the run's audit rows. Rows of earlier runs stay: what was once published must stay explainable.
+
+    `again` also puts the rows of shards that were scored again in place of those they held before.
+    """
     application = application_id(run_id)
 
     def decide(view: TableView) -> Change | None:
-        if view.transaction_version(application) is not None:
+        version = view.transaction_version(application)
+        if version is not None and not again:
             return None
-        _refuse_missing(store, AUDIT, files)
+        new, stale = files, _NONE
+        if version is not None:
+            new, stale = _rescored(store, AUDIT, run_id, files, view)
+            # Of a date that moved to the archive, the archive has the run's rows; adding them would repeat them.
+            dates = {file.event_date for file in new}
+            moved = {date for date in dates if next(store.list(f"archive/audit/{date}"), None) is not None}
+            new = tuple(file for file in new if file.event_date not in moved)
+            if not new and not stale:
+                return None
+        _refuse_missing(store, AUDIT, new)
         return Change(
-            add=files,
-            transaction=(application, 1),
+            add=new,
+            remove=stale,
+            transaction=(application, (version or 0) + 1),
             note={"penstock_run": run_id},
-            widen=columns().missing_in(view.schema),
+            widen=NewColumns.of(store, AUDIT, new).missing_in(view.schema) if new else (),
         )
-
-    @cache  # and only when they are to be added: later on the files may be merged and gone
-    def columns() -> NewColumns:
-        return NewColumns.of(store, AUDIT, files)
 
     if files:
         commit_change(
             store,
             AUDIT,
-            schema=lambda: columns().table_schema(),
+            schema=lambda: NewColumns.of(store, AUDIT, files).table_schema(),
             decide=decide,
             points=("before-audit-commit", "after-audit-commit"),
         )
+
+
+def _rescored(
+    store: ObjectStore, folder: str, run_id: str, files: tuple[TableFile, ...], view: TableView
+) -> tuple[tuple[TableFile, ...], tuple[LiveFile, ...]]:
+    """(files of the run that the table lacks, files of the run that it holds and no shard record stands for)."""
+    current = current_files(store, folder, run_id, files, view)
+    own, live = {file.path for file in current}, {file.path for file in view.files}
+    return (
+        tuple(file for file in current if file.path not in live),
+        tuple(
+            file for file in view.files if file.name and file.name.run_id == run_id and file.path not in own
+        ),
+    )
 
 
 def _publish_predictions(
@@ -343,20 +370,32 @@ def roots_of(store: ObjectStore, run_ids: Collection[str]) -> dict[str, str]:
     return {run_id: root(run_id) for run_id in sorted(run_ids)}
 
 
-def _publish_replay(store: ObjectStore, planned: Plan, files: tuple[TableFile, ...]) -> None:
-    """Add a replay's files beside those of the run that it repairs, as long as that run holds the days."""
+def _publish_replay(store: ObjectStore, planned: Plan, files: tuple[TableFile, ...], *, again: bool) -> None:
+    """Add a replay's files beside those of the run that it repairs, as long as that run holds the days.
+
+    `again` also puts the files of shards that were scored again in place of those they had before.
+    """
     application = application_id(planned.run_id)
     parent = read_plan(store, planned.fingerprint.replay_of or "")
 
     def decide(view: TableView) -> Change | None:
-        if view.transaction_version(application) is not None:
+        version = view.transaction_version(application)
+        if version is not None and not again:
             return None
+        new, stale = files, _NONE
+        if version is not None:
+            new, stale = _rescored(store, PREDICTIONS, planned.run_id, files, view)
+            if not new and not stale:
+                return None
         refuse_superseded(store, view, parent, planned.days)
+        if version is not None:
+            _refuse_missing(store, PREDICTIONS, new)
         return Change(
-            add=files,
-            transaction=(application, 1),
+            add=new,
+            remove=stale,
+            transaction=(application, (version or 0) + 1),
             note={"penstock_run": planned.run_id, "penstock_replay_of": parent.run_id},
-            widen=NewColumns.of(store, PREDICTIONS, files).missing_in(view.schema),
+            widen=NewColumns.of(store, PREDICTIONS, new).missing_in(view.schema) if new else (),
         )
 
     commit_change(
@@ -432,13 +471,23 @@ def _refuse_newer(store: ObjectStore, planned: Plan, others: tuple[LiveFile, ...
             other = read_plan(store, run)
         except NotFound:
             continue
-        if other.created_at_utc > planned.created_at_utc:
+        if _age_order(other) > _age_order(planned):
             raise StaleAttempt(
                 f"was planned at {planned.created_at_utc}; run {run}, planned at {other.created_at_utc} with "
                 f"model version {other.fingerprint.model_version}, has published the same days since",
                 which=f"run {planned.run_id}",
                 fix="nothing to do, unless these rows are wanted back: then publish with replace_newer",
             )
+
+
+def _age_order(planned: Plan) -> tuple[datetime, int, str]:
+    """Sorts plans from old to new, and never calls two of them equal.
+
+    Times have milliseconds, in which several plans fit. With a tie each of two runs would take the other's place, and
+    the slower publisher would decide which one stays.
+    """
+    moment = datetime.fromisoformat(planned.created_at_utc)
+    return moment, planned.fingerprint.model_version, planned.run_id
 
 
 def _refuse_missing(store: ObjectStore, folder: str, files: tuple[TableFile, ...]) -> None:

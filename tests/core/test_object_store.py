@@ -14,7 +14,7 @@ from store_fixtures import s3_url, store_settings  # noqa: F401
 
 from tasks.core import ObjectStore, Settings, open_store
 from tasks.core.errors import ConfigError, NotFound, StoreUnavailable, TerminalError
-from tasks.core.object_store import AlreadyExists, LocalStore, probe
+from tasks.core.object_store import AlreadyExists, LocalStore, probe, store_now
 
 
 @pytest.fixture
@@ -303,3 +303,12 @@ def test_an_endpoint_that_does_not_answer_is_unavailable(
     dead = dataclasses.replace(settings, store_url="s3://bucket/x", s3_endpoint="http://127.0.0.1:9")
     with pytest.raises(StoreUnavailable):
         open_store(dead).get("key")
+
+
+def test_the_store_s_time_is_that_of_its_stamps(store: ObjectStore) -> None:
+    store.put("earlier", b"x")
+    now = store_now(store)
+    store.put("later", b"x")
+    stamps = {info.key: info.modified_at_utc for info in store.list()}
+    assert set(stamps) == {"earlier", "later"}, "asking leaves nothing behind"
+    assert stamps["earlier"] <= now <= stamps["later"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
+from tasks.core.object_store import LocalStore, ObjectInfo, S3Store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
 from tasks.inference import Plan, plan, publish, run_plan
 
@@ -158,3 +160,16 @@ def with_prices(prices: dict[int, float]) -> Callable[[pa.Table], pa.Table]:
         return rows.set_column(rows.schema.get_field_index("price"), "price", pa.array(values, pa.float64()))
 
     return change
+
+
+def set_store_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
+    """Stores stamp their objects by a clock that is that much ahead of this machine's."""
+    for kind in (LocalStore, S3Store):
+
+        def listed(
+            self: Any, prefix: str = "", *, real: Callable[..., Iterator[ObjectInfo]] = kind.list
+        ) -> Iterator[ObjectInfo]:
+            for info in real(self, prefix):
+                yield replace(info, modified_at_utc=info.modified_at_utc + ahead)
+
+        monkeypatch.setattr(kind, "list", listed)

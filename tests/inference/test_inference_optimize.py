@@ -19,6 +19,7 @@ from inference_support import (
     run_stub,
     score_and_publish,
     scoring_snapshot,
+    set_store_clock,
     table_rows,
     with_prices,
 )
@@ -29,6 +30,7 @@ from tasks.core.crash_points import POINTS, observe
 from tasks.core.delta import FileName, TableView, table_view
 from tasks.core.errors import DigestMismatch, NotFound, TransientError
 from tasks.core.holds import place_hold, release_hold
+from tasks.core.object_store import store_now
 from tasks.inference import (
     optimize,
     optimizing,
@@ -410,14 +412,22 @@ def test_a_run_published_while_its_predecessor_is_merged_supersedes_it(
     assert all(key.startswith(AUDIT) for key in merged), "files that were merged in vain are deleted at once"
 
 
-def test_a_merge_that_a_sweep_condemned_does_not_commit(settings: Settings, toy: PipelineSpec) -> None:
-    """The merge's process is paused right before its commit, for so long that the sweep takes its files."""
+@pytest.mark.parametrize("hours", [0, 10])
+def test_a_merge_that_a_sweep_condemned_does_not_commit(
+    settings: Settings, toy: PipelineSpec, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merge's process is paused right before its commit, for so long that the sweep takes its files.
+
+    Its clock is `hours` ahead of the store's, and stands still meanwhile, as that of a suspended machine.
+    """
+    set_store_clock(monkeypatch, -timedelta(hours=hours))
     run_id = score_and_publish(settings, toy, scoring_snapshot(settings, toy))
     before = tables(settings, toy)
     swept = []
 
     def sweep() -> None:
-        swept.append(sweep_orphans(settings, toy, older_than=timedelta(hours=2), clock=months_later))
+        later = store_now(open_store(settings)) + timedelta(hours=3)
+        swept.append(sweep_orphans(settings, toy, older_than=timedelta(hours=2), clock=lambda: later))
 
     at_point("before-optimize-commit", sweep)
     try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from itertools import permutations
+from multiprocessing import get_context
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +26,7 @@ from inference_support import (
 )
 
 from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core.crash_points import observe
 from tasks.core.errors import (
     CommitOutcomeUnknown,
     ConfigError,
@@ -187,10 +191,121 @@ def test_runs_of_the_same_days_published_at_once_never_overlap(
 
     with ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(attempt, runs))
+    # Some of these plans often fall into the same millisecond.
     assert outcomes[-1] == "published"
     rows = table_rows(store_settings, toy)
     assert len(rows) == 360
     assert {row["run_id"] for row in rows} == {runs[-1]}
+
+
+PLANNED = datetime(2024, 4, 1, tzinfo=UTC)
+
+
+def same_moment(settings: Settings, spec: PipelineSpec, versions: Sequence[int]) -> list[str]:
+    """Scored runs of the same days, planned in the same millisecond."""
+    snapshot = scoring_snapshot(settings, spec, days=1)
+    runs = [
+        plan_stub(settings, spec, snapshot, version, clock=lambda: PLANNED).run_id for version in versions
+    ]
+    for run_id in runs:
+        run_stub(settings, spec, run_id)
+    return runs
+
+
+@pytest.mark.parametrize("order", list(permutations((1, 2, 3))), ids=str)
+def test_of_runs_planned_in_the_same_millisecond_the_latest_model_stays_whoever_publishes_first(
+    settings: Settings, toy: PipelineSpec, order: tuple[int, ...]
+) -> None:
+    runs = dict(zip((1, 2, 3), same_moment(settings, toy, (1, 2, 3)), strict=True))
+    newest = 0
+    for version in order:
+        if version < newest:
+            with pytest.raises(StaleAttempt, match=runs[newest]):
+                publish(settings, toy, runs[version])
+        else:
+            publish(settings, toy, runs[version])
+            newest = version
+    assert {row["run_id"] for row in table_rows(settings, toy)} == {runs[3]}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_runs_of_one_model_planned_in_the_same_millisecond_the_same_one_stays_in_either_order(
+    settings: Settings, toy: PipelineSpec, first: int
+) -> None:
+    def one_row_less(rows: pa.Table) -> pa.Table:
+        return rows.slice(1)
+
+    snapshots = [
+        scoring_snapshot(settings, toy, days=1),
+        scoring_snapshot(settings, toy, days=1, change=one_row_less),
+    ]
+    runs = [plan_stub(settings, toy, snapshot, clock=lambda: PLANNED).run_id for snapshot in snapshots]
+    for run_id in runs:
+        run_stub(settings, toy, run_id)
+    publish(settings, toy, runs[first])
+    if runs[first] == max(runs):
+        with pytest.raises(StaleAttempt):
+            publish(settings, toy, runs[1 - first])
+    else:
+        publish(settings, toy, runs[1 - first])
+    assert {row["run_id"] for row in table_rows(settings, toy)} == {max(runs)}
+
+
+@pytest.mark.parametrize("table", ["audit", "delta"])
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_publisher_that_is_overtaken_right_before_its_commit_decides_anew(
+    store_settings: Settings, toy: PipelineSpec, table: str, held: int
+) -> None:
+    """One of two publishers is held at the point where it has decided and sends its transaction."""
+    runs = same_moment(store_settings, toy, (1, 2))
+    inside: list[str] = []
+
+    def overtake(point: str) -> None:
+        if point == f"before-{table}-commit" and not inside:
+            inside.append(point)
+            publish(store_settings, toy, runs[1 - held])
+
+    observe(overtake)
+    try:
+        if held == 0:
+            with pytest.raises(StaleAttempt, match=runs[1]):
+                publish(store_settings, toy, runs[0])
+        else:
+            publish(store_settings, toy, runs[1])
+    finally:
+        observe(None)
+    assert inside
+    assert {row["run_id"] for row in table_rows(store_settings, toy)} == {runs[1]}
+    assert len(table_rows(store_settings, toy)) == 120
+    assert verify(store_settings, toy, runs[1]).ok
+
+
+def test_processes_that_publish_runs_of_the_same_millisecond_at_once_always_leave_the_same_one(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    runs = same_moment(settings, toy, (1, 2, 3, 4))
+    store = open_store(settings, prefix=toy.prefix)
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        for turn in range(10):
+            for info in [
+                *store.list("tables/predictions/_delta_log"),
+                *store.list("tables/audit/_delta_log"),
+            ]:
+                store.delete(info.key)
+            for run_id in runs:
+                store.delete(f"runs/{run_id}/published.json")
+            started = [pool.submit(publish_unless_stale, settings, toy, run_id) for run_id in runs]
+            assert started[3].result(), f"the newest was published, turn {turn}"
+            assert all(isinstance(one.result(), bool) for one in started)
+            assert {row["run_id"] for row in table_rows(settings, toy)} == {runs[3]}, f"turn {turn}"
+
+
+def publish_unless_stale(settings: Settings, spec: PipelineSpec, run_id: str) -> bool:
+    try:
+        publish(settings, spec, run_id)
+    except StaleAttempt:
+        return False
+    return True
 
 
 def test_a_run_planned_earlier_does_not_replace_a_newer_one_unless_told_to(
