@@ -170,7 +170,7 @@ def _other_network(
         weights=weights_bytes(network.state_dict()),
         golden=golden,
         profile_spec=bundle.profile_spec,
-        reference=bundle.reference_profiles(),
+        reference=bundle.reference_profiles,
     )
     return upload_bundle(store, folder)
 

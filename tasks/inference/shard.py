@@ -216,6 +216,7 @@ class ShardWorker:
             node=socket.gethostname(),
             committed_at_utc=iso_utc(self._clock()),
         )
+        pa.default_memory_pool().release_unused()  # a worker's memory is that of one shard, not of its largest one
         return commit_shard(self.store, record, own)
 
     def _score(self, task: ShardPlan, then: int | None) -> _Found:

@@ -134,7 +134,7 @@ class Runs(StorePart):
                 mine = (owned(publications, of), publications.c.run_id == run_id)
                 kept = connection.execute(
                     select(publications.c.table_version).where(*mine).with_for_update()
-                ).scalar()
+                ).scalar_one()
                 if table_version <= kept:
                     return False
                 upsert(connection, publications, values)  # brought back after another run had taken its place

@@ -100,9 +100,6 @@ def test_files_that_are_deleted_because_an_answer_was_lost_are_found(settings: S
     assert line.lost > 0 and line.problems > 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="delta._create says TerminalError, whatever kept the table from being made"
-)
 def test_a_driver_whose_disk_fails_while_a_table_is_made_asks_to_be_repeated(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
