@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _NODE_NEWS_S = 10.0
 _NODE_POLL_S = 0.2
+_SAID_AFTER_S = 15.0
 _OBJECT_STORE_BYTES = 80 << 20
 """Of a Ray that this process starts for itself: only shard numbers and a few figures pass through it."""
 
@@ -95,15 +96,21 @@ class _Pool:
         """The outcome of each shard, once."""
         import ray
 
-        asked_s = time.monotonic()
+        without_s, said = time.monotonic(), False
         while self._dispatch.unsettled:
             self._grow()
             done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_S)
             for call in done:
                 yield from self._answer(call)
             self._hand_out()
-            if not self._nodes and time.monotonic() - asked_s > self._spec.placement_timeout_s:
+            waited_s = time.monotonic() - without_s
+            if any(worker in self._nodes for worker in self._handles):
+                without_s, said = time.monotonic(), False
+            elif waited_s > self._spec.placement_timeout_s:
                 raise self._unplaced()
+            elif waited_s > _SAID_AFTER_S and not said:
+                said = True
+                log.warning("Waiting for a worker: %s", self._unplaced().what)
 
     def close(self) -> None:
         """End all workers; a duplicate that is still at work would only find its shard committed."""
@@ -219,7 +226,7 @@ class _Pool:
             for found in (ray.cluster_resources(), ray.available_resources())
         )
         return ServiceUnavailable(
-            f"Ray placed no worker in {self._spec.placement_timeout_s:g} s: each needs {each} on one node; "
+            f"Ray has placed no worker (limit {self._spec.placement_timeout_s:g} s): each needs {each} on one node; "
             f"the whole cluster has {total}, of which {free} are free",
             which=f"run {self._arguments.run_id}",
             fix="wait for other jobs, add nodes, or lower inference.cpus_per_worker and gpus_per_worker; "

@@ -1,4 +1,4 @@
-"""A run on two Ray nodes, one of which is taken away in the middle of it: `ray_nodes.py RUN_ID`."""
+"""A run on some Ray nodes, one of which is taken away in the middle of it: `ray_nodes.py RUN_ID NODES`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from inference_support import AUDIT
 
-from tasks.core import Settings, load_pipeline, open_store
+from tasks.core import PenstockError, Settings, load_pipeline, open_store
 from tasks.inference import publish, run_plan
 from tasks.inference.records import committed_shards
 
@@ -24,11 +24,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings.from_environment()
     spec = load_pipeline(settings, "toy")
-    inference = spec.inference.model_copy(update={"min_workers": 2, "max_workers": 2, "shard_attempts": 1})
+    inference = spec.inference.model_copy(
+        update={"min_workers": 2, "max_workers": 2, "shard_attempts": 1, "placement_timeout_s": 8.0}
+    )
     spec = spec.model_copy(update={"inference": inference})
     run_id = sys.argv[1]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(int(sys.argv[2]))]
     os.environ["RAY_ADDRESS"] = cluster.address
     taken: list[Any] = []
 
@@ -42,8 +44,15 @@ def main() -> None:
     thread = threading.Thread(target=take_one_away)
     thread.start()
     try:
-        report = run_plan(settings, spec, run_id, audit_table=AUDIT, load_model="ray_failures:load_unhurried")
-        thread.join()
+        try:
+            report = run_plan(
+                settings, spec, run_id, audit_table=AUDIT, load_model="ray_failures:load_unhurried"
+            )
+        except PenstockError as error:
+            sys.stdout.write("RESULT " + json.dumps(error.as_record()) + "\n")
+            return
+        finally:
+            thread.join()
         publish(settings, spec, run_id)
         sys.stdout.write("RESULT " + json.dumps({**report.to_json(), "taken_at": taken[0]}) + "\n")
     finally:

@@ -199,8 +199,18 @@ def test_a_node_that_is_taken_away_costs_only_the_shard_it_was_at(
     settings: Settings, toy: PipelineSpec
 ) -> None:
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
-    report, output = score_on_ray(settings, planned.run_id, script="ray_nodes.py")
+    report, output = score_on_ray(settings, planned.run_id, "2", script="ray_nodes.py")
     assert report.get("shards_committed") == 8, output
     assert report["taken_at"] < 8, "the node went when the run was over already"
     assert verify(settings, toy, planned.run_id).ok
     assert len(table_rows(settings, toy)) == 480
+
+
+def test_a_run_whose_last_node_is_taken_away_ends_and_keeps_what_was_committed(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
+    report, output = score_on_ray(settings, planned.run_id, "1", script="ray_nodes.py")
+    assert report.get("type") == "ServiceUnavailable", output
+    assert "each needs 1 CPU on one node; the whole cluster has" in report["what"]
+    assert 0 < run_stub(settings, toy, planned.run_id).shards_committed < 8
