@@ -351,8 +351,6 @@ class S3Store:
         self._endpoint = endpoint
         self._region = region
         self._patience = patience
-        self._fs: Any = None
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_s3, (self.root, self._endpoint, self._region, self._patience)
@@ -360,20 +358,7 @@ class S3Store:
     @property
     def fs(self) -> Any:
         """The s3fs file system, made at first use: importing it costs what a local run need not pay."""
-        with self._lock:
-            if self._fs is None:
-                import s3fs
-
-                fs = s3fs.S3FileSystem(
-                    endpoint_url=self._endpoint,
-                    client_kwargs={"region_name": self._region},
-                    config_kwargs=self._patience.client_options(),
-                    use_listings_cache=False,
-                    skip_instance_cache=True,
-                )
-                fs.retries = 1  # `s3_faults` sends again, once for all layers
-                self._fs = fs
-            return self._fs
+        return _file_system(self._endpoint, self._region, self._patience)
 
     def url(self, key: str = "") -> str:
         key = _checked(key)
@@ -483,6 +468,32 @@ class S3Store:
             patience=self._patience,
         ):
             raise AlreadyExists("exists already", which=url)
+
+
+_file_systems: dict[tuple[Any, ...], Any] = {}
+_making_one = threading.Lock()
+
+
+def _file_system(endpoint: str | None, region: str, patience: s3_faults.Patience) -> Any:
+    """One client for all stores of a process at an endpoint: to make one takes a tenth of a second, and new connections.
+
+    It is not inherited by a child that was forked: its event loop runs in a thread, which the child does not have.
+    """
+    key = (os.getpid(), endpoint, region, patience)
+    with _making_one:
+        if key not in _file_systems:
+            import s3fs
+
+            fs = s3fs.S3FileSystem(
+                endpoint_url=endpoint,
+                client_kwargs={"region_name": region},
+                config_kwargs=patience.client_options(),
+                use_listings_cache=False,
+                skip_instance_cache=True,
+            )
+            fs.retries = 1  # `s3_faults` sends again, once for all layers
+            _file_systems[key] = fs
+        return _file_systems[key]
 
 
 class _PatientReader(io.RawIOBase):
