@@ -32,6 +32,10 @@ _CHATTER = re.compile(
 """What Ray says in every job and no reader of a task's log needs; the Ray dashboard has it."""
 
 
+LEAST_S = 5.0
+"""A trigger does not end sooner after its start, even when the job does."""
+
+
 class TriggererEnds(ConnectionError):
     """The triggerer process is shutting down: Airflow cannot be asked any more."""
 
@@ -72,8 +76,12 @@ class RayJobTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        started = time.monotonic()
         try:
             payload = await self._follow()
+            # The scheduler must have seen the end of the deferring process first. When the task is queued again before
+            # that, Airflow takes the one for the other's end, and the task for one that failed.
+            await asyncio.sleep(max(0.0, LEAST_S - (time.monotonic() - started)))
         except asyncio.CancelledError:
             await self._stop_unless_deferred()
             raise

@@ -13,6 +13,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow_fakes import FakeRay, context_of
 
+from plugins import ray_job_trigger
 from plugins.ray_job import PenstockRayJobOperator, job_environment, result_key, submission_base
 from plugins.ray_job_trigger import RayJobTrigger, TriggererEnds
 from tasks.core import Settings, open_store
@@ -49,6 +50,12 @@ def log(monkeypatch: pytest.MonkeyPatch) -> LogLines:
     monkeypatch.setattr(PenstockRayJobOperator, "log", logger)
     monkeypatch.setattr(RayJobTrigger, "log", logger)
     return lines
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no scheduler to wait for."""
+    monkeypatch.setattr(ray_job_trigger, "LEAST_S", 0.0)
 
 
 @pytest.fixture
@@ -310,6 +317,23 @@ def cancel(trigger: RayJobTrigger, api: FakeRay) -> None:
             await task
 
     asyncio.run(go())
+
+
+def test_a_job_that_ends_at_once_is_not_reported_before_the_scheduler_saw_the_deferral(
+    ray_api: FakeRay, log: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_job_trigger, "LEAST_S", 2.0)
+    ray_api.add("j", "SUCCEEDED")
+
+    async def go() -> dict[str, Any]:
+        task = asyncio.create_task(anext(WatchedTrigger(ray_api.url).run()))
+        while not log.with_word("is SUCCEEDED"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        return (await task).payload
+
+    assert asyncio.run(go())["status"] == "SUCCEEDED"
 
 
 def test_lines_are_printed_once_while_the_job_runs_and_at_its_end(ray_api: FakeRay, log: LogLines) -> None:
