@@ -47,6 +47,7 @@ from measuring import Usage, measured, python
 
 from tasks.core import PipelineSpec, Settings, Snapshot, load_pipeline, open_store
 from tasks.core.partitions import load_snapshot, read_partition, save_snapshot, write_partition
+from tasks.inference import Plan
 from tasks.metadata import MetadataStore
 
 PIPELINE = "flight_delay"
@@ -201,6 +202,19 @@ def _snapshot(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> 
     return load_snapshot(open_store(settings, prefix=spec.prefix), facts["snapshot_id"])
 
 
+def _planned(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> Plan:
+    from tasks.inference import plan
+
+    return plan(
+        settings,
+        spec,
+        _snapshot(settings, spec, facts),
+        model_version=facts["version"],
+        bundle_digest=facts["bundle_digest"],
+        feature_version=facts["feature_version"],
+    )
+
+
 def bare(
     settings: Settings,
     spec: PipelineSpec,
@@ -273,18 +287,11 @@ def penstock(
     audit: bool = False,
     workers: int = 1,
 ) -> None:
-    from tasks.inference import plan, publish, run_plan
+    from tasks.inference import publish, run_plan
 
     inference = spec.inference.model_copy(update={"min_workers": workers, "max_workers": workers})
     spec = spec.model_copy(update={"inference": inference})
-    planned = plan(
-        settings,
-        spec,
-        _snapshot(settings, spec, facts),
-        model_version=facts["version"],
-        bundle_digest=facts["bundle_digest"],
-        feature_version=facts["feature_version"],
-    )
+    planned = _planned(settings, spec, facts)
     table = "tasks.audit:audit_table" if audit else None
     with _protocol_timed() if local else nullcontext():
         run_plan(settings, spec, planned.run_id, local=local, audit_table=table)
@@ -353,19 +360,12 @@ class _ShardStage:
 def ray_data_shards(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> None:
     import ray
 
-    from tasks.inference import plan, publish
+    from tasks.inference import publish
     from tasks.inference.actor import ActorArguments
     from tasks.inference.commit import take_token
     from tasks.inference.shard import DEFAULT_MODEL
 
-    planned = plan(
-        settings,
-        spec,
-        _snapshot(settings, spec, facts),
-        model_version=facts["version"],
-        bundle_digest=facts["bundle_digest"],
-        feature_version=facts["feature_version"],
-    )
+    planned = _planned(settings, spec, facts)
     token = take_token(open_store(settings, prefix=spec.prefix), planned.run_id)
     _local_ray()
     shards = [{"shard": task.shard} for task in planned.shards]

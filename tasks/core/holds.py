@@ -8,17 +8,17 @@ A hold is about event dates (UTC), as the tables are partitioned. Upkeep looks r
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
 from tasks.core.clock import Clock, iso_utc, utc_now
-from tasks.core.errors import ConfigError, DataError, NotFound
+from tasks.core.errors import ConfigError, NotFound
 from tasks.core.ids import canonical_json
 from tasks.core.object_store import AlreadyExists, ObjectStore
 from tasks.core.records import JsonRecord
+from tasks.core.stored import read_record
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,20 @@ def holds(store: ObjectStore) -> list[Hold]:
         DataError: One cannot be read; nothing may be deleted then.
     """
     keys = {info.key for info in store.list("holds")}
-    found = []
-    for key in sorted(key for key in keys if key.endswith("/placed.json")):
-        over = key.replace("/placed.json", "/released.json")
-        try:
-            found.append(Hold.from_json(json.loads(store.get(over if over in keys else key))))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"is not a readable hold: {error}",
-                which=store.url(key),
-                fix="restore the object from a backup; upkeep deletes nothing until then",
-            ) from error
+    placed = sorted(key for key in keys if key.endswith("/placed.json"))
+    newest = [
+        over if (over := key.replace("/placed.json", "/released.json")) in keys else key for key in placed
+    ]
+    found = [
+        read_record(
+            store,
+            key,
+            Hold,
+            what="a readable hold",
+            fix="restore the object from a backup; upkeep deletes nothing until then",
+        )
+        for key in newest
+    ]
     return sorted(found, key=lambda hold: (hold.placed_at_utc, hold.hold_id))
 
 

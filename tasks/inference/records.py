@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from tasks.core.delta import TableFile
-from tasks.core.errors import DataError, NotFound
+from tasks.core.errors import NotFound
 from tasks.core.object_store import ObjectStore
 from tasks.core.records import JsonRecord, PartitionFile
+from tasks.core.stored import read_record
 
 PREDICTIONS = "tables/predictions"
 AUDIT = "tables/audit"
 
 _READERS = 16
+_NEVER_REWRITTEN = "restore the object from a backup; it is never rewritten"
 
 
 def plan_key(run_id: str) -> str:
@@ -246,18 +249,18 @@ def read_plan(store: ObjectStore, run_id: str) -> Plan:
         DataError: The plan cannot be read.
     """
     try:
-        return Plan.from_json(json.loads(store.get(plan_key(run_id))))
+        return read_record(
+            store,
+            plan_key(run_id),
+            Plan,
+            what="a readable plan",
+            fix="restore the object from a backup; a plan is never rewritten",
+        )
     except NotFound as error:
         raise NotFound(
             "is not a planned run of this pipeline",
             which=f"run {run_id}",
             fix=f"plan it first; planned runs are below {store.url('runs')}",
-        ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"is not a readable plan: {error}",
-            which=store.url(plan_key(run_id)),
-            fix="restore the object from a backup; a plan is never rewritten",
         ) from error
 
 
@@ -267,17 +270,15 @@ def read_shard_record(store: ObjectStore, run_id: str, shard: int) -> ShardRecor
     Raises:
         DataError: The record cannot be read.
     """
-    key = shard_key(run_id, shard)
-    try:
-        return ShardRecord.from_json(json.loads(store.get(key)))
-    except NotFound:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"is not a readable shard record: {error}",
-            which=store.url(key),
+    with suppress(NotFound):
+        return read_record(
+            store,
+            shard_key(run_id, shard),
+            ShardRecord,
+            what="a readable shard record",
             fix="restore the object from a backup; deleting it makes the shard be scored again",
-        ) from error
+        )
+    return None
 
 
 def read_replays(store: ObjectStore, run_id: str) -> list[ReplayRecord]:
@@ -286,17 +287,10 @@ def read_replays(store: ObjectStore, run_id: str) -> list[ReplayRecord]:
     Raises:
         DataError: A record cannot be read.
     """
-    found = []
-    for info in store.list(f"runs/{run_id}/replays"):
-        try:
-            found.append(ReplayRecord.from_json(json.loads(store.get(info.key))))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"is not a readable replay record: {error}",
-                which=store.url(info.key),
-                fix="restore the object from a backup; it is never rewritten",
-            ) from error
-    return found
+    return [
+        read_record(store, info.key, ReplayRecord, what="a readable replay record", fix=_NEVER_REWRITTEN)
+        for info in store.list(f"runs/{run_id}/replays")
+    ]
 
 
 def read_merge_record(store: ObjectStore, run_id: str, attempt: str) -> MergeRecord | None:
@@ -306,16 +300,11 @@ def read_merge_record(store: ObjectStore, run_id: str, attempt: str) -> MergeRec
         DataError: The record cannot be read.
     """
     key = merge_key(run_id, attempt)
-    try:
-        return MergeRecord.from_json(json.loads(store.get(key)))
-    except NotFound:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"is not a readable record of merged files: {error}",
-            which=store.url(key),
-            fix="restore the object from a backup; it is never rewritten",
-        ) from error
+    with suppress(NotFound):
+        return read_record(
+            store, key, MergeRecord, what="a readable record of merged files", fix=_NEVER_REWRITTEN
+        )
+    return None
 
 
 def read_merge_records(store: ObjectStore, run_id: str, folder: str) -> list[MergeRecord]:
