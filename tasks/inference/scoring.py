@@ -161,31 +161,11 @@ def score_rows(
         PipelineCodeError: The model returns something else than one score for each row.
         DataError: Too many rows fail.
     """
-    scored: list[ScoredBatch] = []
+    scoring = _Scoring(model, spec, dead, explained_share)
     size = max(spec.inference.batch_rows, model.block_rows)
     for start in range(0, rows.num_rows, size):
-        _bisect(model, spec, rows.slice(start, size), first_row + start, dead, explained_share, scored)
-    return scored
-
-
-def _bisect(
-    model: ShardModel,
-    spec: PipelineSpec,
-    rows: pa.Table,
-    first_row: int,
-    dead: DeadLetters,
-    explained_share: float,
-    scored: list[ScoredBatch],
-) -> None:
-    try:
-        scored.append(_score(model, spec, rows, first_row, dead, explained_share))
-    except _RowsFailed as failed:
-        if rows.num_rows == 1:
-            dead.add(DeadLetter(first_row, failed.stage, failed.error_class, failed.reason), rows)
-            return
-        half = rows.num_rows // 2
-        _bisect(model, spec, rows.slice(0, half), first_row, dead, explained_share, scored)
-        _bisect(model, spec, rows.slice(half), first_row + half, dead, explained_share, scored)
+        scoring.bisect(rows.slice(start, size), first_row + start)
+    return scoring.scored
 
 
 class _RowsFailed(Exception):
@@ -216,39 +196,60 @@ class _Stage:
             raise _RowsFailed(self.name, error) from error
 
 
-def _score(
-    model: ShardModel,
-    spec: PipelineSpec,
-    rows: pa.Table,
-    first_row: int,
-    dead: DeadLetters,
-    explained_share: float,
-) -> ScoredBatch:
-    with _Stage("identity"):
-        entities = entity_column(rows, spec)
-        ids = PredictionIds.of(entities, event_micros(rows, spec), spec)
-        identity = rows.select(list(dict.fromkeys((spec.event_time, *spec.entity_key))))
-    with _Stage("features"):
-        features = model.features(rows)
-    with _Stage("encode"):
-        encoded = model.encode(features)
-    with _Stage("predict"):
-        scores = model.predict(encoded)
-    n = rows.num_rows
-    _check_shapes(n, features, encoded, scores)
-    numbers = np.arange(first_row, first_row + n, dtype=np.int64)
-    good = np.isfinite(scores) & (scores >= 0) & (scores <= 1)
-    if not good.all():
-        for index in np.flatnonzero(~good).tolist():
-            why = f"the model's answer is {float(scores[index])!r}, not a probability"
-            dead.add(DeadLetter(int(numbers[index]), "predict", "NotAProbability", why), rows.slice(index, 1))
-        keep = np.flatnonzero(good)
-        identity, entities, features = (part.take(pa.array(keep)) for part in (identity, entities, features))
-        encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
-    explained, attributions, residual, base = _explain(model, ids.below_share(explained_share), encoded)
-    return ScoredBatch(
-        numbers, ids, entities, identity, features, scores, explained, attributions, residual, base
-    )
+@dataclass
+class _Scoring:
+    """A shard's batches as they are scored; `score_rows` describes the fields."""
+
+    model: ShardModel
+    spec: PipelineSpec
+    dead: DeadLetters
+    explained_share: float
+    scored: list[ScoredBatch] = field(default_factory=list)
+
+    def bisect(self, rows: pa.Table, first_row: int) -> None:
+        """Score rows; when one of them fails, each half by itself, down to the row."""
+        try:
+            self.scored.append(self._score(rows, first_row))
+        except _RowsFailed as failed:
+            if rows.num_rows == 1:
+                self.dead.add(DeadLetter(first_row, failed.stage, failed.error_class, failed.reason), rows)
+                return
+            half = rows.num_rows // 2
+            self.bisect(rows.slice(0, half), first_row)
+            self.bisect(rows.slice(half), first_row + half)
+
+    def _score(self, rows: pa.Table, first_row: int) -> ScoredBatch:
+        with _Stage("identity"):
+            entities = entity_column(rows, self.spec)
+            ids = PredictionIds.of(entities, event_micros(rows, self.spec), self.spec)
+            identity = rows.select(list(dict.fromkeys((self.spec.event_time, *self.spec.entity_key))))
+        with _Stage("features"):
+            features = self.model.features(rows)
+        with _Stage("encode"):
+            encoded = self.model.encode(features)
+        with _Stage("predict"):
+            scores = self.model.predict(encoded)
+        n = rows.num_rows
+        _check_shapes(n, features, encoded, scores)
+        numbers = np.arange(first_row, first_row + n, dtype=np.int64)
+        good = np.isfinite(scores) & (scores >= 0) & (scores <= 1)
+        if not good.all():
+            for index in np.flatnonzero(~good).tolist():
+                why = f"the model's answer is {float(scores[index])!r}, not a probability"
+                self.dead.add(
+                    DeadLetter(int(numbers[index]), "predict", "NotAProbability", why), rows.slice(index, 1)
+                )
+            keep = np.flatnonzero(good)
+            identity, entities, features = (
+                part.take(pa.array(keep)) for part in (identity, entities, features)
+            )
+            encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
+        explained, attributions, residual, base = _explain(
+            self.model, ids.below_share(self.explained_share), encoded
+        )
+        return ScoredBatch(
+            numbers, ids, entities, identity, features, scores, explained, attributions, residual, base
+        )
 
 
 def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:
