@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.audit.archive import ArchivedDate, archived_dates
-    from tasks.audit.lookup import AuditPage, AuditRecord, InvalidQuery, by_prediction, by_window
+    from tasks.audit.lookup import by_prediction, by_window
+    from tasks.audit.query import AuditFilter, InvalidQuery
+    from tasks.audit.record import AuditPage, AuditRecord
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
 
 _HOME = {
     "ArchivedDate": "archive",
-    "AuditPage": "lookup",
-    "AuditRecord": "lookup",
-    "InvalidQuery": "lookup",
+    "AuditFilter": "query",
+    "AuditPage": "record",
+    "AuditRecord": "record",
+    "InvalidQuery": "query",
     "Retained": "retention",
     "archived_dates": "archive",
     "audit_table": "rows",
@@ -29,6 +32,7 @@ _HOME = {
 
 __all__ = [
     "ArchivedDate",
+    "AuditFilter",
     "AuditPage",
     "AuditRecord",
     "InvalidQuery",

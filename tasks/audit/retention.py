@@ -62,12 +62,12 @@ def retain(
     spec: PipelineSpec,
     *,
     as_of: date,
-    hot_days: int | None = None,
+    warm_days: int | None = None,
     expire_days: int | None = None,
     dry_run: bool = False,
     clock: Clock = utc_now,
 ) -> Retained:
-    """Archive event dates older than `hot_days`, expire those older than `expire_days`, as seen on `as_of`.
+    """Archive event dates older than `warm_days`, expire those older than `expire_days`, as seen on `as_of`.
 
     Dates with a hold (`tasks.core.holds`) neither move nor expire.
 
@@ -75,7 +75,7 @@ def retain(
         settings: This installation.
         spec: The pipeline.
         as_of: The day from which ages count; for historical data a day of its own time.
-        hot_days: Instead of `explanations.hot_days`.
+        warm_days: Instead of `explanations.warm_days`.
         expire_days: Instead of `explanations.expire_days`.
         dry_run: Only say what would go.
         clock: The time, for records.
@@ -85,7 +85,7 @@ def retain(
         DigestMismatch: An archive file does not hold what was written; nothing was removed from the table.
         StoreUnavailable: The store failed; repeat the call.
     """
-    hot_days = spec.explanations.hot_days if hot_days is None else hot_days
+    warm_days = spec.explanations.warm_days if warm_days is None else warm_days
     expire_days = spec.explanations.expire_days if expire_days is None else expire_days
     store = open_store(settings, prefix=spec.prefix)
     standing = holds(store)
@@ -93,7 +93,7 @@ def retain(
     hot: dict[date, list[LiveFile]] = {}
     held: set[date] = set()
     for file in view.files if view else ():
-        if (as_of - file.event_date).days > hot_days:
+        if (as_of - file.event_date).days > warm_days:
             if is_held(standing, file.event_date):
                 held.add(file.event_date)
             else:

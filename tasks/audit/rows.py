@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tasks.core.columns import constant
@@ -18,9 +19,13 @@ from tasks.core.ids import canonical_json, digest_json
 from tasks.core.object_store import AlreadyExists, ObjectStore
 from tasks.core.records import JsonRecord
 from tasks.core.scored import ScoredRows
-from tasks.core.spec import PipelineSpec
 
 AUDIT_TABLE = "tables/audit"
+
+ATTRIBUTION_BITS = 12
+"""Bits of fraction that attributions keep: the other 11 of a float32 cost a third of the row (docs/audit.md)."""
+
+Floats = npt.NDArray[np.float32]
 
 _UTC = pa.timestamp("us", tz="UTC")
 
@@ -37,7 +42,7 @@ AUDIT_SCHEMA = pa.schema(
         ("prediction", pa.float32()),
         ("base_value", pa.float32()),
         ("attributions", pa.list_(pa.field("element", pa.float32()))),
-        ("topk_idx", pa.list_(pa.field("element", pa.int16()))),
+        ("attribution_bits", pa.int8()),
         ("residual", pa.float32()),
         ("explainer", pa.string()),
         ("explainer_version", pa.string()),
@@ -49,8 +54,9 @@ AUDIT_SCHEMA = pa.schema(
         ("source_key", pa.string()),
         ("source_row", pa.int64()),
         ("feature_values", pa.list_(pa.field("element", pa.float32()))),
-        ("feature_values_text", pa.map_(pa.string(), pa.string())),
+        ("feature_texts", pa.list_(pa.field("element", pa.string()))),
         ("scored_at", _UTC),
+        ("erasure_id", pa.string()),
     ]
 )
 """Columns of a file; the table has `event_date` (UTC) besides, which the file's folder says."""
@@ -66,10 +72,15 @@ class FeatureSet(JsonRecord):
     names: tuple[str, ...]
     """Order of `attributions` and of `topk_idx`."""
     numeric: tuple[str, ...]
-    """Order of `feature_values`; the others are in `feature_values_text` by name."""
+    """Order of `feature_values`; the others, in the order of `names`, are in `feature_texts`."""
     feature_computation_version: str
     bundle_digest: str
     """Its `encoder.json` holds the category maps, its `features.py` the code."""
+
+    @property
+    def textual(self) -> tuple[str, ...]:
+        """Order of `feature_texts`."""
+        return tuple(name for name in self.names if name not in self.numeric)
 
     @classmethod
     def of(cls, scored: ScoredRows) -> FeatureSet:
@@ -89,23 +100,23 @@ def feature_set_key(version: str) -> str:
     return f"audit/feature_sets/{version}.json"
 
 
-def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> pa.Table:
+def audit_table(store: ObjectStore, scored: ScoredRows) -> pa.Table:
     """Audit rows of scored rows, in their order; stores their feature set when it is new.
 
     Args:
         store: The pipeline's store.
-        spec: `explanations.top_k` is read from it.
         scored: n rows, F features.
 
     Returns:
-        n rows of `AUDIT_SCHEMA`, columns of one value dictionary-encoded. Rows that were not explained have null attributions, top-k, base value,
-        residual and explainer.
+        n rows of `AUDIT_SCHEMA`, columns of one value dictionary-encoded. Rows that were not explained have null
+        attributions, base value, residual and explainer.
     """
     features = FeatureSet.of(scored)
     with suppress(AlreadyExists):  # named by content: whoever stored it stored the same
         _store_once(store, features)
     n = len(scored.prediction_ids)
     explained = scored.explained
+    attributions, residual = rounded(scored.attributions, scored.residual[explained])
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
         return constant(value, kind, n)
@@ -124,34 +135,47 @@ def audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> p
         "shard_id": same(scored.shard, pa.int32()),
         "prediction": pa.array(scored.scores, pa.float32()),
         "base_value": where_explained(np.float32(scored.base_value), pa.float32()),
-        "attributions": _lists(scored.attributions, explained, pa.float32()),
-        "topk_idx": _lists(top_k(scored.attributions, spec.explanations.top_k), explained, pa.int16()),
-        "residual": pa.array(scored.residual, pa.float32(), mask=~explained),
+        "attributions": _lists(attributions, explained, pa.float32()),
+        "attribution_bits": where_explained(ATTRIBUTION_BITS, pa.int8()),
+        "residual": _where(explained, residual),
         "explainer": where_explained(scored.explainer, pa.string()),
         "explainer_version": where_explained(scored.explainer_version, pa.string()),
         "background_id": where_explained(scored.background_id, pa.string()),
         "feature_set_version": same(features.feature_set_version, pa.string()),
         "feature_computation_version": same(scored.feature_version, pa.string()),
-        "feature_asof": scored.event_times,
+        "feature_asof": same(None, _UTC),
         "source_snapshot": same(scored.source_snapshot, pa.string()),
         "source_key": same(scored.source_key, pa.string()),
         "source_row": pa.array(scored.source_rows, pa.int64()),
         "feature_values": _numbers(scored.features, features.numeric),
-        "feature_values_text": _texts(scored.features, features),
+        "feature_texts": _texts(scored.features, features),
         "scored_at": same(scored.scored_at, _UTC),
+        "erasure_id": same(None, pa.string()),
     }
     return pa.table({name: columns[name] for name in AUDIT_SCHEMA.names})
 
 
-def top_k(attributions: np.ndarray[Any, np.dtype[np.float32]], k: int) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """Indices of the k largest attributions by magnitude, largest first; ties in feature order. [n, min(k, F)]."""
-    left = np.nan_to_num(np.abs(attributions), copy=False, nan=0.0)
-    rows = np.arange(len(left))
-    found = np.empty((len(left), min(k, attributions.shape[1])), np.int16)
-    for place in range(found.shape[1]):
-        found[:, place] = left.argmax(axis=1)  # the first of equals
-        left[rows, found[:, place]] = -1.0
-    return found
+def rounded(attributions: Floats, residual: Floats, bits: int = ATTRIBUTION_BITS) -> tuple[Floats, Floats]:
+    """Attributions with fewer significant bits, and the residual that keeps each row's sum.
+
+    Bits that say nothing cost most of a float's space; 12 bits of fraction are off by 1 part in 8,192 at most.
+
+    Args:
+        attributions: Shape (k, F), finite or NaN.
+        residual: Shape (k,).
+        bits: Bits of the fraction to keep, 1 to 23; 23 keeps all.
+
+    Source: Klower et al. (2021), "Compressing atmospheric data into its real information content"
+        (round to nearest).
+    """
+    drop = 23 - bits
+    if not drop or not attributions.size:
+        return attributions, residual
+    whole = attributions.view(np.uint32)
+    half = np.uint32(1 << (drop - 1))
+    kept = ((whole + half) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
+    kept = np.where(np.isfinite(attributions) & np.isfinite(kept), kept, attributions)
+    return kept, residual + (attributions - kept).sum(axis=1)
 
 
 def read_feature_set(store: ObjectStore, version: str) -> FeatureSet:
@@ -212,14 +236,20 @@ def _numbers(features: pa.Table, names: Sequence[str]) -> pa.Array:
 
 
 def _texts(features: pa.Table, known: FeatureSet) -> pa.Array:
-    names = [name for name in known.names if name not in known.numeric]
+    names = known.textual
     n, width = features.num_rows, len(names)
-    kind = pa.map_(pa.string(), pa.string())
+    kind = AUDIT_SCHEMA.field("feature_texts").type
     if not width:
         return pa.array([[]] * n, kind)
     # Interleave: row after row, feature after feature.
     order = (np.arange(n)[:, None] + np.arange(width)[None, :] * n).reshape(-1)
     items = pa.concat_arrays([features.column(name).combine_chunks() for name in names])
-    keys = pa.array(names).take(pa.array(np.tile(np.arange(width), n)))
     offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32))
-    return pa.MapArray.from_arrays(offsets, keys, items.take(pa.array(order)).cast(pa.string()))
+    return pa.ListArray.from_arrays(offsets, items.take(pa.array(order)).cast(pa.string()), type=kind)
+
+
+def _where(where: npt.NDArray[np.bool_], values: Floats) -> pa.Array:
+    """float32, shape (n,): the k `values` at the k places where `where`, shape (n,); else null."""
+    whole = np.zeros(len(where), np.float32)
+    whole[where] = values
+    return pa.array(whole, pa.float32(), mask=~where)

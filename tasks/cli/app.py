@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import logging
-import sys
-from contextlib import redirect_stdout
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from tasks.cli.audit import audit
 from tasks.cli.logs import log_to_stderr
+from tasks.cli.options import (
+    Actor,
+    AsOf,
+    Day,
+    DryRun,
+    EvaluationKey,
+    FirstDay,
+    Json,
+    LastDay,
+    Pipeline,
+    Reason,
+    RunId,
+    SnapshotId,
+    ValidationFirstDay,
+    Version,
+    call,
+    run,
+)
 from tasks.cli.output import console, show
 from tasks.cli.services import cli_settings
 from tasks.core.errors import ConfigError
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Pipeline = Annotated[str, typer.Argument(help="Name of a folder under pipelines/.", show_default=False)]
-Day = Annotated[str | None, typer.Option(help="YYYY-MM-DD", show_default=False)]
-FirstDay = Annotated[str, typer.Option(help="First day of the window, YYYY-MM-DD.", show_default=False)]
-LastDay = Annotated[str, typer.Option(help="Last day of the window, YYYY-MM-DD.", show_default=False)]
-AsOf = Annotated[
-    str | None,
-    typer.Option(help="Day on which it is done, YYYY-MM-DD; default: today.", show_default=False),
-]
-SnapshotId = Annotated[
-    str, typer.Argument(help="As the snapshot or validation step prints it.", show_default=False)
-]
-RunId = Annotated[str, typer.Argument(help="As `penstock inference plan` prints it.", show_default=False)]
-Version = Annotated[int, typer.Argument(help="Number of a registered version.", show_default=False)]
-EvaluationKey = Annotated[
-    str, typer.Argument(help="As `penstock evaluation run` prints it.", show_default=False)
-]
-ValidationFirstDay = Annotated[
-    str, typer.Option(help="First day that is not trained on, YYYY-MM-DD.", show_default=False)
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-Actor = Annotated[str, typer.Option(help="Who decides; kept in the record.", envvar="USER")]
-Reason = Annotated[str, typer.Option(help="Why; kept in the record.", prompt=True)]
 
 
 def _group(name: str, help_text: str) -> typer.Typer:
@@ -66,7 +59,7 @@ evaluation = _group("evaluation", "Measure a model and judge it.")
 registry = _group("registry", "Challenger, champion and their history.")
 inference = _group("inference", "Batch scoring: plan, score, publish, verify.")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
-audit = _group("audit", "Why was this prediction made?")
+app.add_typer(audit, name="audit")
 
 
 @app.callback()
@@ -74,18 +67,6 @@ def _start(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show progress lines on stderr.")] = False,
 ) -> None:
     log_to_stderr(logging.INFO if verbose else logging.WARNING)
-
-
-def _call(step: str, pipeline: str, **arguments: Any) -> dict[str, Any]:
-    from tasks import wiring
-
-    with redirect_stdout(sys.stderr):  # Ray prints its workers' lines; stdout is for the result alone
-        return wiring.step(step)(cli_settings(), pipeline, **arguments)
-
-
-def _run(step: str, pipeline: str, as_json: bool, **arguments: Any) -> None:
-    result = _call(step, pipeline, **arguments)
-    show(result, as_json=as_json, title=f"{pipeline}: {step.replace('_', ' ')}")
 
 
 # -- this machine's services
@@ -189,7 +170,7 @@ def new(
 @app.command()
 def maintain(pipeline: Pipeline, as_json: Json = False) -> None:
     """Daily upkeep: remove files that nothing refers to, put MLflow's aliases right, merge small files. Safe beside running work."""
-    _run("maintain", pipeline, as_json)
+    run("maintain", pipeline, as_json)
 
 
 # -- rooms
@@ -233,15 +214,15 @@ def data_snapshot(
             else "add --scoring, or use --train-first-day ...",
         )
     if scoring:
-        _run("snapshot_scoring", pipeline, as_json, **days)
+        run("snapshot_scoring", pipeline, as_json, **days)
     else:
-        _run("snapshot_training", pipeline, as_json, **split)
+        run("snapshot_training", pipeline, as_json, **split)
 
 
 @data.command("show")
 def data_show(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = False) -> None:
     """The partitions of a snapshot: day, rows, bytes, digest."""
-    _run("show_snapshot", pipeline, as_json, snapshot_id=snapshot_id)
+    run("show_snapshot", pipeline, as_json, snapshot_id=snapshot_id)
 
 
 @validation.command("run")
@@ -250,7 +231,7 @@ def validation_run(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = 
 
     Prints the id of the clean snapshot: the next step takes that one.
     """
-    _run("validate_snapshot", pipeline, as_json, snapshot_id=snapshot_id)
+    run("validate_snapshot", pipeline, as_json, snapshot_id=snapshot_id)
 
 
 @training.command("run")
@@ -261,7 +242,7 @@ def training_run(
     as_json: Json = False,
 ) -> None:
     """Train on a validated snapshot; the same snapshot, code and settings are trained once."""
-    _run("train_model", pipeline, as_json, snapshot_id=snapshot_id, validation_first_day=validation_first_day)
+    run("train_model", pipeline, as_json, snapshot_id=snapshot_id, validation_first_day=validation_first_day)
 
 
 @evaluation.command("run")
@@ -275,7 +256,7 @@ def evaluation_run(
     as_json: Json = False,
 ) -> None:
     """Measure a model on the validation days against the champion and logistic regression."""
-    _run(
+    run(
         "evaluate_model",
         pipeline,
         as_json,
@@ -288,13 +269,13 @@ def evaluation_run(
 @evaluation.command("gate")
 def evaluation_gate(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: Json = False) -> None:
     """Judge an evaluation; a refused model ends with exit code 2."""
-    _run("gate_model", pipeline, as_json, evaluation_key=evaluation_key)
+    run("gate_model", pipeline, as_json, evaluation_key=evaluation_key)
 
 
 @registry.command("history")
 def registry_history(pipeline: Pipeline, as_json: Json = False) -> None:
     """Every promotion and rollback: when, what, who and why."""
-    found = _call("deployment_history", pipeline)
+    found = call("deployment_history", pipeline)
     show(
         found if as_json else found["events"], as_json=as_json, title=f"{pipeline}: deployments, newest first"
     )
@@ -307,13 +288,13 @@ def registry_live(
     as_json: Json = False,
 ) -> None:
     """What is live, or was live at a moment."""
-    _run("live_model", pipeline, as_json, at=at.isoformat() if at else None)
+    run("live_model", pipeline, as_json, at=at.isoformat() if at else None)
 
 
 @registry.command("register")
 def registry_register(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: Json = False) -> None:
     """Register the model of a passed evaluation as challenger; needs MLflow. Once for each bundle."""
-    _run("register_model", pipeline, as_json, evaluation_key=evaluation_key)
+    run("register_model", pipeline, as_json, evaluation_key=evaluation_key)
 
 
 @registry.command("canary")
@@ -332,7 +313,7 @@ def registry_canary(
 
     Prints its verdict: promote after pass or skipped; fail and inconclusive mean that the champion stays.
     """
-    _run("canary_model", pipeline, as_json, version=version, validation_last_day=after)
+    run("canary_model", pipeline, as_json, version=version, validation_last_day=after)
 
 
 @registry.command("promote")
@@ -348,7 +329,7 @@ def registry_promote(
     as_json: Json = False,
 ) -> None:
     """Make a registered version the champion, after loading it and replaying its golden rows."""
-    _run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
+    run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
 
 
 @registry.command("rollback")
@@ -369,7 +350,7 @@ def registry_rollback(
 ) -> None:
     """Go back to an earlier version, load-verified; the version left is barred."""
     if leaving is None:
-        live = _call("live_model", pipeline)["version"]
+        live = call("live_model", pipeline)["version"]
         raise ConfigError(
             "is needed, so that a repeated command does not go back one version more",
             which="--leaving",
@@ -377,7 +358,7 @@ def registry_rollback(
             if live
             else "no version is live, so there is nothing to leave",
         )
-    _run(
+    run(
         "rollback_model",
         pipeline,
         as_json,
@@ -393,19 +374,19 @@ def registry_unbar(
     pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
 ) -> None:
     """Allow a rolled-back version to be promoted again."""
-    _run("unbar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
+    run("unbar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
 
 
 @registry.command("reconcile")
 def registry_reconcile(pipeline: Pipeline, as_json: Json = False) -> None:
     """Make MLflow's aliases say what the event log says."""
-    _run("reconcile_registry", pipeline, as_json)
+    run("reconcile_registry", pipeline, as_json)
 
 
 @inference.command("plan")
 def inference_plan(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = False) -> None:
     """Cut a validated scoring snapshot into shards for the champion; prints the run id."""
-    _run("plan_scoring", pipeline, as_json, snapshot_id=snapshot_id)
+    run("plan_scoring", pipeline, as_json, snapshot_id=snapshot_id)
 
 
 @inference.command("run")
@@ -416,7 +397,7 @@ def inference_run(
     as_json: Json = False,
 ) -> None:
     """Score what is not committed yet."""
-    _run("score_run", pipeline, as_json, run_id=run_id, local=local)
+    run("score_run", pipeline, as_json, run_id=run_id, local=local)
 
 
 @inference.command("resume")
@@ -427,7 +408,7 @@ def inference_resume(
     as_json: Json = False,
 ) -> None:
     """Score what is missing, publish and verify, whatever stopped the run; safe at any moment."""
-    _run("resume_run", pipeline, as_json, run_id=run_id, local=local)
+    run("resume_run", pipeline, as_json, run_id=run_id, local=local)
 
 
 @inference.command("replay")
@@ -447,7 +428,7 @@ def inference_replay(
     as_json: Json = False,
 ) -> None:
     """Score a published run's dead letters again and add those that can be scored now, each once."""
-    _run("replay_run", pipeline, as_json, run_id=run_id, snapshot_id=snapshot_id, local=local)
+    run("replay_run", pipeline, as_json, run_id=run_id, snapshot_id=snapshot_id, local=local)
 
 
 @inference.command("publish")
@@ -463,19 +444,19 @@ def inference_publish(
     as_json: Json = False,
 ) -> None:
     """Add a finished run to the predictions table in one transaction; a second call changes nothing."""
-    _run("publish_run", pipeline, as_json, run_id=run_id, replace_newer=replace_newer)
+    run("publish_run", pipeline, as_json, run_id=run_id, replace_newer=replace_newer)
 
 
 @inference.command("status")
 def inference_status(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
     """A progress bar, rows, rate, time left, work by node, dead letters and cost so far."""
-    _run("run_status", pipeline, as_json, run_id=run_id)
+    run("run_status", pipeline, as_json, run_id=run_id)
 
 
 @inference.command("verify")
 def inference_verify(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
     """Check counts, digests and uniqueness of a published run; exit code 2 when something is wrong."""
-    _run("verify_run", pipeline, as_json, run_id=run_id)
+    run("verify_run", pipeline, as_json, run_id=run_id)
 
 
 @inference.command("optimize")
@@ -491,7 +472,7 @@ def inference_optimize(
 
     Exit code 2 when a file is damaged: everything else is merged first. 75 or 76: repeat it. Days with a hold stay as they are.
     """
-    _run("optimize_tables", pipeline, as_json, target_mb=target_mb, dry_run=dry_run)
+    run("optimize_tables", pipeline, as_json, target_mb=target_mb, dry_run=dry_run)
 
 
 @inference.command("vacuum")
@@ -502,7 +483,7 @@ def inference_vacuum(
     as_json: Json = False,
 ) -> None:
     """Delete files that the tables let go: superseded or merged ones. Days with a hold stay as they are."""
-    _run("vacuum_tables", pipeline, as_json, older_than_days=older_than_days, dry_run=dry_run)
+    run("vacuum_tables", pipeline, as_json, older_than_days=older_than_days, dry_run=dry_run)
 
 
 @inference.command("torture")
@@ -537,7 +518,7 @@ def monitoring_run(
     pipeline: Pipeline, first_day: Day = None, last_day: Day = None, as_of: AsOf = None, as_json: Json = False
 ) -> None:
     """All of it: measure, join labels, decide and report. Without days: those of the newest publication."""
-    _run("monitor_window", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
+    run("monitor_window", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
 
 
 @monitoring.command("measure")
@@ -545,7 +526,7 @@ def monitoring_measure(
     pipeline: Pipeline, first_day: Day = None, last_day: Day = None, as_json: Json = False
 ) -> None:
     """Drift and contract signals of each published day. Without days: those of the newest publication."""
-    _run("measure_window", pipeline, as_json, first_day=first_day, last_day=last_day)
+    run("measure_window", pipeline, as_json, first_day=first_day, last_day=last_day)
 
 
 @monitoring.command("labels")
@@ -553,7 +534,7 @@ def monitoring_labels(
     pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_of: AsOf = None, as_json: Json = False
 ) -> None:
     """Realised performance of each day whose labels are known."""
-    _run("join_labels", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
+    run("join_labels", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
 
 
 @monitoring.command("decide")
@@ -561,7 +542,7 @@ def monitoring_decide(
     pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_json: Json = False
 ) -> None:
     """The verdict on a measured window, and what to do about it."""
-    _run("decide_window", pipeline, as_json, first_day=first_day, last_day=last_day)
+    run("decide_window", pipeline, as_json, first_day=first_day, last_day=last_day)
 
 
 @monitoring.command("report")
@@ -569,79 +550,4 @@ def monitoring_report(
     pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_json: Json = False
 ) -> None:
     """One page for a measured window: the verdict and the charts it stands on."""
-    _run("report_window", pipeline, as_json, first_day=first_day, last_day=last_day)
-
-
-@audit.command("id")
-def audit_id(
-    pipeline: Pipeline,
-    prediction_id: Annotated[
-        str,
-        typer.Argument(help="As in the predictions table and `penstock audit window`.", show_default=False),
-    ],
-    as_json: Json = False,
-) -> None:
-    """One prediction: features, model, run, explanation."""
-    _run("audit_prediction", pipeline, as_json, prediction_id=prediction_id)
-
-
-@audit.command("window")
-def audit_window(
-    pipeline: Pipeline,
-    start: Annotated[datetime, typer.Option(help="UTC, included.")],
-    end: Annotated[datetime, typer.Option(help="UTC, excluded.")],
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Predictions on a page.")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="From the page before.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Predictions about a time window, page by page."""
-    _run(
-        "audit_predictions",
-        pipeline,
-        as_json,
-        start=start.isoformat(),
-        end=end.isoformat(),
-        limit=limit,
-        cursor=cursor,
-    )
-
-
-@audit.command("retain")
-def audit_retain(pipeline: Pipeline, as_of: AsOf = None, as_json: Json = False) -> None:
-    """Archive and expire explanation data by age."""
-    _run("archive_explanations", pipeline, as_json, as_of=as_of)
-
-
-@audit.command("hold")
-def audit_hold(
-    pipeline: Pipeline,
-    first_day: FirstDay,
-    last_day: LastDay,
-    actor: Actor,
-    reason: Reason,
-    as_json: Json = False,
-) -> None:
-    """Keep days from upkeep: none of their files is deleted, archived or merged until the hold is released.
-
-    Days are UTC dates of the event time, both included.
-    """
-    _run("hold_days", pipeline, as_json, first_day=first_day, last_day=last_day, actor=actor, reason=reason)
-
-
-@audit.command("release")
-def audit_release(
-    pipeline: Pipeline,
-    hold_id: Annotated[str, typer.Argument(help="As `penstock audit holds` lists it.", show_default=False)],
-    actor: Actor,
-    reason: Reason,
-    as_json: Json = False,
-) -> None:
-    """End a hold. The record of it stays."""
-    _run("release_days", pipeline, as_json, hold_id=hold_id, actor=actor, reason=reason)
-
-
-@audit.command("holds")
-def audit_holds(pipeline: Pipeline, as_json: Json = False) -> None:
-    """Every hold: which days, why, who, and whether it was released."""
-    found = _call("list_holds", pipeline)
-    show(found if as_json else found["holds"], as_json=as_json, title=f"{pipeline}: holds")
+    run("report_window", pipeline, as_json, first_day=first_day, last_day=last_day)

@@ -208,15 +208,15 @@ class ExplanationSpec(_Record):
     share: Share = 1.0
     """Share of predictions with attributions, chosen by hash of the prediction id; provenance is always kept."""
     top_k: int = Field(5, ge=1)
-    hot_days: int = Field(30, ge=1)
+    warm_days: int = Field(30, ge=1)
     """After this age a day moves to the archive."""
     expire_days: int = Field(730, ge=1)
     """After this age an archived day is deleted."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ExplanationSpec:
-        if self.expire_days <= self.hot_days:
-            raise ValueError(f"expire_days {self.expire_days} must be above hot_days {self.hot_days}")
+        if self.expire_days <= self.warm_days:
+            raise ValueError(f"expire_days {self.expire_days} must be above warm_days {self.warm_days}")
         return self
 
 

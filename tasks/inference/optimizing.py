@@ -39,6 +39,7 @@ from tasks.core.object_store import AlreadyExists, ObjectStore, open_store, stor
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.core.table_files import AUDIT_GROUP_ROWS, write_table_file
 from tasks.inference.commit import discard
 from tasks.inference.records import (
     AUDIT,
@@ -49,7 +50,7 @@ from tasks.inference.records import (
     merge_key,
     read_shard_records,
 )
-from tasks.inference.tables import AUDIT_GROUP_ROWS, PREDICTION_GROUP_ROWS, write_table_file
+from tasks.inference.tables import PREDICTION_GROUP_ROWS
 
 log = logging.getLogger(__name__)
 

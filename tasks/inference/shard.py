@@ -25,6 +25,7 @@ from tasks.core.prediction_ids import PredictionIds
 from tasks.core.scored import ScoredRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.core.table_files import AUDIT_GROUP_ROWS, by_event_date, write_table_file
 from tasks.inference.commit import check_fence, commit_shard, discard
 from tasks.inference.deadline import TimeIsUp, interrupted_after
 from tasks.inference.reading import PartitionReader
@@ -38,19 +39,13 @@ from tasks.inference.records import (
     read_shard_record,
 )
 from tasks.inference.scoring import DeadLetters, ScoredBatch, ShardModel, dead_letter_budget, score_rows
-from tasks.inference.tables import (
-    AUDIT_GROUP_ROWS,
-    PREDICTION_GROUP_ROWS,
-    by_event_date,
-    prediction_table,
-    write_table_file,
-)
+from tasks.inference.tables import PREDICTION_GROUP_ROWS, prediction_table
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "tasks.inference.bundle_model:load_bundle_model"
 
-AuditTable = Callable[[ObjectStore, PipelineSpec, ScoredRows], pa.Table]
+AuditTable = Callable[[ObjectStore, ScoredRows], pa.Table]
 LoadModel = Callable[[Settings, PipelineSpec, Plan], ShardModel]
 
 _EXAMPLES = 3
@@ -97,7 +92,7 @@ class ShardWorker:
         plan: The run.
         token: Fencing token of this attempt.
         load_model: `module:function` of `(settings, spec, plan) -> ShardModel`.
-        audit_table: `module:function` of `(store, spec, scored) -> pa.Table`; None writes no audit rows.
+        audit_table: `module:function` of `(store, scored) -> pa.Table`; None writes no audit rows.
         own_process: Whether this process may be ended when an attempt hangs in a call that cannot be interrupted.
         clock: The time.
     """
@@ -329,7 +324,7 @@ class ShardWorker:
     ) -> tuple[TableFile, ...]:
         if found.scored is None or self._audit_table is None:
             return ()
-        table = self._audit_table(self.store, self.spec, found.scored)
+        table = self._audit_table(self.store, found.scored)
         return self._write(AUDIT, table, task, attempt, AUDIT_GROUP_ROWS, own)
 
     def _write(

@@ -1,21 +1,10 @@
-"""The predictions table's rows and its Parquet files."""
+"""The predictions table's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import date
-from itertools import pairwise
-from typing import Any
-
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tasks.core.columns import constant
-from tasks.core.delta import FileName, TableFile
-from tasks.core.ids import digest_bytes
-from tasks.core.object_store import ObjectStore
 from tasks.core.scored import ScoredRows
 from tasks.core.spec import PipelineSpec
 
@@ -38,12 +27,6 @@ PREDICTION_COLUMNS = (
 """Every predictions table has these; the entity key's columns come after `entity_id`."""
 
 PREDICTION_GROUP_ROWS = 16_384
-AUDIT_GROUP_ROWS = 2_048
-"""Small, because a look-up by id reads one row group (docs/audit.md)."""
-
-_STATISTICS = ("prediction_id", "event_time", "day", "score", "prediction")
-_DISTINCT = frozenset({"prediction_id", "event_time", "entity_id", "feature_asof", "source_row"})
-"""Columns with about as many values as rows: looking for a dictionary costs more than all other columns."""
 
 
 def key_column(name: str) -> str:
@@ -93,84 +76,3 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_boolean(kind) or pa.types.is_date32(kind):
         return column
     return column.cast(pa.string())
-
-
-def by_event_date(table: pa.Table) -> Iterator[tuple[date, pa.Table]]:
-    """The rows of each UTC event date, of a table in order of prediction id (so a date's rows are together)."""
-    if not table.num_rows:
-        return
-    dates = np.asarray(table.column("event_time").cast(pa.date32()).cast(pa.int32()).to_numpy())
-    cuts = [0, *(np.flatnonzero(np.diff(dates)) + 1).tolist(), len(dates)]
-    for start, stop in pairwise(cuts):
-        moment: date = table.column("event_time")[start].as_py().date()
-        yield moment, table.slice(start, stop - start)
-
-
-def write_table_file(
-    store: ObjectStore, folder: str, name: FileName, table: pa.Table, *, group_rows: int
-) -> TableFile:
-    """Write one data file under its attempt-unique name; it is part of no table until a transaction adds it."""
-    leaves = _leaf_columns(table)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=group_rows,
-        compression="zstd",
-        use_dictionary=[path for path, split in leaves if not split and path not in _DISTINCT],
-        use_byte_stream_split=[path for path, split in leaves if split] or False,
-        write_statistics=[name for name in _STATISTICS if name in table.column_names],
-        store_schema=False,  # or a reader would get the dictionaries of `constant` instead of plain columns
-    )
-    data = sink.getvalue().to_pybytes()
-    path = str(name)
-    # Attempt-unique, so replacing can only mean a repeated send of the same bytes.
-    store.put(f"{folder}/{path}", data)
-    return TableFile(path, name.event_date, table.num_rows, len(data), digest_bytes(data), statistics(table))
-
-
-def _leaf_columns(table: pa.Table) -> list[tuple[str, bool]]:
-    """(Parquet column path, whether it holds float32) of each leaf column."""
-    leaves: list[tuple[str, bool]] = []
-    for column in table.schema:
-        kind = column.type
-        if pa.types.is_list(kind):
-            leaves.append((f"{column.name}.list.element", pa.types.is_float32(kind.value_type)))
-        elif pa.types.is_map(kind):
-            leaves += [(f"{column.name}.key_value.{part}", False) for part in ("key", "value")]
-        else:
-            leaves.append((column.name, pa.types.is_float32(kind)))
-    return leaves
-
-
-def statistics(table: pa.Table) -> dict[str, Any]:
-    """Delta's statistics of a file: row count, bounds and null counts of the columns that queries prune by.
-
-    Rows are in order of prediction id, as everywhere in these tables.
-    """
-    low: dict[str, Any] = {}
-    high: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
-    for name in _STATISTICS:
-        if name not in table.column_names:
-            continue
-        column = table.column(name)
-        nulls[name] = column.null_count
-        if name == "prediction_id" and len(column):
-            low[name], high[name] = column[0].as_py(), column[-1].as_py()
-            continue
-        bounds = pc.min_max(column)
-        if bounds["min"].is_valid:
-            low[name], high[name] = _bound(bounds["min"], up=False), _bound(bounds["max"], up=True)
-    return {"numRecords": table.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
-
-
-def _bound(value: pa.Scalar, *, up: bool) -> Any:
-    if pa.types.is_timestamp(value.type):
-        # Delta keeps milliseconds: round outwards, or a reader would prune the row that set the bound.
-        micros = value.cast(pa.int64()).as_py()
-        millis = -(-micros // 1000) if up else micros // 1000
-        moment = pa.scalar(millis, pa.timestamp("ms", tz="UTC")).as_py()
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    found = value.as_py()
-    return found.isoformat() if isinstance(found, date) else found

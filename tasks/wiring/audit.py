@@ -1,75 +1,11 @@
-"""Steps on explanation data: look-ups by id and by window, archive and expiry."""
+"""Steps that read explanation data, by id and by window."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tasks.core import Settings, utc_now
-from tasks.wiring.context import Context, open_context, parse_day, parse_moment
-
-
-def archive_explanations(
-    settings: Settings, pipeline: str, *, as_of: str | None = None, dag_run: str | None = None
-) -> dict[str, Any]:
-    """Archive days older than `explanations.hot_days` and expire archived days, by age on `as_of` (default today)."""
-    from tasks.audit import retain
-
-    context = open_context(settings, pipeline)
-    kept = retain(settings, context.spec, as_of=parse_day(as_of, "as_of") or utc_now().date())
-    _record_actions(context)
-    result = kept.to_json()
-    context.evidence(dag_run, "archive", result)
-    return result
-
-
-def hold_days(
-    settings: Settings, pipeline: str, *, first_day: str, last_day: str, actor: str, reason: str
-) -> dict[str, Any]:
-    """Keep these event dates (UTC) from upkeep: nothing of them is deleted, moved or rewritten until released."""
-    from tasks.core.holds import place_hold
-
-    context = open_context(settings, pipeline)
-    first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
-    assert first is not None and last is not None
-    hold = place_hold(context.store, first_day=first, last_day=last, actor=actor, reason=reason)
-    return hold.to_json()
-
-
-def release_days(
-    settings: Settings, pipeline: str, *, hold_id: str, actor: str, reason: str
-) -> dict[str, Any]:
-    """End a hold; its days are kept as long as all others from then on. A second release changes nothing."""
-    from tasks.core.holds import release_hold
-
-    store = open_context(settings, pipeline).store
-    return release_hold(store, hold_id, actor=actor, reason=reason).to_json()
-
-
-def list_holds(settings: Settings, pipeline: str) -> dict[str, Any]:
-    """Every hold of a pipeline, standing or over, oldest first."""
-    from tasks.core.holds import holds
-
-    found = holds(open_context(settings, pipeline).store)
-    return {"holds": [hold.to_json() for hold in found]}
-
-
-def _record_actions(context: Context) -> None:
-    """Keep in the metadata store what the archive says of each date and is not recorded yet.
-
-    Read from the archive and not from what one call did: so a crash in between loses no action.
-    """
-    from tasks.audit import archived_dates
-
-    dates = archived_dates(context.store)
-    known = {
-        (action.kind, action.day, action.record.get("generation"))
-        for action in context.metadata.audit_actions(context.spec, limit=2 * len(dates) + 1000)
-    }
-    for day, item in dates.items():
-        if (item.state, day, item.generation) not in known:
-            context.metadata.record_audit_action(
-                context.spec, kind=item.state, day=day, rows=item.rows, key=item.key, record=item.to_json()
-            )
+from tasks.core import Settings
+from tasks.wiring.context import open_context, parse_moment
 
 
 def audit_prediction(settings: Settings, pipeline: str, *, prediction_id: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_a_prediction_is_explained_and_traced_in_one_look_up(
     ids, run_id = publish_days(store_settings, toy, days=2)
     for identifier in (ids[0], ids[77], ids[-1]):
         found = by_prediction(store_settings, toy, identifier)
-        assert (found.prediction_id, found.run_id, found.tier) == (identifier, run_id, "hot")
+        assert (found.prediction_id, found.run_id, found.tier) == (identifier, run_id, "warm")
         assert list(found.features) == ["price", "visits", "city", "device"]
         assert isinstance(found.features["city"], str)
         assert found.attributions is not None
@@ -104,9 +104,9 @@ def test_archived_rows_answer_the_same(settings: Settings, toy: PipelineSpec) ->
     ids, _ = publish_days(settings, toy, days=3)
     before = [by_prediction(settings, toy, identifier) for identifier in (ids[0], ids[200])]
     pages = by_window(settings, toy, START, START + 3 * DAY, limit=500)
-    retain(settings, toy, as_of=date(2024, 3, 3), hot_days=1)
+    retain(settings, toy, as_of=date(2024, 3, 3), warm_days=1)
     after = [by_prediction(settings, toy, identifier) for identifier in (ids[0], ids[200])]
-    assert [record.tier for record in after] == ["archive", "hot"]
+    assert [record.tier for record in after] == ["cold", "warm"]
     assert [record.to_json() | {"tier": ""} for record in after] == [
         record.to_json() | {"tier": ""} for record in before
     ]

@@ -30,11 +30,11 @@ LATER = date(2024, 4, 1)
 DOUBTFUL = "test_inference_columns:doubtful_audit_table"
 
 
-def doubtful_audit_table(store: ObjectStore, spec: PipelineSpec, scored: ScoredRows) -> pa.Table:
+def doubtful_audit_table(store: ObjectStore, scored: ScoredRows) -> pa.Table:
     """Audit rows of a later release, with one column more."""
     from tasks.audit import audit_table
 
-    rows = audit_table(store, spec, scored)
+    rows = audit_table(store, scored)
     return rows.append_column("doubt", pa.array([0.5] * rows.num_rows, pa.float32()))
 
 
@@ -139,7 +139,7 @@ def test_archived_audit_rows_keep_a_column_that_this_release_does_not_know(
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=1), 2)
     run_stub(settings, toy, planned.run_id, audit_table=DOUBTFUL)
     publish(settings, toy, planned.run_id)
-    retain(settings, toy, as_of=LATER, hot_days=1)
+    retain(settings, toy, as_of=LATER, warm_days=1)
     store = open_store(settings, prefix=toy.prefix)
     (archived,) = archived_dates(store).values()
     with store.open(archived.key) as file:

@@ -31,6 +31,7 @@ from tasks.core.delta import FileName, TableView, table_view
 from tasks.core.errors import DigestMismatch, NotFound, TransientError
 from tasks.core.holds import place_hold, release_hold
 from tasks.core.object_store import store_now
+from tasks.core.table_files import statistics
 from tasks.inference import (
     optimize,
     optimizing,
@@ -50,7 +51,6 @@ from tasks.inference.records import (
     read_shard_records,
     shard_key,
 )
-from tasks.inference.tables import statistics
 
 OPTIMIZE_POINTS = [point for point in POINTS if "optimize" in point]
 BOTH = (PREDICTIONS, AUDIT)

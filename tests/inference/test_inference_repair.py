@@ -109,7 +109,7 @@ def test_a_repair_repeats_no_audit_row_of_a_date_in_the_archive(
     settings: Settings, toy: PipelineSpec
 ) -> None:
     run_id = score_and_publish(settings, toy, scoring_snapshot(settings, toy))
-    retain(settings, toy, as_of=date(2024, 3, 4), hot_days=1, expire_days=1000)
+    retain(settings, toy, as_of=date(2024, 3, 4), warm_days=1, expire_days=1000)
     left = table_rows(settings, toy, "audit")
     assert 0 < len(left) < 360
     for shard in (0, 5):

@@ -116,7 +116,7 @@ def test_an_action_that_a_crash_kept_from_the_record_is_recorded_by_the_next_cal
     assert sorted(f"{action.day}" for action in actions) == ["2024-02-05", "2024-02-06", "2024-02-07"]
 
 
-@pytest.mark.parametrize(("day", "tier"), [("2024-02-05", "archive"), ("2024-02-08", "hot")])
+@pytest.mark.parametrize(("day", "tier"), [("2024-02-05", "cold"), ("2024-02-08", "warm")])
 def test_a_prediction_is_explained_from_the_table_and_from_the_archive(
     finished: Finished, day: str, tier: str
 ) -> None:

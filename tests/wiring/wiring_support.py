@@ -22,7 +22,7 @@ PIPELINE_EDITS = {
     "inference: {shard_rows: 100, batch_rows: 64}": (
         "inference: {shard_rows: 100, batch_rows: 64, max_days_per_run: 4}\n"
         "canary: {margin_brier: 0.2, days: 5}\n"
-        "explanations: {hot_days: 2, expire_days: 400}"
+        "explanations: {warm_days: 2, expire_days: 400}"
     )
 }
 DAYS_FUNCTION = f"""

@@ -1,0 +1,123 @@
+"""What may be asked of the audit store: ids, windows, filters and cursors, checked before anything is read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tasks.core.errors import TerminalError
+from tasks.core.ids import digest_json, is_prediction_id
+from tasks.core.records import JsonRecord
+from tasks.core.spec import PipelineSpec
+
+MAX_PAGE_ROWS = 10_000
+MAX_WINDOW_DAYS = 366
+
+
+class InvalidQuery(TerminalError):
+    """The question itself is wrong: a malformed id, a window that ends before it starts, another query's cursor."""
+
+
+@dataclass(frozen=True)
+class AuditFilter(JsonRecord):
+    """Which scorings of a window are wanted; what is None does not matter."""
+
+    model_version: int | None = None
+    min_prediction: float | None = None
+    """Lowest score, included."""
+    max_prediction: float | None = None
+    """Highest score, included."""
+    entity_id: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything passes."""
+        return self == AuditFilter()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A checked window of event time: `start <= event_time < end`, both UTC."""
+
+    start: datetime
+    end: datetime
+    filter: AuditFilter
+    after: str | None
+    """The prediction id to continue after."""
+    _digest: str
+
+    def cursor(self, after: str) -> str:
+        """What continues this query after a prediction id."""
+        text = json.dumps({"query": self._digest, "after": after})
+        return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def checked_window(
+    spec: PipelineSpec,
+    start: datetime,
+    end: datetime,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    filter: AuditFilter | None = None,
+) -> Window:
+    """The window that is asked for.
+
+    Raises:
+        InvalidQuery: A bound is naive, the window is empty or too long, a page too large, a score band empty, or the
+            cursor is not of this query.
+    """
+    wanted = filter or AuditFilter()
+    if start.tzinfo is None or end.tzinfo is None:
+        raise InvalidQuery(
+            "has no time zone", which="window bound", fix="give both bounds with an offset or Z"
+        )
+    if end <= start:
+        raise InvalidQuery(
+            f"ends at {end.isoformat()}, before it starts at {start.isoformat()}",
+            which="window",
+            fix="give an end after the start",
+        )
+    if end - start > timedelta(days=MAX_WINDOW_DAYS):
+        raise InvalidQuery(
+            f"spans {(end - start).days} days", which="window", fix=f"ask for at most {MAX_WINDOW_DAYS} days"
+        )
+    if not 1 <= limit <= MAX_PAGE_ROWS:
+        raise InvalidQuery(f"is {limit}", which="limit", fix=f"use 1 to {MAX_PAGE_ROWS}")
+    _check_band(wanted)
+    start, end = start.astimezone(UTC), end.astimezone(UTC)
+    query = digest_json([spec.prefix, start, end, wanted.to_json()])[:16]
+    return Window(start, end, wanted, None if cursor is None else _after(cursor, query), query)
+
+
+def check_id(prediction_id: str) -> None:
+    """Raises `InvalidQuery` for what is not a prediction id."""
+    if not is_prediction_id(prediction_id):
+        raise InvalidQuery(
+            "is not a prediction id", which=repr(prediction_id), fix="give a UUID of version 8 in lower case"
+        )
+
+
+def _check_band(wanted: AuditFilter) -> None:
+    low, high = wanted.min_prediction, wanted.max_prediction
+    for name, bound in (("min_prediction", low), ("max_prediction", high)):
+        if bound is not None and not 0 <= bound <= 1:
+            raise InvalidQuery(f"is {bound}", which=name, fix="give a probability from 0 to 1")
+    if low is not None and high is not None and high < low:
+        raise InvalidQuery(f"goes from {low} down to {high}", which="score band", fix="swap the bounds")
+
+
+def _after(cursor: str, query: str) -> str:
+    try:
+        raw = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        found, after = raw["query"], raw["after"]
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise InvalidQuery("is not a cursor", which=repr(cursor), fix="start without a cursor") from error
+    if found != query or not isinstance(after, str) or not is_prediction_id(after):
+        raise InvalidQuery(
+            "is the cursor of another query", which=repr(cursor), fix="repeat the window, or start over"
+        )
+    return after
