@@ -36,6 +36,10 @@ class ScoredRows:
     """Row number in the partition file, shape (n,)."""
     scores: npt.NDArray[np.float32]
     """Shape (n,)."""
+    output_names: tuple[str, ...]
+    """The O things that the model says of a row beside its score."""
+    outputs: npt.NDArray[np.float32]
+    """Shape (n, O); not finite where the model had nothing to say."""
     features: pa.Table
     """The F columns of `spec.features.names`, in order: float64 and string. Without rows when nobody asked for them."""
     explained: npt.NDArray[np.bool_]

@@ -43,6 +43,11 @@ class ShardModel(Protocol):
     @property
     def feature_names(self) -> tuple[str, ...]: ...
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the model says of a row beside its score; usually nothing."""
+        ...
+
+    @property
     def explainer(self) -> str: ...
     @property
     def explainer_version(self) -> str: ...
@@ -65,6 +70,10 @@ class ShardModel(Protocol):
         """Probabilities, float32 [n]."""
         ...
 
+    def outputs(self, encoded: Floats) -> Floats:
+        """float32 [n, len(output_names)]; asked only when there are any."""
+        ...
+
     def explain(self, encoded: Floats) -> Any:
         """`attributions` float32 [n, F], `base_value` float, `residual` float32 [n]."""
         ...
@@ -85,6 +94,8 @@ class ScoredBatch:
     """The source's event time and entity key columns."""
     features: pa.Table
     scores: Floats
+    outputs: Floats
+    """Shape (n, O): what the model says beside the score, in the order of its `output_names`."""
     explained: npt.NDArray[np.bool_]
     attributions: Floats
     """Shape (k, F): of the k explained rows."""
@@ -244,12 +255,37 @@ class _Scoring:
                 part.take(pa.array(keep)) for part in (identity, entities, features)
             )
             encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
+        outputs = self._outputs(encoded)
         explained, attributions, residual, base = _explain(
             self.model, ids.below_share(self.explained_share), encoded
         )
         return ScoredBatch(
-            numbers, ids, entities, identity, features, scores, explained, attributions, residual, base
+            numbers,
+            ids,
+            entities,
+            identity,
+            features,
+            scores,
+            outputs,
+            explained,
+            attributions,
+            residual,
+            base,
         )
+
+    def _outputs(self, encoded: Floats) -> Floats:
+        names = self.model.output_names
+        if not names:
+            return np.zeros((len(encoded), 0), np.float32)
+        with _Stage("outputs"):
+            found = self.model.outputs(encoded)
+        if found.shape != (len(encoded), len(names)):
+            raise PipelineCodeError(
+                f"returned outputs of shape {found.shape} for {len(encoded)} rows",
+                which="the model",
+                fix=f"model.py must return one number for each row and each of {', '.join(names)}",
+            )
+        return found
 
 
 def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:

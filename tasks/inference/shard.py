@@ -300,6 +300,8 @@ class ShardWorker:
             entity_ids=pa.concat_arrays([batch.entity_ids for batch in batches]).take(indices),
             source_rows=joined("source_rows"),
             scores=joined("scores"),
+            output_names=self.model.output_names,
+            outputs=joined("outputs"),
             features=features.take(indices) if features.num_rows else features,
             explained=explained[order],
             attributions=np.concatenate([batch.attributions for batch in batches])[explained_order],
