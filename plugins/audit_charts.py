@@ -156,7 +156,7 @@ def value_text(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, float):
-        return f"{value:.7g}"
+        return f"{value:.6g}"
     text = str(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 

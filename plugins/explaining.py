@@ -14,7 +14,15 @@ import threading
 from collections.abc import Callable
 
 from tasks.audit import AuditRecord
-from tasks.core.errors import DataError, PenstockError, ServiceUnavailable, error_from_record
+from tasks.core.errors import (
+    DataError,
+    PenstockError,
+    ServiceUnavailable,
+    TerminalError,
+    TransientError,
+    error_from_record,
+    error_kind,
+)
 from tasks.core.settings import Settings
 
 Explain = Callable[[Settings, str, str, str | None], AuditRecord]
@@ -111,17 +119,17 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _said(code: int, stderr: str, prediction_id: str) -> PenstockError:
-    """The error that the command printed: `Class which: what`, then `Fix: ...`."""
+    """The error that the command printed: `Class which: what`, then `Fix: ...`.
+
+    A class that this process does not know keeps its kind: the exit code tells whether asking again may help.
+    """
     lines = [line.rstrip() for line in stderr.splitlines() if line.strip()]
     fix = lines.pop().strip().removeprefix("Fix: ") if lines and lines[-1].startswith("  Fix: ") else ""
     kind, _, what = (lines[-1] if lines else "").partition(" ")
-    default = "ServiceUnavailable" if code == 75 else "TerminalError"
-    known = kind.isidentifier() and kind[:1].isupper()
-    return error_from_record(
-        {
-            "type": kind if known else default,
-            "what": (what if known else lines[-1] if lines else "") or f"ended with exit code {code}",
-            "which": f"explanation of {prediction_id}",
-            "fix": fix or "see the API server's log",
-        }
-    )
+    if not (kind.isidentifier() and kind[:1].isupper()):
+        kind, what = "", lines[-1] if lines else f"ended with exit code {code}"
+    which, fix = f"explanation of {prediction_id}", fix or "see the API server's log"
+    error = error_from_record({"type": kind, "what": what, "which": which, "fix": fix})
+    if error_kind(error) == "transient" and code != TransientError.exit_code:
+        return TerminalError(what, which=which, fix=fix)
+    return error

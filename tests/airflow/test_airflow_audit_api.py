@@ -322,6 +322,11 @@ def test_an_explanation_is_computed_in_a_process_of_its_own(
         ("sys.exit('PipelineCodeError x: model.py broke\\n  Fix: mend it') ", 500, "model.py broke"),
         ("print('NotFound x: the bundle is gone', file=sys.stderr); sys.exit(2)", 404, "the bundle is gone"),
         ("print('StoreUnavailable s3: silent', file=sys.stderr); sys.exit(75)", 503, "silent"),
+        (
+            "print('NotKnownHere x: features are gone', file=sys.stderr); sys.exit(2)",
+            500,
+            "features are gone",
+        ),
         ("sys.exit(3)", 500, "exit code 3"),
         ("print('no json')", 500, "is no audit record"),
     ],

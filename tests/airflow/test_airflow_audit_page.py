@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html import unescape
 from types import SimpleNamespace
@@ -445,3 +448,21 @@ def test_the_training_distribution_counts_training_days_only(site: Site) -> None
     for one in found.features:
         assert sum(one.counts) + one.nulls == one.rows == found.rows
     assert training_distribution(site.settings, "toy", "0" * 64) is None
+
+
+def test_the_training_distribution_is_read_without_loading_torch_or_the_model(site: Site) -> None:
+    code = (
+        "import sys\n"
+        "from tasks.core import Settings\n"
+        "from tasks.wiring import training_distribution\n"
+        "found = training_distribution(Settings.from_environment(), 'toy', sys.argv[1])\n"
+        "print(found.rows, 'torch' in sys.modules, any('model.py' in str(m) for m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, site.bundle],
+        env={**os.environ, **site.settings.as_environment()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["240", "False", "False"]
