@@ -47,7 +47,7 @@ class ExplainOnDemand:
     Args:
         at_once: A torch process takes about half a gigabyte and a second of a core.
         timeout_s: After this the process is killed.
-        command: What is run before `PIPELINE ID --explain --json`.
+        command: What is run before `PIPELINE ID --explain --json`. `-P`: the API server's folder is not searched for code.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ExplainOnDemand:
         *,
         at_once: int = 2,
         timeout_s: float = 60.0,
-        command: tuple[str, ...] = (sys.executable, "-m", "tasks.cli", "audit", "show"),
+        command: tuple[str, ...] = (sys.executable, "-P", "-m", "tasks.cli", "audit", "show"),
     ) -> None:
         self._slots = threading.BoundedSemaphore(at_once)
         self._timeout_s = timeout_s
@@ -123,7 +123,7 @@ def _said(code: int, stderr: str, prediction_id: str) -> PenstockError:
 
     A class that this process does not know keeps its kind: the exit code tells whether asking again may help.
     """
-    lines = [line.rstrip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in stderr.splitlines() if any(map(str.isalnum, line))]
     fix = lines.pop().strip().removeprefix("Fix: ") if lines and lines[-1].startswith("  Fix: ") else ""
     kind, _, what = (lines[-1] if lines else "").partition(" ")
     if not (kind.isidentifier() and kind[:1].isupper()):

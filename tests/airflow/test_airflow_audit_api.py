@@ -205,6 +205,10 @@ def test_a_failing_store_has_its_status_and_its_reason(site: Site, error: Except
     assert ("retry-after" in answer.headers) == (status == 503)
     assert found["what"] == getattr(error, "what", "the server failed")
     assert problem(client.get(f"{TOY}/export?{WINDOW}"), status) == found
+    page = client.get(f"/penstock/audit/toy/{site.ids[0]}")
+    assert page.status_code == status
+    assert ("retry-after" in page.headers) == (status == 503)
+    assert getattr(error, "fix", "") in page.text
 
 
 def test_a_damaged_file_is_a_500_that_names_it(tmp_path: Path, site: Site) -> None:
