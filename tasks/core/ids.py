@@ -99,12 +99,14 @@ def prediction_id(pipeline: str, entity: str, millis: int) -> str:
     return str(uuid.UUID(int=(millis << 80) | (8 << 76) | (rand_a << 64) | (0b10 << 62) | rand_b))
 
 
-_PREDICTION_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+_PREDICTION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_LAST_TIME = "e677d21f-dbff"
+"""The milliseconds of the year 9999's end, as an id begins: no event is later, and no `datetime` either."""
 
 
 def is_prediction_id(text: str) -> bool:
     """True when `text` has the form of a prediction id."""
-    return bool(_PREDICTION_ID.match(text))
+    return _PREDICTION_ID.fullmatch(text) is not None and text[:13] <= _LAST_TIME
 
 
 def prediction_event_time(identifier: str) -> datetime:

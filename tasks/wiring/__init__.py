@@ -55,6 +55,14 @@ _STEPS = {
     "audit_predictions": "audit",
 }
 _OTHERS = {
+    "audit_record": "audit_pages",
+    "audit_records": "audit_pages",
+    "audit_window": "audit_pages",
+    "audited_pipelines": "audit_pages",
+    "prediction_links": "audit_pages",
+    "run_window": "audit_pages",
+    "training_distribution": "audit_pages",
+    "utc_bounds": "audit_pages",
     "dag_run_evidence": "pages",
     "new_pipeline": "pages",
     "overview": "pages",
