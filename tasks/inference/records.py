@@ -121,6 +121,8 @@ class DeadLetter(JsonRecord):
     """`identity`, `features`, `encode`, `predict` or `explain`."""
     error_class: str
     reason: str
+    prediction_id: str | None = None
+    """None when the row has no identity: a part of its key or its event time is missing or unusable."""
 
 
 @dataclass(frozen=True)

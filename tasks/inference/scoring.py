@@ -7,6 +7,7 @@ Ray, of files or of commits.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from tasks.core.errors import (
     TransientError,
 )
 from tasks.core.prediction_ids import PredictionIds
-from tasks.core.rows import entity_column, event_micros
+from tasks.core.rows import entity_column, event_micros, prediction_ids
 from tasks.core.spec import PipelineSpec
 from tasks.inference.records import DeadLetter
 
@@ -32,6 +33,13 @@ log = logging.getLogger(__name__)
 
 _NOT_THE_ROWS_FAULT = (DigestMismatch, ConfigError, TransientError, OutcomeUnknown, MemoryError, OSError)
 _EXAMPLES = 3
+_LETTER_COLUMNS = {
+    "source_row": pa.int64(),
+    "prediction_id": pa.string(),
+    "stage": pa.string(),
+    "error_class": pa.string(),
+    "reason": pa.string(),
+}
 _LEAST_BUDGET = 1000
 
 Floats = npt.NDArray[np.float32]
@@ -133,9 +141,9 @@ class DeadLetters:
         if not self.letters:
             return None
         table = pa.concat_tables(self.rows)
-        for name in ("source_row", "stage", "error_class", "reason"):
+        for name, kind in _LETTER_COLUMNS.items():
             values = [getattr(letter, name) for letter in self.letters]
-            table = table.append_column(f"penstock_{name}", pa.array(values))
+            table = table.append_column(f"penstock_{name}", pa.array(values, kind))
         return table
 
 
@@ -146,7 +154,8 @@ def dead_letter_budget(spec: PipelineSpec, planned_rows: int) -> int:
 
 def describe(letter: DeadLetter) -> str:
     """One dead letter in a line."""
-    return f"row {letter.source_row} ({letter.stage}: {letter.error_class}: {letter.reason})"
+    named = f"row {letter.source_row}" + (f", {letter.prediction_id}" if letter.prediction_id else "")
+    return f"{named} ({letter.stage}: {letter.error_class}: {letter.reason})"
 
 
 def score_rows(
@@ -223,11 +232,19 @@ class _Scoring:
             self.scored.append(self._score(rows, first_row))
         except _RowsFailed as failed:
             if rows.num_rows == 1:
-                self.dead.add(DeadLetter(first_row, failed.stage, failed.error_class, failed.reason), rows)
+                self._bury(rows, first_row, failed.stage, failed.error_class, failed.reason)
                 return
             half = rows.num_rows // 2
             self.bisect(rows.slice(0, half), first_row)
             self.bisect(rows.slice(half), first_row + half)
+
+    def _bury(self, row: pa.Table, number: int, stage: str, error_class: str, reason: str) -> None:
+        identity = None
+        with suppress(
+            Exception
+        ):  # whatever keeps a row from having an identity is its reason already, or another
+            identity = prediction_ids(row, self.spec)[0]
+        self.dead.add(DeadLetter(number, stage, error_class, reason, identity), row)
 
     def _score(self, rows: pa.Table, first_row: int) -> ScoredBatch:
         with _Stage("identity"):
@@ -247,9 +264,7 @@ class _Scoring:
         if not good.all():
             for index in np.flatnonzero(~good).tolist():
                 why = f"the model's answer is {float(scores[index])!r}, not a probability"
-                self.dead.add(
-                    DeadLetter(int(numbers[index]), "predict", "NotAProbability", why), rows.slice(index, 1)
-                )
+                self._bury(rows.slice(index, 1), int(numbers[index]), "predict", "NotAProbability", why)
             keep = np.flatnonzero(good)
             identity, entities, features = (
                 part.take(pa.array(keep)) for part in (identity, entities, features)

@@ -55,6 +55,7 @@ _STEPS = {
     "audit_predictions": "audit",
 }
 _OTHERS = {
+    "decode_prediction_id": "audit",
     "dag_run_evidence": "pages",
     "new_pipeline": "pages",
     "overview": "pages",

@@ -53,7 +53,7 @@ COMMANDS = {
     "report_window": f"monitoring report toy --first-day {DAY} --last-day {DAY}",
     "monitor_window": "monitoring run toy",
     "archive_explanations": "audit retain toy --as-of 2024-02-07",
-    "audit_prediction": "audit id toy 018d5e6f-0000-8000-8000-000000000000",
+    "audit_prediction": "audit show toy 018d5e6f-0000-8000-8000-000000000000",
     "audit_predictions": "audit window toy --start 2024-02-05T00:00:00 --end 2024-02-06T00:00:00",
     "optimize_tables": "inference optimize toy --target-mb 64 --dry-run",
     "vacuum_tables": "inference vacuum toy --older-than-days 9 --dry-run",
