@@ -148,6 +148,9 @@ class ShardRecord(JsonRecord):
     gpu_seconds: float
     node: str
     committed_at_utc: str
+    explained_rows: int = 0
+    inexact_explanations: int = 0
+    """Explained rows whose attributions leave more than `COMPLETENESS_TOLERANCE` logits unexplained."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from tasks.core.errors import (
 )
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.rows import entity_column, event_micros, prediction_ids
+from tasks.core.sampling import SampledRows, explained_rows
 from tasks.core.spec import PipelineSpec
 from tasks.inference.records import DeadLetter
 
@@ -165,7 +166,7 @@ def score_rows(
     *,
     first_row: int,
     dead: DeadLetters,
-    explained_share: float,
+    explain: bool,
 ) -> list[ScoredBatch]:
     """Score `rows` in batches of `inference.batch_rows` or the model's block; rows that fail go to `dead`.
 
@@ -175,13 +176,13 @@ def score_rows(
         rows: Source rows, without label and outcome columns.
         first_row: Number of the first of `rows` in its partition file.
         dead: Receives the rows that fail.
-        explained_share: Share of the rows that get attributions, chosen by their ids.
+        explain: Whether the rows that `explanations` of the pipeline chooses get attributions; else none does.
 
     Raises:
         PipelineCodeError: The model returns something else than one score for each row.
         DataError: Too many rows fail.
     """
-    scoring = _Scoring(model, spec, dead, explained_share)
+    scoring = _Scoring(model, spec, dead, explain)
     size = max(spec.inference.batch_rows, model.block_rows)
     for start in range(0, rows.num_rows, size):
         scoring.bisect(rows.slice(start, size), first_row + start)
@@ -223,7 +224,7 @@ class _Scoring:
     model: ShardModel
     spec: PipelineSpec
     dead: DeadLetters
-    explained_share: float
+    explain: bool
     scored: list[ScoredBatch] = field(default_factory=list)
 
     def bisect(self, rows: pa.Table, first_row: int) -> None:
@@ -271,9 +272,12 @@ class _Scoring:
             )
             encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
         outputs = self._outputs(encoded)
-        explained, attributions, residual, base = _explain(
-            self.model, ids.below_share(self.explained_share), encoded
+        chosen = (
+            explained_rows(self.spec, SampledRows(ids, entities, identity, features, scores))
+            if self.explain
+            else np.zeros(len(ids), dtype=bool)
         )
+        explained, attributions, residual, base = _explain(self.model, chosen, encoded)
         return ScoredBatch(
             numbers,
             ids,
