@@ -54,10 +54,27 @@ def audit_show(
     pipeline: Pipeline,
     prediction_id: PredictionId,
     run_id: OfRun = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Compute the attributions now when they are not stored.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """One prediction: features, model, run, explanation."""
-    run("audit_prediction", pipeline, as_json, prediction_id=prediction_id, run_id=run_id)
+    run("audit_prediction", pipeline, as_json, prediction_id=prediction_id, run_id=run_id, explain=explain)
+
+
+@audit.command("reproduce")
+def audit_reproduce(
+    pipeline: Pipeline,
+    prediction_id: PredictionId,
+    run_id: OfRun = None,
+    as_json: Json = False,
+) -> None:
+    """Compute a prediction again with its recorded model: features, score, attributions; exit code 2 when one differs."""
+    found = call("reproduce_prediction", pipeline, prediction_id=prediction_id, run_id=run_id)
+    show(found, as_json=as_json, title=f"{pipeline}: {prediction_id}")
+    if found.get("reproduced") is False:
+        raise typer.Exit(2)
 
 
 @audit.command("window")

@@ -53,6 +53,7 @@ _STEPS = {
     "list_holds": "audit_upkeep",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
+    "reproduce_prediction": "audit",
 }
 _OTHERS = {
     "decode_prediction_id": "audit",

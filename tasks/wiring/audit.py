@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from tasks.core import Settings
-from tasks.core.errors import ConfigError
+from tasks.core.errors import ConfigError, NotFound
 from tasks.core.ids import event_millis, id_parts
 from tasks.core.ids import prediction_id as id_of
 from tasks.wiring.context import open_context, parse_moment
@@ -71,13 +72,37 @@ def audit_prediction(
     *,
     prediction_id: str,
     run_id: str | None = None,
+    explain: bool = False,
 ) -> dict[str, Any]:
-    """Everything about one prediction: features, model, run and explanation."""
-    from tasks.audit import by_prediction
+    """Everything about one prediction: features, model, run and explanation.
 
-    return by_prediction(
-        settings, open_context(settings, pipeline).spec, prediction_id, run_id=run_id
-    ).to_json()
+    Args:
+        prediction_id: The prediction.
+        run_id: The scoring of that run; default: the newest.
+        explain: Compute the attributions now when they are not stored; `explanation` is `computed` then.
+    """
+    from tasks.audit import by_prediction
+    from tasks.audit import explain as explained_now
+
+    spec = open_context(settings, pipeline).spec
+    record = by_prediction(settings, spec, prediction_id, run_id=run_id)
+    return (explained_now(settings, spec, record) if explain else record).to_json()
+
+
+def reproduce_prediction(
+    settings: Settings, pipeline: str, *, prediction_id: str, run_id: str | None = None
+) -> dict[str, Any]:
+    """Compute a recorded prediction again and say what differs; `reproduced` is whether nothing does."""
+    from tasks.audit import by_prediction, reproduce
+    from tasks.inference.records import read_plan
+
+    context = open_context(settings, pipeline)
+    record = by_prediction(settings, context.spec, prediction_id, run_id=run_id)
+    precision = context.spec.inference.precision
+    with suppress(NotFound):  # an online prediction has no plan
+        planned = read_plan(context.store, record.run_id).fingerprint.scoring_config
+        precision = planned.get("precision", "float32")
+    return reproduce(settings, context.spec, record, bfloat16=precision == "bfloat16").to_json()
 
 
 def audit_predictions(
