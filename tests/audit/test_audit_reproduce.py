@@ -218,6 +218,18 @@ def test_a_changed_category_and_a_changed_attribution_are_named(scored: Scored) 
     assert {("feature", "city"), ("attribution", "price"), ("residual", None)} <= named
 
 
+def test_of_the_few_attributions_of_the_cold_tier_each_is_compared(scored: Scored) -> None:
+    stored = scored.record(3)
+    assert stored.attributions is not None and stored.residual is not None
+    kept = {name: stored.attributions[name] for name in stored.top_features[:2]}
+    left = stored.residual + sum(value for name, value in stored.attributions.items() if name not in kept)
+    top = replace(stored, attributions=kept, residual=left, explanation="top")
+    found = reproduce(scored.settings, scored.spec, top)
+    assert found.reproduced and (found.attributions_compared, found.attributions_bit_equal) == (2, True)
+    found = reproduce(scored.settings, scored.spec, replace(top, residual=stored.residual))
+    assert [one.part for one in found.differences] == ["residual"]
+
+
 def test_another_baseline_or_feature_version_is_named(scored: Scored) -> None:
     record = replace(
         scored.record(), feature_computation_version="0+abc", background_id="0" * 16, base_value=9.0
