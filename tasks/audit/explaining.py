@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from tasks.audit.record import AuditRecord, largest
-from tasks.core.errors import DataError, DigestMismatch, NotFound
+from tasks.core.errors import DataError, DigestMismatch, FeaturesErased, FeaturesNotKept, NotFound
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -21,14 +21,6 @@ _ALL_BITS = 23
 """Of a float32's fraction: what is computed now is not rounded."""
 _MODELS = 4
 """Recorded models that a process keeps loaded."""
-
-
-class FeaturesErased(NotFound):
-    """The record's data subject was erased: nothing can be computed from its features any more."""
-
-
-class FeaturesNotKept(NotFound):
-    """The record's tier keeps no feature values: nothing can be computed from them."""
 
 
 def explain(settings: Settings, spec: PipelineSpec, record: AuditRecord) -> AuditRecord:

@@ -100,6 +100,27 @@ def prediction_id(pipeline: str, entity: str, millis: int) -> str:
     return str(uuid.UUID(int=(millis << 80) | (8 << 76) | (rand_a << 64) | (0b10 << 62) | rand_b))
 
 
+_PREDICTION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_LAST_TIME = "e677d21f-dbff"
+"""The milliseconds of the year 9999's end, as an id begins: no event is later, and no `datetime` either."""
+
+
+def is_prediction_id(text: str) -> bool:
+    """True when `text` has the form of a prediction id."""
+    return _PREDICTION_ID.fullmatch(text) is not None and text[:13] <= _LAST_TIME
+
+
+def prediction_event_time(identifier: str) -> datetime:
+    """The event time inside a prediction id, UTC, millisecond precision.
+
+    Raises:
+        ValueError: `identifier` is not a prediction id.
+    """
+    if not is_prediction_id(identifier):
+        raise ValueError(f"{identifier!r} is not a prediction id (a UUID of version 8)")
+    return _EPOCH + (uuid.UUID(identifier).int >> 80) * _MILLISECOND
+
+
 @dataclass(frozen=True)
 class IdParts:
     """What a prediction id says by itself; docs/audit.md has the bits."""
@@ -134,20 +155,3 @@ def id_parts(identifier: str) -> IdParts:
     return IdParts(
         bits >> 80, bits >> 76 & 0xF, bits >> 62 & 0b11, f"{tail:019x}", (bits & 0xFFFFFFFF) / 2**32
     )
-
-
-_PREDICTION_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
-
-
-def is_prediction_id(text: str) -> bool:
-    """True when `text` has the form of a prediction id."""
-    return bool(_PREDICTION_ID.match(text))
-
-
-def prediction_event_time(identifier: str) -> datetime:
-    """The event time inside a prediction id, UTC, millisecond precision.
-
-    Raises:
-        ValueError: `identifier` is not a prediction id.
-    """
-    return id_parts(identifier).event_time

@@ -69,6 +69,10 @@ def test_decoding_needs_no_pipeline_and_says_whose_an_id_is() -> None:
 def test_a_wrong_question_about_an_id_is_named() -> None:
     with pytest.raises(InvalidQuery, match="not a prediction id"):
         wiring.decode_prediction_id(prediction_id="018D5E6F-0000-8000-8000-000000000000")
+    with pytest.raises(InvalidQuery, match="not a prediction id"):  # the year 10889 has no date
+        wiring.decode_prediction_id(prediction_id="ffffffff-ffff-8000-8000-000000000000")
+    with pytest.raises(InvalidQuery, match="not a prediction id"):
+        wiring.decode_prediction_id(prediction_id="018d5e6f-0000-8000-8000-000000000000\n")
     identifier = prediction_id("toy", "c1", 0)
     with pytest.raises(ConfigError, match="--pipeline"):
         wiring.decode_prediction_id(prediction_id=identifier, entity="c1")

@@ -18,10 +18,9 @@ from bundle_support import upload_random_bundle
 from inference_support import AUDIT, FIRST_DAY, scoring_snapshot, toy_rows
 
 from tasks.audit import AuditRecord, by_prediction, explain, reproduce
-from tasks.audit.explaining import FeaturesErased, FeaturesNotKept
 from tasks.core import PipelineSpec, Settings
 from tasks.core.delta import table_view
-from tasks.core.errors import DigestMismatch, NotFound
+from tasks.core.errors import DigestMismatch, FeaturesErased, FeaturesNotKept, NotFound
 from tasks.core.object_store import ObjectStore
 from tasks.core.rows import prediction_ids
 from tasks.inference import plan, publish, run_plan
