@@ -6,8 +6,9 @@ What may differ, and why:
 - the score of the recorded features may differ by `GOLDEN_TOLERANCE`, as much as golden rows may on another CPU or BLAS
   (`BFLOAT16_TOLERANCE` where the run scored in bfloat16), and by what rounding the features to float32 can move it, which is
   computed for this very row;
-- an attribution may differ by the bits that the table drops, `2 ** -(attribution_bits + 1)` of it, by `LOGIT_TOLERANCE` of all
-  that moved the row, and by the same rounding of the features.
+- an attribution may differ by the bits that the table drops, `2 ** -(attribution_bits + 1)` of it (a colder tier that keeps fewer bits
+  rounds what the table had rounded: both count), by `LOGIT_TOLERANCE` of all that moved the row, and by the same rounding
+  of the features.
 
 On the machine that scored it, everything but those roundings is equal bit for bit, and the answer says whether it was.
 """
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from tasks.audit.explaining import recorded_features, recorded_model
 from tasks.audit.record import AuditRecord
-from tasks.audit.rows import rounded
+from tasks.audit.rows import ATTRIBUTION_BITS, rounded
 from tasks.core.errors import DataError, NotFound, PipelineCodeError
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.partitions import load_snapshot, read_partition
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 LOGIT_TOLERANCE = 1e-5
 """Of the sum of a row's absolute attributions, at least of 1 logit: other CPU, other BLAS."""
+_WHOLE_FRACTION = 23
+"""Bits of a float32's fraction."""
 _FIRST_ORDER = 2.0
 """Feature by feature the effect of rounding is measured; together they may do more than their sum."""
 
@@ -223,15 +226,20 @@ def _attributions(
             f"{model.explainer} {model.explainer_version}"
         )
         return None, None, 0
-    bits = record.attribution_bits
-    as_stored, _ = rounded(rounding.attributions[None, :], np.zeros(1, np.float32), bits)
+    # A tier that keeps fewer bits than the table got what the table had rounded before.
+    steps = [bits for bits in (ATTRIBUTION_BITS, record.attribution_bits) if bits >= record.attribution_bits]
+    as_stored = rounding.attributions[None, :]
+    for bits in steps:
+        as_stored, _ = rounded(as_stored, np.zeros(1, np.float32), bits)
+    dropped = sum(2.0 ** -(bits + 1) for bits in set(steps) if bits < _WHOLE_FRACTION)
     largest, equal = 0.0, True
     for place, name in enumerate(model.feature_names):
         if name not in record.attributions:
             continue  # the cold tier keeps the largest ones
         recorded, computed = record.attributions[name], float(rounding.attributions[place])
-        dropped = 0.0 if bits >= 23 else 2.0 ** -(bits + 1) * abs(computed)
-        tolerance = dropped + rounding.logit_tolerance + float(rounding.attribution_slack[place])
+        tolerance = (
+            dropped * abs(computed) + rounding.logit_tolerance + float(rounding.attribution_slack[place])
+        )
         found.number("attribution", name, recorded, computed, tolerance)
         largest = max(largest, abs(computed - recorded))
         equal = equal and bool(np.float32(recorded) == as_stored[0, place])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from bundle_support import upload_random_bundle
 from inference_support import AUDIT, FIRST_DAY, scoring_snapshot, toy_rows
 
 from tasks.audit import AuditRecord, by_prediction, explain, reproduce
+from tasks.audit.rows import rounded
 from tasks.core import PipelineSpec, Settings
 from tasks.core.delta import table_view
 from tasks.core.errors import DigestMismatch, FeaturesErased, FeaturesNotKept, NotFound
@@ -227,6 +229,20 @@ def test_of_the_few_attributions_of_the_cold_tier_each_is_compared(scored: Score
     assert found.reproduced and (found.attributions_compared, found.attributions_bit_equal) == (2, True)
     found = reproduce(scored.settings, scored.spec, replace(top, residual=stored.residual))
     assert [one.part for one in found.differences] == ["residual"]
+
+
+def test_attributions_that_were_rounded_again_in_a_colder_tier_are_equal_once_rounded_so(
+    scored: Scored,
+) -> None:
+    for place in range(0, 120, 12):
+        stored = scored.record(place)
+        assert stored.attributions is not None
+        values = np.array([list(stored.attributions.values())], np.float32)
+        fewer, left = rounded(values, np.array([stored.residual], np.float32), 6)
+        named = dict(zip(stored.attributions, fewer[0].tolist(), strict=True))
+        cold = replace(stored, attributions=named, residual=float(left[0]), attribution_bits=6)
+        found = reproduce(scored.settings, scored.spec, cold)
+        assert found.reproduced and found.attributions_bit_equal
 
 
 def test_another_baseline_or_feature_version_is_named(scored: Scored) -> None:
