@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.audit.archive import ArchivedDate, archived_dates
+    from tasks.audit.explaining import explain
     from tasks.audit.lookup import by_prediction, by_window
     from tasks.audit.query import AuditFilter, InvalidQuery
     from tasks.audit.record import AuditPage, AuditRecord
+    from tasks.audit.reproducing import Reproduction, reproduce
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
 
@@ -22,11 +24,14 @@ _HOME = {
     "AuditPage": "record",
     "AuditRecord": "record",
     "InvalidQuery": "query",
+    "Reproduction": "reproducing",
     "Retained": "retention",
     "archived_dates": "archive",
     "audit_table": "rows",
     "by_prediction": "lookup",
     "by_window": "lookup",
+    "explain": "explaining",
+    "reproduce": "reproducing",
     "retain": "retention",
 }
 
@@ -36,11 +41,14 @@ __all__ = [
     "AuditPage",
     "AuditRecord",
     "InvalidQuery",
+    "Reproduction",
     "Retained",
     "archived_dates",
     "audit_table",
     "by_prediction",
     "by_window",
+    "explain",
+    "reproduce",
     "retain",
 ]
 

@@ -12,6 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,39 @@ def prediction_event_time(identifier: str) -> datetime:
     if not is_prediction_id(identifier):
         raise ValueError(f"{identifier!r} is not a prediction id (a UUID of version 8)")
     return _EPOCH + (uuid.UUID(identifier).int >> 80) * _MILLISECOND
+
+
+@dataclass(frozen=True)
+class IdParts:
+    """What a prediction id says by itself; docs/audit.md has the bits."""
+
+    millis: int
+    """Event time, milliseconds since the Unix epoch."""
+    version: int
+    """Of the UUID: 8."""
+    variant: int
+    """Of the UUID: 2 (RFC 9562)."""
+    hash_bits: str
+    """The 74 bits of the hash, 19 hexadecimal digits."""
+    draw: float
+    """Where the last 32 bits lie in their range, 0 to 1: below `explanations.share` the prediction is explained."""
+
+    @property
+    def event_time(self) -> datetime:
+        """UTC, millisecond precision."""
+        return _EPOCH + self.millis * _MILLISECOND
+
+
+def id_parts(identifier: str) -> IdParts:
+    """Take a prediction id apart.
+
+    Raises:
+        ValueError: `identifier` is not a prediction id.
+    """
+    if not is_prediction_id(identifier):
+        raise ValueError(f"{identifier!r} is not a prediction id (a UUID of version 8)")
+    bits = uuid.UUID(identifier).int
+    tail = (bits >> 64 & 0xFFF) << 62 | bits & ((1 << 62) - 1)
+    return IdParts(
+        bits >> 80, bits >> 76 & 0xF, bits >> 62 & 0b11, f"{tail:019x}", (bits & 0xFFFFFFFF) / 2**32
+    )

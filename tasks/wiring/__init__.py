@@ -53,6 +53,7 @@ _STEPS = {
     "list_holds": "audit_upkeep",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
+    "reproduce_prediction": "audit",
 }
 _OTHERS = {
     "audit_record": "audit_pages",
@@ -63,6 +64,7 @@ _OTHERS = {
     "run_window": "audit_pages",
     "training_distribution": "audit_pages",
     "utc_bounds": "audit_pages",
+    "decode_prediction_id": "audit",
     "dag_run_evidence": "pages",
     "new_pipeline": "pages",
     "overview": "pages",
