@@ -34,6 +34,15 @@ class ArchivedDate(JsonRecord):
     hot_files: tuple[str, ...]
     """Paths of the audit table's files whose rows this archive holds."""
     recorded_at_utc: str
+    format: int = 1
+    """Of the data file: `tasks.audit.cold.COLD_FORMAT`; 1, a copy of the table's rows, in records before it."""
+    top_k: int | None = None
+    """How many attributions of a row were kept; None: all."""
+    values_kept: bool = True
+    explained_rows: int | None = None
+    """Rows with attributions; None in records that do not say."""
+    cause: str = "retention"
+    """`retention`, or `erasure`: then only what is left of an entity differs from the generation before."""
 
 
 def data_key(event_date: date, sha256: str) -> str:

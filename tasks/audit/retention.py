@@ -11,7 +11,9 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import date
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.audit.archive import (
@@ -22,6 +24,7 @@ from tasks.audit.archive import (
     older_keys,
     record,
 )
+from tasks.audit.cold import COLD_FORMAT, EXPLANATION, cold_rows, encode
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
@@ -32,12 +35,11 @@ from tasks.core.ids import digest_bytes
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
-from tasks.core.spec import PipelineSpec
+from tasks.core.spec import ExplanationSpec, PipelineSpec
 
 log = logging.getLogger(__name__)
 
 _TURNS = 20
-_ARCHIVE_GROUP_ROWS = 2_048
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def retain(
                 hot.setdefault(file.event_date, []).append(file)
     rows = sum(file.rows for files in hot.values() for file in files)
     if not dry_run:
-        rows = sum(_archive(store, event_date, clock) for event_date in sorted(hot))
+        rows = sum(_archive(store, spec.explanations, event_date, clock) for event_date in sorted(hot))
         for archived in archived_dates(store).values():
             _drop_unreferenced(store, archived)
     old = {day: item for day, item in archived_dates(store).items() if (as_of - day).days > expire_days}
@@ -138,7 +140,7 @@ def retain(
     return done
 
 
-def _archive(store: ObjectStore, event_date: date, clock: Clock) -> int:
+def _archive(store: ObjectStore, kind: ExplanationSpec, event_date: date, clock: Clock) -> int:
     """Move one date; returns the rows that left the audit table."""
     for _ in range(_TURNS):
         view = table_view(store, AUDIT_TABLE)
@@ -148,7 +150,7 @@ def _archive(store: ObjectStore, event_date: date, clock: Clock) -> int:
         before = archived_date(store, event_date)
         covered = set(before.hot_files) if before and before.state == "archived" else set()
         if not {file.path for file in files} <= covered and not _copy(
-            store, event_date, files, before, clock
+            store, kind, event_date, files, before, clock
         ):
             continue  # another retention made this generation first: see what it holds
         removed = _remove(store, event_date)
@@ -160,15 +162,20 @@ def _archive(store: ObjectStore, event_date: date, clock: Clock) -> int:
 
 
 def _copy(
-    store: ObjectStore, event_date: date, files: list[LiveFile], before: ArchivedDate | None, clock: Clock
+    store: ObjectStore,
+    kind: ExplanationSpec,
+    event_date: date,
+    files: list[LiveFile],
+    before: ArchivedDate | None,
+    clock: Clock,
 ) -> bool:
     """Put the rows of `files`, and of the generation before, into a new generation. False when it was taken."""
-    keys = [f"{AUDIT_TABLE}/{file.path}" for file in files]
+    tables = [_read(store, f"{AUDIT_TABLE}/{file.path}") for file in files]
     kept = before is not None and before.state == "archived"
     if before is not None and kept:
-        keys.append(before.key)
-    table = _merged([_read(store, key) for key in keys])
-    data = _parquet(table)
+        tables.append(cold_rows(store, before, "", "~").drop_columns([EXPLANATION.name]))
+    table = _merged(tables)
+    data = encode(table, top_k=kind.top_k, values=kind.cold_values)
     sha256 = digest_bytes(data)
     key = data_key(event_date, sha256)
     reached("before-archive-file")
@@ -186,6 +193,10 @@ def _copy(
         sha256=sha256,
         hot_files=tuple(sorted({*earlier, *(file.path for file in files)})),
         recorded_at_utc=iso_utc(clock()),
+        format=COLD_FORMAT,
+        top_k=kind.top_k,
+        values_kept=kind.cold_values,
+        explained_rows=table.num_rows - table.column("attributions").null_count,
     )
     try:
         record(store, made)
@@ -258,27 +269,27 @@ def _read(store: ObjectStore, key: str) -> pa.Table:
 
 
 def _merged(tables: list[pa.Table]) -> pa.Table:
-    """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes."""
-    table = pa.concat_tables(tables, promote_options="default").sort_by(
-        [("prediction_id", "ascending"), ("run_id", "ascending")]
-    )
-    pairs = list(zip(table["prediction_id"].to_pylist(), table["run_id"].to_pylist(), strict=True))
-    keep = [index for index, pair in enumerate(pairs) if index == 0 or pair != pairs[index - 1]]
-    return table if len(keep) == table.num_rows else table.take(pa.array(keep))
+    """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes.
 
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.combine_chunks(),
-        sink,
-        row_group_size=_ARCHIVE_GROUP_ROWS,
-        compression="zstd",
-        compression_level=9,
-        write_statistics=True,
+    Of the copies of a row one that was erased counts, then the one of the earlier table.
+    """
+    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    keys = pa.table(
+        {
+            "prediction_id": table["prediction_id"],
+            "run_id": table["run_id"],
+            "whole": pc.is_null(table["erasure_id"]),
+            "place": np.arange(table.num_rows),
+        }
     )
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
+    keys = keys.take(order)
+    same = np.zeros(table.num_rows, np.bool_)
+    if table.num_rows:
+        one, other = keys.slice(1), keys.slice(0, table.num_rows - 1)
+        equal = [pc.equal(one[name], other[name]) for name in ("prediction_id", "run_id")]
+        same[1:] = pc.and_(*equal).to_numpy()
+    return table.take(order.filter(pa.array(~same)))
 
 
 def _check_copy(store: ObjectStore, key: str, sha256: str, rows: int) -> None:

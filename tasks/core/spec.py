@@ -212,6 +212,8 @@ class ExplanationSpec(_Record):
     """After this age a day moves to the archive."""
     expire_days: int = Field(730, ge=1)
     """After this age an archived day is deleted."""
+    cold_values: bool = True
+    """Whether the archive keeps feature values; without them its rows cost half and cannot be reproduced."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ExplanationSpec:
