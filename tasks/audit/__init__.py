@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.audit.archive import ArchivedDate, archived_dates
+    from tasks.audit.erasure import KEPT_OF_AUDIT, Erased, complete_erasures, erase
     from tasks.audit.lookup import by_prediction, by_window
     from tasks.audit.query import AuditFilter, InvalidQuery
     from tasks.audit.record import AuditPage, AuditRecord
+    from tasks.audit.restore import Restored, restore_dates
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
 
@@ -22,25 +24,37 @@ _HOME = {
     "AuditPage": "record",
     "AuditRecord": "record",
     "InvalidQuery": "query",
+    "Erased": "erasure",
+    "KEPT_OF_AUDIT": "erasure",
+    "Restored": "restore",
     "Retained": "retention",
     "archived_dates": "archive",
     "audit_table": "rows",
     "by_prediction": "lookup",
     "by_window": "lookup",
+    "complete_erasures": "erasure",
+    "erase": "erasure",
+    "restore_dates": "restore",
     "retain": "retention",
 }
 
 __all__ = [
+    "KEPT_OF_AUDIT",
     "ArchivedDate",
     "AuditFilter",
     "AuditPage",
     "AuditRecord",
+    "Erased",
     "InvalidQuery",
+    "Restored",
     "Retained",
     "archived_dates",
     "audit_table",
     "by_prediction",
     "by_window",
+    "complete_erasures",
+    "erase",
+    "restore_dates",
     "retain",
 ]
 

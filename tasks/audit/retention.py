@@ -24,12 +24,13 @@ from tasks.audit.archive import (
     older_keys,
     record,
 )
-from tasks.audit.cold import COLD_FORMAT, EXPLANATION, cold_rows, encode
+from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_rows, encode
+from tasks.audit.restore import is_copy, record_returned, standing_dates
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
-from tasks.core.errors import DigestMismatch, StoreUnavailable
+from tasks.core.errors import StoreUnavailable
 from tasks.core.holds import holds, is_held
 from tasks.core.ids import digest_bytes
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
@@ -57,6 +58,10 @@ class Retained(JsonRecord):
     dry_run: bool
     held_days: tuple[date, ...] = ()
     """Days that are old enough, and stay where they are because a hold is on them."""
+    restored_days: tuple[date, ...] = ()
+    """Days that are old enough, and stay because somebody restored them for a while."""
+    returned_days: tuple[date, ...] = ()
+    """Restored days whose time is over: they are in the archive alone again."""
 
 
 def retain(
@@ -71,7 +76,7 @@ def retain(
 ) -> Retained:
     """Archive event dates older than `warm_days`, expire those older than `expire_days`, as seen on `as_of`.
 
-    Dates with a hold (`tasks.core.holds`) neither move nor expire.
+    Dates with a hold (`tasks.core.holds`) neither move nor expire; restored dates stay until their time is over.
 
     Args:
         settings: This installation.
@@ -91,6 +96,7 @@ def retain(
     expire_days = spec.explanations.expire_days if expire_days is None else expire_days
     store = open_store(settings, prefix=spec.prefix)
     standing = holds(store)
+    restored = standing_dates(store, as_of)
     view = table_view(store, AUDIT_TABLE)
     hot: dict[date, list[LiveFile]] = {}
     held: set[date] = set()
@@ -98,14 +104,20 @@ def retain(
         if (as_of - file.event_date).days > warm_days:
             if is_held(standing, file.event_date):
                 held.add(file.event_date)
-            else:
+            elif file.event_date not in restored:
                 hot.setdefault(file.event_date, []).append(file)
     rows = sum(file.rows for files in hot.values() for file in files)
     if not dry_run:
         rows = sum(_archive(store, spec.explanations, event_date, clock) for event_date in sorted(hot))
         for archived in archived_dates(store).values():
             _drop_unreferenced(store, archived)
-    old = {day: item for day, item in archived_dates(store).items() if (as_of - day).days > expire_days}
+    returned = () if dry_run else record_returned(store, as_of, clock)
+    restored = standing_dates(store, as_of)
+    old = {
+        day: item
+        for day, item in archived_dates(store).items()
+        if (as_of - day).days > expire_days and day not in restored
+    }
     standing = holds(store)  # again: moving days takes its time, and what expires is gone
     held |= {day for day, item in old.items() if item.state == "archived" and is_held(standing, day)}
     old = {day: item for day, item in old.items() if not is_held(standing, day)}
@@ -127,6 +139,8 @@ def retain(
         archive_bytes_freed=sum(item.size_bytes for item in expired),
         dry_run=dry_run,
         held_days=tuple(sorted(held)),
+        restored_days=tuple(sorted(restored)),
+        returned_days=returned,
     )
     log.info(
         "Audit retention as of %s%s: %d days (%s rows) archived, %d days expired, %d held.",
@@ -148,8 +162,7 @@ def _archive(store: ObjectStore, kind: ExplanationSpec, event_date: date, clock:
         if not files:
             return 0
         before = archived_date(store, event_date)
-        covered = set(before.hot_files) if before and before.state == "archived" else set()
-        if not {file.path for file in files} <= covered and not _copy(
+        if not all(_covered(file, before) for file in files) and not _copy(
             store, kind, event_date, files, before, clock
         ):
             continue  # another retention made this generation first: see what it holds
@@ -180,7 +193,7 @@ def _copy(
     key = data_key(event_date, sha256)
     reached("before-archive-file")
     store.put(key, data)
-    _check_copy(store, key, sha256, table.num_rows)
+    check_copy(store, key, sha256, table.num_rows)
     reached("after-archive-file")
     earlier = before.hot_files if before is not None and kept else ()
     made = ArchivedDate(
@@ -206,6 +219,13 @@ def _copy(
     return True
 
 
+def _covered(file: LiveFile, archived: ArchivedDate | None) -> bool:
+    """Whether the archive holds the rows of this file of the table."""
+    if archived is None or archived.state != "archived":
+        return False
+    return file.path in archived.hot_files or is_copy(file, archived)
+
+
 def _remove(store: ObjectStore, event_date: date) -> int:
     """Remove from the audit table the files of this date that the archive holds; returns their rows."""
     rows = 0
@@ -213,8 +233,9 @@ def _remove(store: ObjectStore, event_date: date) -> int:
     def decide(view: TableView) -> Change | None:
         nonlocal rows
         archived = archived_date(store, event_date)
-        covered = set(archived.hot_files) if archived and archived.state == "archived" else set()
-        gone = tuple(file for file in view.files if file.event_date == event_date and file.path in covered)
+        gone = tuple(
+            file for file in view.files if file.event_date == event_date and _covered(file, archived)
+        )
         rows = sum(file.rows for file in gone)
         if not gone:
             return None
@@ -237,6 +258,7 @@ def _expire(store: ObjectStore, archived: ArchivedDate, clock: Clock) -> None:
         state="expired",
         hot_files=(),
         recorded_at_utc=iso_utc(clock()),
+        cause="retention",
     )
     try:
         record(store, made)
@@ -290,13 +312,3 @@ def _merged(tables: list[pa.Table]) -> pa.Table:
         equal = [pc.equal(one[name], other[name]) for name in ("prediction_id", "run_id")]
         same[1:] = pc.and_(*equal).to_numpy()
     return table.take(order.filter(pa.array(~same)))
-
-
-def _check_copy(store: ObjectStore, key: str, sha256: str, rows: int) -> None:
-    data = store.get(key)
-    if digest_bytes(data) != sha256 or pq.read_metadata(pa.BufferReader(data)).num_rows != rows:
-        raise DigestMismatch(
-            "the archive file does not hold what was written",
-            which=store.url(key),
-            fix="check the store; the audit table still holds the rows, repeat the call",
-        )

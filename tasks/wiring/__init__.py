@@ -51,6 +51,8 @@ _STEPS = {
     "hold_days": "audit_upkeep",
     "release_days": "audit_upkeep",
     "list_holds": "audit_upkeep",
+    "erase_entity": "audit_upkeep",
+    "restore_days": "audit_upkeep",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
 }
