@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 
@@ -58,6 +59,16 @@ def archived_dates(store: ObjectStore) -> dict[date, ArchivedDate]:
             day = date.fromisoformat(match[1])
             newest[day] = max(newest.get(day, 0), int(match[2]))
     return {day: _read(store, day, number) for day, number in sorted(newest.items())}
+
+
+def archive_history(store: ObjectStore, known: Collection[tuple[date, int]] = ()) -> list[ArchivedDate]:
+    """Every generation of every event date, except those (date, generation) that are `known`; oldest first."""
+    found = []
+    for info in store.list("archive/audit"):
+        match = _RECORD.fullmatch(info.key)
+        if match and (pair := (date.fromisoformat(match[1]), int(match[2]))) not in known:
+            found.append(_read(store, *pair))
+    return sorted(found, key=lambda item: (item.recorded_at_utc, item.event_date, item.generation))
 
 
 def archived_date(store: ObjectStore, event_date: date) -> ArchivedDate | None:

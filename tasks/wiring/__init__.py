@@ -53,10 +53,13 @@ _STEPS = {
     "list_holds": "audit_upkeep",
     "erase_entity": "audit_upkeep",
     "restore_days": "audit_upkeep",
+    "cost_report": "audit_upkeep",
+    "audit_events": "audit_upkeep",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
 }
 _OTHERS = {
+    "archive_tenant": "audit_upkeep",
     "dag_run_evidence": "pages",
     "new_pipeline": "pages",
     "overview": "pages",
