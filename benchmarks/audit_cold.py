@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.audit import cold
 from tasks.audit.archive import ArchivedDate, data_key
 from tasks.audit.cold import COLD_FORMAT, cold_rows, encode
 from tasks.audit.rows import audit_table
@@ -49,20 +50,22 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--lookups", type=int, default=30)
+    parser.add_argument("--group-rows", type=int, nargs="*", default=[cold.COLD_GROUP_ROWS])
     asked = parser.parse_args()
     flights = pq.read_table(asked.table) if asked.table else _flights()
     if asked.keep:
         pq.write_table(flights, asked.keep)
     print(
-        "| rows | event times | warm, bytes | cold with values | cold without | write, CPU us a row "
+        "| rows | event times | rows of a group | warm, bytes | cold with values | cold without | write, CPU us a row "
         "| read one id, CPU ms | read an hour, CPU us a row |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     rng = np.random.default_rng(7)
     day = HOUR_ROWS * asked.hours
     for n, spread in ((flights.num_rows, True), (day, True), (day, False)):
         drawn = rng.integers(0, flights.num_rows, n) if n > flights.num_rows else rng.permutation(n)
-        measure_cold(flights.take(pa.array(drawn)), rng, spread, asked.lookups)
+        for cold.COLD_GROUP_ROWS in asked.group_rows:
+            measure_cold(flights.take(pa.array(drawn)), rng, spread, asked.lookups)
 
 
 def measure_cold(flights: pa.Table, rng: np.random.Generator, spread: bool, lookups: int) -> None:
@@ -99,7 +102,8 @@ def measure_cold(flights: pa.Table, rng: np.random.Generator, spread: bool, look
         hour = cold_rows(store, archived, ids[first].as_py(), ids[last].as_py())
         read_us = (time.process_time() - begun) / hour.num_rows * 1e6
         print(
-            f"| {n:,} | {'spread over the day' if spread else 'all equal'} | {size / n:.1f} | {len(whole) / n:.1f} "
+            f"| {n:,} | {'spread over the day' if spread else 'all equal'} "
+            f"| {cold.COLD_GROUP_ROWS:,} | {size / n:.1f} | {len(whole) / n:.1f} "
             f"| {len(bare) / n:.1f} | {write_us:.1f} | {statistics.median(taken) * 1e3:.0f} | {read_us:.1f} |"
         )
         sys.stdout.flush()

@@ -398,7 +398,10 @@ def _tombstones(store: ObjectStore, erasure_id: str) -> dict[date, int]:
         try:
             with store.open(f"{AUDIT_TABLE}/{file.path}") as raw:
                 parquet = pq.ParquetFile(raw)
-                if "erasure_id" in parquet.schema_arrow.names:
+                if "erasure_id" not in parquet.schema_arrow.names:
+                    continue
+                marks = parquet.read(columns=["erasure_id"], use_threads=False).column("erasure_id")
+                if pc.any(pc.equal(marks, erasure_id)).as_py():
                     add(file.event_date, parquet.read(columns=columns, use_threads=False))
         except NotFound:  # moved meanwhile
             continue

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from audit_support import publish_days, table_rows
-from inference_support import score_and_publish, scoring_snapshot, toy_rows
+from inference_support import plan_stub, run_stub, score_and_publish, scoring_snapshot, toy_rows
 
+from tasks import wiring
 from tasks.audit import by_prediction, by_window, complete_erasures, erase, retain
 from tasks.audit.archive import archived_dates
 from tasks.audit.cold import cold_rows
@@ -285,6 +287,18 @@ def test_a_date_that_is_archived_meanwhile_does_not_keep_the_entity(
     assert sum(item.rows for item in archived_dates(store).values()) == 240
 
 
+def test_a_table_that_knows_no_erasures_yet_gets_their_column(settings: Settings, toy: PipelineSpec) -> None:
+    snapshot = scoring_snapshot(settings, toy, days=1)
+    run_id = plan_stub(settings, toy, snapshot).run_id
+    run_stub(settings, toy, run_id, audit_table="audit_support:older_audit_table")
+    publish(settings, toy, run_id)
+    assert "erasure_id" not in table_rows(settings, toy, "audit")[0]
+    done = erased(settings, toy, entity_of(settings, toy, 0))
+    marks = [row["erasure_id"] for row in table_rows(settings, toy, "audit")]
+    assert (marks.count(done.erasure_id), marks.count(None)) == (1, 119)
+    assert verify(settings, toy, run_id).ok
+
+
 def test_now_deletes_the_replaced_files_and_the_rest_is_named(settings: Settings, toy: PipelineSpec) -> None:
     entity = one_subject(settings, toy)
     run_id = table_rows(settings, toy)[0]["run_id"]
@@ -327,3 +341,20 @@ def test_rows_scored_after_an_erasure_are_taken_by_a_repeated_call(
     assert verify(settings, toy, second).ok
     [(_, outcomes)] = erasures(store)
     assert [one.audit_rows for one in outcomes] == [1, 2]
+
+
+def test_the_monitor_measures_what_is_left(settings: Settings, toy: PipelineSpec) -> None:
+    run_id = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=1)).run_id
+    run_stub(settings, toy, run_id)
+    wiring.publish_run(settings, "toy", run_id=run_id)
+    window = {"first_day": "2024-03-01", "last_day": "2024-03-01", "as_of": "2024-03-10"}
+    before = wiring.join_labels(settings, "toy", **window)
+    erased(settings, toy, entity_of(settings, toy, 0))
+    after = wiring.join_labels(settings, "toy", **window)
+    assert after["days_labelled"] == before["days_labelled"] == 1
+    assert after["rows_labelled"] == before["rows_labelled"] - 1
+    store = open_store(settings, prefix=toy.prefix)
+    [measured] = [
+        json.loads(store.get(info.key)) for info in store.list("monitoring") if "performance" in info.key
+    ]
+    assert measured["scored_rows"] == 119
