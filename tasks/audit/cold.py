@@ -41,7 +41,7 @@ COLD_FORMAT = 2
 
 COLD_ATTRIBUTION_BITS = 10
 COLD_GROUP_ROWS = 32_768
-"""Larger groups cost 2 % less and twice the time of a look-up (benchmarks/results/audit_cold.md)."""
+"""Twice as many cost 2 % less and 1.6 times the time of a look-up (benchmarks/results/audit_cold.md)."""
 
 EXPLANATION = pa.field("explanation", pa.string())
 

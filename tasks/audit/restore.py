@@ -155,7 +155,9 @@ def restore_dates(
         raise NotFound(
             f"no event date from {first_day} to {last_day} is in the archive",
             which=f"pipeline {spec.name}",
-            fix=f"{len(gone)} of them have expired" if gone else "see penstock audit cost for what is where",
+            fix=f"{len(gone)} of them are past explanations.expire_days on {today}: for historical data say as of when"
+            if gone
+            else "see penstock audit cost for what is where",
         )
     until = today + timedelta(days=days)
     done: list[tuple[date, int, int]] = []

@@ -41,6 +41,8 @@ from tasks.core.spec import ExplanationSpec, PipelineSpec
 log = logging.getLogger(__name__)
 
 _TURNS = 20
+_COLD_ROW_BYTES = 40
+"""Of an archived row when there is none to measure by (benchmarks/results/audit_cold.md)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Retained(JsonRecord):
     dry_run: bool
     held_days: tuple[date, ...] = ()
     """Days that are old enough, and stay where they are because a hold is on them."""
+    archive_bytes_added: int = 0
+    """Of the archived days' files; with `dry_run` an estimate by what the archive holds already."""
     restored_days: tuple[date, ...] = ()
     """Days that are old enough, and stay because somebody restored them for a while."""
     returned_days: tuple[date, ...] = ()
@@ -107,10 +111,14 @@ def retain(
             elif file.event_date not in restored:
                 hot.setdefault(file.event_date, []).append(file)
     rows = sum(file.rows for files in hot.values() for file in files)
+    before = archived_dates(store)
+    added = int(rows * _row_bytes(before))
     if not dry_run:
         rows = sum(_archive(store, spec.explanations, event_date, clock) for event_date in sorted(hot))
-        for archived in archived_dates(store).values():
+        after = archived_dates(store)
+        for archived in after.values():
             _drop_unreferenced(store, archived)
+        added = sum(_size_of(after.get(day)) - _size_of(before.get(day)) for day in hot)
     returned = () if dry_run else record_returned(store, as_of, clock)
     restored = standing_dates(store, as_of)
     old = {
@@ -139,6 +147,7 @@ def retain(
         archive_bytes_freed=sum(item.size_bytes for item in expired),
         dry_run=dry_run,
         held_days=tuple(sorted(held)),
+        archive_bytes_added=added,
         restored_days=tuple(sorted(restored)),
         returned_days=returned,
     )
@@ -152,6 +161,16 @@ def retain(
         len(done.held_days),
     )
     return done
+
+
+def _size_of(archived: ArchivedDate | None) -> int:
+    return archived.size_bytes if archived and archived.state == "archived" else 0
+
+
+def _row_bytes(archived: dict[date, ArchivedDate]) -> float:
+    kept = [item for item in archived.values() if item.state == "archived" and item.rows]
+    rows = sum(item.rows for item in kept)
+    return sum(item.size_bytes for item in kept) / rows if rows else _COLD_ROW_BYTES
 
 
 def _archive(store: ObjectStore, kind: ExplanationSpec, event_date: date, clock: Clock) -> int:

@@ -31,7 +31,9 @@ def test_each_tier_is_counted_with_what_lies_in_it(settings: Settings, toy: Pipe
     half = toy.model_copy(update={"explanations": toy.explanations.model_copy(update={"share": 0.5})})
     publish_days(settings, half, days=3)
     told = retain(settings, half, as_of=AS_OF, warm_days=1, dry_run=True)
-    retain(settings, half, as_of=AS_OF, warm_days=1)
+    done = retain(settings, half, as_of=AS_OF, warm_days=1)
+    assert done.archive_bytes_added == sized(open_store(settings, prefix=half.prefix), "archive/audit")
+    assert told.archive_bytes_added > 0
     retain(settings, half, as_of=date(2024, 3, 12), warm_days=10, expire_days=10)
     store = open_store(settings, prefix=half.prefix)
     found = measure_costs(settings, half, price=20.0)
