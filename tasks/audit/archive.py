@@ -78,6 +78,11 @@ def archived_date(store: ObjectStore, event_date: date) -> ArchivedDate | None:
     return _read(store, event_date, max(numbers)) if numbers else None
 
 
+def has_moved_on(store: ObjectStore, archived: ArchivedDate) -> bool:
+    """Whether the date has a newer record than this one: then its file may be gone, and nothing is lost."""
+    return archived_date(store, archived.event_date) != archived
+
+
 def older_keys(store: ObjectStore, archived: ArchivedDate) -> set[str]:
     """Data keys that the generations before this one named."""
     return {_read(store, archived.event_date, number).key for number in range(1, archived.generation)}

@@ -164,6 +164,12 @@ def check_copy(store: ObjectStore, key: str, sha256: str, rows: int) -> None:
 
 @contextmanager
 def _opened(store: ObjectStore, archived: ArchivedDate) -> Iterator[pq.ParquetFile]:
+    if archived.format > COLD_FORMAT:
+        raise DataError(
+            f"has format {archived.format}; this release knows {COLD_FORMAT} and below",
+            which=store.url(archived.key),
+            fix="read it with the release that wrote it, or a later one",
+        )
     try:
         raw = store.open(archived.key)
     except NotFound as error:

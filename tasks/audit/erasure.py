@@ -8,16 +8,16 @@ Dates with a hold are left alone; `complete_erasures` takes them up after the re
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.audit.archive import ArchivedDate, archived_date, archived_dates, data_key, record
+from tasks.audit.archive import ArchivedDate, archived_date, archived_dates, data_key, has_moved_on, record
 from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_marks, cold_rows, encode
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -66,8 +66,9 @@ KEPT_OF_AUDIT = frozenset(
 
 _MARKER = "penstock:erasure"
 """Application id under which an erasure moves the audit table on, so that a restore under way decides anew."""
+_Read = TypeVar("_Read")
 _TURNS = 20
-_ELSEWHERE = ("bundles", "data", "evaluation", "runs", "training", "validation")
+_ELSEWHERE = ("archive/audit", "bundles", "data", "evaluation", "runs", "training", "validation")
 _LATER = (
     "Replaced files are in no table any more; their bytes leave the disk when vacuum runs (penstock inference vacuum, "
     "a week after), or at once with --now."
@@ -280,10 +281,10 @@ def _found(store: ObjectStore, tables: Tables, erasure_id: str, matches: Matches
         told = tables.tombstone(predictions, matches, erasure_id=erasure_id, dates=None, dry_run=True)
         _count(done, rows, told)
     standing = holds(store)
-    for day, archived in archived_dates(store).items():
-        if archived.state != "archived":
+    for day in archived_dates(store):
+        archived, (count, _) = _newest_counts(store, day, matches, erasure_id)
+        if archived is None:
             continue
-        count, _ = _cold_counts(store, archived, matches, erasure_id)
         if count and is_held(standing, day):
             done.deferred.add(day)
         elif count:
@@ -387,7 +388,9 @@ def _tombstones(store: ObjectStore, erasure_id: str) -> dict[date, int]:
     found: dict[date, set[tuple[str, str]]] = {}
     columns = ["prediction_id", "run_id", "erasure_id"]
 
-    def add(day: date, table: pa.Table) -> None:
+    def add(day: date, table: pa.Table | None) -> None:
+        if table is None:
+            return
         mine = table.filter(pc.fill_null(pc.equal(table.column("erasure_id"), erasure_id), False))
         if mine.num_rows:
             pairs = zip(mine["prediction_id"].to_pylist(), mine["run_id"].to_pylist(), strict=True)
@@ -405,9 +408,9 @@ def _tombstones(store: ObjectStore, erasure_id: str) -> dict[date, int]:
                     add(file.event_date, parquet.read(columns=columns, use_threads=False))
         except NotFound:  # moved meanwhile
             continue
-    for day, archived in archived_dates(store).items():
-        if archived.state == "archived" and _cold_counts(store, archived, None, erasure_id)[1]:
-            add(day, cold_rows(store, archived, "", "~", columns))
+    for day in archived_dates(store):
+        if _newest_counts(store, day, None, erasure_id)[1][1]:
+            add(day, _following(store, day, lambda archived: cold_rows(store, archived, "", "~", columns))[1])
     return {day: len(pairs) for day, pairs in sorted(found.items())}
 
 
@@ -421,6 +424,34 @@ def _cold_counts(
             alive += pc.sum(matches(entities)).as_py() or 0
         gone += pc.sum(pc.fill_null(pc.equal(marks, erasure_id), False)).as_py() or 0
     return alive, gone
+
+
+def _newest_counts(
+    store: ObjectStore, day: date, matches: Matches | None, erasure_id: str
+) -> tuple[ArchivedDate | None, tuple[int, int]]:
+    """(what the archive holds of a date, `_cold_counts` of it)."""
+    archived, counts = _following(
+        store, day, lambda archived: _cold_counts(store, archived, matches, erasure_id)
+    )
+    return archived, counts if counts is not None else (0, 0)
+
+
+def _following(
+    store: ObjectStore, day: date, read: Callable[[ArchivedDate], _Read]
+) -> tuple[ArchivedDate | None, _Read | None]:
+    """What `read` makes of a date's newest generation; nothing when the archive holds nothing of it."""
+    for _ in range(_TURNS):
+        archived = archived_date(store, day)
+        if archived is None or archived.state != "archived":
+            return None, None
+        try:
+            return archived, read(archived)
+        except NotFound:
+            if not has_moved_on(store, archived):
+                raise
+    raise StoreUnavailable(
+        "other upkeep of this date kept coming first", which=f"audit date {day}", fix="repeat the call"
+    )
 
 
 def _erase_cold(
@@ -443,16 +474,17 @@ def _erase_cold(
                 break
             try:
                 count, _ = _cold_counts(store, archived, matches, erasure_id)
+                if not count:
+                    break
+                if is_held(holds(store), day):
+                    done.deferred.add(day)
+                    break
+                made = _rewrite(store, spec, archived, matches, erasure_id, clock)
             except NotFound:
-                if archived_date(store, day) == archived:
-                    raise
-                continue  # the next generation took its place
-            if not count:
-                break
-            if is_held(holds(store), day):
-                done.deferred.add(day)
-                break
-            if _rewrite(store, spec, archived, matches, erasure_id, clock):
+                if has_moved_on(store, archived):
+                    continue
+                raise
+            if made:
                 done.cold[day] = done.cold.get(day, 0) + count
                 done.files += 1
                 done.size_bytes += archived.size_bytes
@@ -543,12 +575,13 @@ def _elsewhere(
     store: ObjectStore, spec: PipelineSpec, matches: Matches
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(keys of other Parquet files of the pipeline that hold the entity, keys of those that cannot be read)."""
+    current = {item.key for item in archived_dates(store).values()}
     found: list[str] = []
     unreadable: list[str] = []
     for folder in _ELSEWHERE:
         for info in store.list(folder):
-            if not info.key.endswith(".parquet"):
-                continue
+            if not info.key.endswith(".parquet") or info.key in current:
+                continue  # of a held date the archive's file is named by `deferred_dates`
             try:
                 ids = _entities(store, spec, info.key)
                 if ids is not None and pc.any(matches(ids)).as_py():

@@ -17,7 +17,7 @@ from datetime import date, datetime, timedelta
 
 import pyarrow as pa
 
-from tasks.audit.archive import ArchivedDate, archived_date, archived_dates
+from tasks.audit.archive import ArchivedDate, archived_date, archived_dates, has_moved_on
 from tasks.audit.cold import EXPLANATION, cold_rows
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -275,7 +275,12 @@ def _restore_date(
         if live is not None:  # only for longer, or what a call left that died after its transaction
             path, rows, size, own = live.path, live.rows, live.size_bytes, None
         else:
-            own = _copy_of(store, archived)
+            try:
+                own = _copy_of(store, archived)
+            except NotFound:
+                if has_moved_on(store, archived):
+                    continue
+                raise
             path, rows, size = own.path, own.rows, own.size_bytes
         made = Restore(
             event_date=day,

@@ -21,6 +21,7 @@ from tasks.audit.archive import (
     archived_date,
     archived_dates,
     data_key,
+    has_moved_on,
     older_keys,
     record,
 )
@@ -30,7 +31,7 @@ from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
-from tasks.core.errors import StoreUnavailable
+from tasks.core.errors import NotFound, StoreUnavailable
 from tasks.core.holds import holds, is_held
 from tasks.core.ids import digest_bytes
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
@@ -163,6 +164,12 @@ def retain(
     return done
 
 
+def _live(store: ObjectStore, event_date: date) -> list[LiveFile]:
+    """The audit table's files of a date."""
+    view = table_view(store, AUDIT_TABLE)
+    return [file for file in view.files if file.event_date == event_date] if view else []
+
+
 def _size_of(archived: ArchivedDate | None) -> int:
     return archived.size_bytes if archived and archived.state == "archived" else 0
 
@@ -176,8 +183,7 @@ def _row_bytes(archived: dict[date, ArchivedDate]) -> float:
 def _archive(store: ObjectStore, kind: ExplanationSpec, event_date: date, clock: Clock) -> int:
     """Move one date; returns the rows that left the audit table."""
     for _ in range(_TURNS):
-        view = table_view(store, AUDIT_TABLE)
-        files = [file for file in view.files if file.event_date == event_date] if view else []
+        files = _live(store, event_date)
         if not files:
             return 0
         before = archived_date(store, event_date)
@@ -202,10 +208,17 @@ def _copy(
     clock: Clock,
 ) -> bool:
     """Put the rows of `files`, and of the generation before, into a new generation. False when it was taken."""
-    tables = [_read(store, f"{AUDIT_TABLE}/{file.path}") for file in files]
     kept = before is not None and before.state == "archived"
-    if before is not None and kept:
-        tables.append(cold_rows(store, before, "", "~").drop_columns([EXPLANATION.name]))
+    try:
+        tables = [_read(store, f"{AUDIT_TABLE}/{file.path}") for file in files]
+        if before is not None and kept:
+            tables.append(cold_rows(store, before, "", "~").drop_columns([EXPLANATION.name]))
+    except NotFound:
+        if before is not None and has_moved_on(store, before):
+            return False
+        if {file.path for file in files} <= {one.path for one in _live(store, event_date)}:
+            raise
+        return False  # an erasure deleted what it had replaced
     table = _merged(tables)
     data = encode(table, top_k=kind.top_k, values=kind.cold_values)
     sha256 = digest_bytes(data)

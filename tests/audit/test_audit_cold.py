@@ -253,6 +253,12 @@ def test_a_missing_and_a_damaged_file_are_errors_that_name_it(settings: Settings
         by_prediction(settings, toy, ids[0])
 
 
+def test_a_file_of_a_later_release_is_refused_as_such(store: ObjectStore) -> None:
+    later = archive_of(store, encode(audit_rows(5), top_k=4, values=True), 5, format=3)
+    with pytest.raises(DataError, match="has format 3"):
+        cold_rows(store, later, "", "~")
+
+
 def test_an_archive_of_the_earlier_format_is_read_and_joins_the_next_generation(
     settings: Settings, toy: PipelineSpec
 ) -> None:

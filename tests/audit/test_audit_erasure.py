@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -358,3 +359,28 @@ def test_the_monitor_measures_what_is_left(settings: Settings, toy: PipelineSpec
         json.loads(store.get(info.key)) for info in store.list("monitoring") if "performance" in info.key
     ]
     assert measured["scored_rows"] == 119
+
+
+def test_erasures_retention_and_merging_at_once_leave_each_row_once(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    entity = one_subject(settings, toy)
+    run_id = table_rows(settings, toy)[0]["run_id"]
+    store = open_store(settings, prefix=toy.prefix)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            pool.submit(erased, settings, toy, entity),
+            pool.submit(optimize, settings, toy),
+            pool.submit(retain, settings, toy, as_of=AS_OF, warm_days=1),
+            pool.submit(erased, settings, toy, entity),
+        ]
+        for call in calls:
+            call.result()
+    erased(settings, toy, entity)
+    retain(settings, toy, as_of=AS_OF, warm_days=1)
+    assert holds_entity(store, settings, toy, entity) == []
+    assert len(table_rows(settings, toy)) == 360
+    kept = sum(item.rows for item in archived_dates(store).values())
+    assert (kept, len(table_rows(settings, toy, "audit"))) == (240, 120)
+    found = verify(settings, toy, run_id)
+    assert found.ok, found.problems
