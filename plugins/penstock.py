@@ -1,4 +1,4 @@
-"""The Airflow plugin: pages of evidence under `/penstock`, a tab on every DAG run, an entry in the navigation.
+"""The Airflow plugin: pages of evidence and audit under `/penstock`, tabs on every DAG run, entries in the navigation.
 
 Registered by the entry point `airflow.plugins`. Airflow loads it in every process, so the web application behind
 the pages is only built where it is asked for: in the API server.
@@ -39,5 +39,12 @@ class PenstockPlugin(AirflowPlugin):
             "href": f"{PREFIX}/run/{{DAG_ID}}/{{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "penstock-evidence",
+        },
+        {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
+        {
+            "name": "Audit",
+            "href": f"{PREFIX}/audit/run/{{DAG_ID}}/{{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "penstock-audit",
         },
     ]

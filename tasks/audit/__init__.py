@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from tasks.audit.archive import ArchivedDate, archive_history, archived_dates
     from tasks.audit.costs import Costs, measure_costs
     from tasks.audit.erasure import KEPT_OF_AUDIT, Erased, complete_erasures, erase
+    from tasks.audit.explaining import explain
     from tasks.audit.lookup import by_prediction, by_window
     from tasks.audit.query import AuditFilter, InvalidQuery
     from tasks.audit.record import AuditPage, AuditRecord
+    from tasks.audit.reproducing import Reproduction, reproduce
     from tasks.audit.restore import Restored, restore_dates, restores
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
@@ -29,6 +31,7 @@ _HOME = {
     "Erased": "erasure",
     "KEPT_OF_AUDIT": "erasure",
     "Restored": "restore",
+    "Reproduction": "reproducing",
     "Retained": "retention",
     "archive_history": "archive",
     "archived_dates": "archive",
@@ -40,6 +43,8 @@ _HOME = {
     "measure_costs": "costs",
     "restore_dates": "restore",
     "restores": "restore",
+    "explain": "explaining",
+    "reproduce": "reproducing",
     "retain": "retention",
 }
 
@@ -52,6 +57,7 @@ __all__ = [
     "Costs",
     "Erased",
     "InvalidQuery",
+    "Reproduction",
     "Restored",
     "Retained",
     "archive_history",
@@ -61,7 +67,9 @@ __all__ = [
     "by_window",
     "complete_erasures",
     "erase",
+    "explain",
     "measure_costs",
+    "reproduce",
     "restore_dates",
     "restores",
     "retain",

@@ -22,21 +22,33 @@ class AuditRecord(JsonRecord):
     """
 
     prediction_id: str
+    """UUID of version 8, lower case: event time in milliseconds, then a hash of pipeline, entity and that time."""
     event_time: datetime
+    """The moment that the prediction is about."""
     pipeline: str
+    """Name of the pipeline."""
     entity_id: str | None
+    """Values of the entity key, joined by `|`; null once erased."""
     prediction: float | None
+    """The calibrated probability; null once erased."""
     model_version: int
+    """Number of the registered version."""
     bundle_digest: str
+    """SHA-256 of the model's bundle: weights, encoder, feature code, golden rows."""
     run_id: str
+    """The scoring run."""
     shard_id: int
+    """Number of the run's shard."""
     source_snapshot: str | None
-    """Null for a prediction that was made online."""
+    """The input snapshot; null for a prediction that was made online."""
     source_key: str | None
     """Key of the partition file; of an online prediction the id of its request."""
     source_row: int | None
+    """Number of the row in that file, from 0."""
     feature_set_version: str
+    """Names the list of features, their order and types."""
     feature_computation_version: str
+    """Declared version and digest of the features.py that computed them."""
     feature_asof: datetime
     """The moment that the features are about."""
     features: dict[str, Any]
@@ -46,17 +58,22 @@ class AuditRecord(JsonRecord):
     top_features: tuple[str, ...]
     """Names of the largest attributions by magnitude, largest first."""
     base_value: float | None
+    """What the model says of the baseline."""
     residual: float | None
     """`base_value`, all `attributions` and `residual` add up to the logit of `prediction`."""
     explainer: str | None
+    """The method; null when the prediction was not explained."""
     explainer_version: str | None
+    """Of the method."""
     background_id: str | None
+    """The baseline: the training averages that attributions count from."""
     attribution_bits: int | None
     """Bits of fraction that the attributions keep: they are off by 1 part in `2 ** (bits + 1)` at most."""
     explanation: str | None
     """`stored`; `top` when the cold tier kept the largest attributions and added the others to the residual; `computed` when
     it was not kept and was computed for this answer, by the recorded model from the recorded features; else null."""
     scored_at: datetime
+    """When the prediction was made."""
     tier: str
     """`hot`, `warm` or `cold`."""
     erasure_id: str | None = None
@@ -66,6 +83,7 @@ class AuditRecord(JsonRecord):
     superseded_by: str | None = None
     """The newest run that predicted this row, when it is not this one."""
     schema_version: str = SCHEMA_VERSION
+    """Version of this record's contract: major, which consumers must know, and minor."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,7 @@ class AuditPage(JsonRecord):
     """One page of a window, in order of prediction id."""
 
     records: tuple[AuditRecord, ...]
+    """At most as many as were asked for."""
     cursor: str | None
     """Pass it to get the next page; None on the last one."""
 

@@ -7,22 +7,74 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.options import Json, Pipeline, run
+from tasks.cli.options import Json, Pipeline, call, run
+from tasks.cli.output import show
 
 audit = typer.Typer(help="Why was this prediction made?", no_args_is_help=True)
 
 
+PredictionId = Annotated[
+    str, typer.Argument(help="As in the predictions table and `penstock audit window`.", show_default=False)
+]
+OfRun = Annotated[
+    str | None,
+    typer.Option("--run", help="The scoring of this run; default: the newest.", show_default=False),
+]
+
+
 @audit.command("id")
 def audit_id(
+    prediction_id: PredictionId,
+    pipeline: Annotated[
+        str | None, typer.Option(help="With --entity: whether the id is that row's.", show_default=False)
+    ] = None,
+    entity: Annotated[
+        str | None,
+        typer.Option(
+            help="Values of the entity key, joined by |, as in column entity_id.", show_default=False
+        ),
+    ] = None,
+    event_time: Annotated[
+        datetime | None, typer.Option(help="UTC; default: the time in the id.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a prediction id says by itself: event time, where its rows lie, and whose it is. Needs no pipeline."""
+    from tasks import wiring
+
+    moment = event_time and event_time.isoformat()
+    found = wiring.decode_prediction_id(
+        prediction_id=prediction_id, pipeline=pipeline, entity=entity, event_time=moment
+    )
+    show(found, as_json=as_json, title=prediction_id)
+
+
+@audit.command("show")
+def audit_show(
     pipeline: Pipeline,
-    prediction_id: Annotated[
-        str,
-        typer.Argument(help="As in the predictions table and `penstock audit window`.", show_default=False),
-    ],
+    prediction_id: PredictionId,
+    run_id: OfRun = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Compute the attributions now when they are not stored.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """One prediction: features, model, run, explanation."""
-    run("audit_prediction", pipeline, as_json, prediction_id=prediction_id)
+    run("audit_prediction", pipeline, as_json, prediction_id=prediction_id, run_id=run_id, explain=explain)
+
+
+@audit.command("reproduce")
+def audit_reproduce(
+    pipeline: Pipeline,
+    prediction_id: PredictionId,
+    run_id: OfRun = None,
+    as_json: Json = False,
+) -> None:
+    """Compute a prediction again with its recorded model: features, score, attributions; exit code 2 when one differs."""
+    found = call("reproduce_prediction", pipeline, prediction_id=prediction_id, run_id=run_id)
+    show(found, as_json=as_json, title=f"{pipeline}: {prediction_id}")
+    if found.get("reproduced") is False:
+        raise typer.Exit(2)
 
 
 @audit.command("window")

@@ -96,6 +96,14 @@ class NotFound(TerminalError):
     """A key, version, run or prediction does not exist."""
 
 
+class FeaturesErased(NotFound):
+    """A prediction's data subject was erased: nothing can be computed from its features any more."""
+
+
+class FeaturesNotKept(NotFound):
+    """A prediction's tier keeps no feature values: nothing can be computed from them."""
+
+
 class DigestMismatch(TerminalError):
     """Content differs from the digest recorded for it: it was damaged or tampered with (I9)."""
 

@@ -12,6 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,14 @@ def prediction_id(pipeline: str, entity: str, millis: int) -> str:
     return str(uuid.UUID(int=(millis << 80) | (8 << 76) | (rand_a << 64) | (0b10 << 62) | rand_b))
 
 
-_PREDICTION_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+_PREDICTION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_LAST_TIME = "e677d21f-dbff"
+"""The milliseconds of the year 9999's end, as an id begins: no event is later, and no `datetime` either."""
 
 
 def is_prediction_id(text: str) -> bool:
     """True when `text` has the form of a prediction id."""
-    return bool(_PREDICTION_ID.match(text))
+    return _PREDICTION_ID.fullmatch(text) is not None and text[:13] <= _LAST_TIME
 
 
 def prediction_event_time(identifier: str) -> datetime:
@@ -116,3 +119,39 @@ def prediction_event_time(identifier: str) -> datetime:
     if not is_prediction_id(identifier):
         raise ValueError(f"{identifier!r} is not a prediction id (a UUID of version 8)")
     return _EPOCH + (uuid.UUID(identifier).int >> 80) * _MILLISECOND
+
+
+@dataclass(frozen=True)
+class IdParts:
+    """What a prediction id says by itself; docs/audit.md has the bits."""
+
+    millis: int
+    """Event time, milliseconds since the Unix epoch."""
+    version: int
+    """Of the UUID: 8."""
+    variant: int
+    """Of the UUID: 2 (RFC 9562)."""
+    hash_bits: str
+    """The 74 bits of the hash, 19 hexadecimal digits."""
+    draw: float
+    """Where the last 32 bits lie in their range, 0 to 1: below `explanations.share` the prediction is explained."""
+
+    @property
+    def event_time(self) -> datetime:
+        """UTC, millisecond precision."""
+        return _EPOCH + self.millis * _MILLISECOND
+
+
+def id_parts(identifier: str) -> IdParts:
+    """Take a prediction id apart.
+
+    Raises:
+        ValueError: `identifier` is not a prediction id.
+    """
+    if not is_prediction_id(identifier):
+        raise ValueError(f"{identifier!r} is not a prediction id (a UUID of version 8)")
+    bits = uuid.UUID(identifier).int
+    tail = (bits >> 64 & 0xFFF) << 62 | bits & ((1 << 62) - 1)
+    return IdParts(
+        bits >> 80, bits >> 76 & 0xF, bits >> 62 & 0b11, f"{tail:019x}", (bits & 0xFFFFFFFF) / 2**32
+    )

@@ -108,8 +108,12 @@ class PredictionIds:
         """The ids that equal their predecessor. For ids in order."""
         return PredictionIds(self.halves[1:][(self.halves[1:] == self.halves[:-1]).all(axis=1)])
 
-    def below_share(self, share: float) -> npt.NDArray[np.bool_]:
-        """Where the last 32 bits of an id, which are hash bits, fall below `share` of their range; shape (n,)."""
+    def below_share(self, share: float | npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Where the last 32 bits of an id, which are hash bits, fall below `share` of their range; shape (n,).
+
+        Args:
+            share: 0 to 1, for all rows or for each, shape (n,).
+        """
         last: npt.NDArray[np.uint64] = self.halves[:, 1] & np.uint64(0xFFFFFFFF)
         return last.astype(np.float64) < share * 2.0**32
 

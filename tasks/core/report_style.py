@@ -19,6 +19,7 @@ below; `page` puts them into a document.
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 CSS = """
@@ -175,3 +176,15 @@ def page(title: str, body_html: str, subtitle: str = "") -> str:
         f'<div class="brand">Penstock</div><h1>{escape(title)}</h1>{below}</header>\n'
         f"{body_html}\n</main>\n</body>\n</html>\n"
     )
+
+
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers inside [low, high], about `wanted` of them; for a chart's axis."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    raw = span / wanted
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = min((m * magnitude for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-6)
+    return [round(n * step, 10) + 0.0 for n in range(first, last + 1)]

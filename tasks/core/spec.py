@@ -5,11 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tasks.core.errors import ConfigError, NotFound
 from tasks.core.settings import Settings
@@ -19,6 +29,13 @@ _NAME = r"^[a-z][a-z0-9_]{0,47}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Column = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _as_text(value: object) -> object:
+    """Numbers that stand as keys in YAML are the text of them; what YAML took for a truth value is not guessed at."""
+    if isinstance(value, bool):
+        raise ValueError(f"YAML reads this key as {value}: write it in quotes")
+    return str(value) if isinstance(value, int) else value
 
 
 class _Record(BaseModel):
@@ -205,11 +222,30 @@ class InferenceSpec(_Record):
         return self
 
 
+class StrataSpec(_Record):
+    """Shares of explained predictions that differ by the value of one column."""
+
+    column: Column
+    """A categorical feature, or a column of the entity key."""
+    shares: dict[Annotated[str, BeforeValidator(_as_text)], Share] = Field(min_length=1)
+    """Share by value of `column`; every other value keeps `explanations.share`."""
+
+
 class ExplanationSpec(_Record):
-    """Which predictions are explained, and how long explanation data stays where."""
+    """Which predictions are explained, and how long explanation data stays where.
+
+    A prediction is explained when any of `share` (with `strata`), `score_bands` and `canary` chooses it. Each of them
+    looks at nothing but the row, so a retry, another batch or the online path choose the same.
+    """
 
     share: Share = 1.0
     """Share of predictions with attributions, chosen by hash of the prediction id; provenance is always kept."""
+    strata: StrataSpec | None = None
+    """Shares that differ by the value of one column."""
+    score_bands: tuple[tuple[Share, Share], ...] = ()
+    """Scores that are always explained: pairs of lowest and highest, both included, in ascending order."""
+    canary: bool = False
+    """Whether all predictions of the entities that the canary scores (`canary.slice_share`) are explained."""
     top_k: int = Field(5, ge=1)
     warm_days: int = Field(30, ge=1)
     """After this age a day moves to the archive."""
@@ -217,6 +253,19 @@ class ExplanationSpec(_Record):
     """After this age an archived day is deleted."""
     cold_values: bool = True
     """Whether the archive keeps feature values; without them its rows cost half and cannot be reproduced."""
+
+    @field_validator("score_bands")
+    @classmethod
+    def _ascending(cls, bands: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        for low, high in bands:
+            if high < low:
+                raise ValueError(f"the band goes from {low} down to {high}: write the lowest score first")
+        for (_, before), (low, _) in pairwise(bands):
+            if low <= before:
+                raise ValueError(
+                    f"the band from {low} begins before the one up to {before} ends: join the two"
+                )
+        return bands
 
     @model_validator(mode="after")
     def _ordered(self) -> ExplanationSpec:
@@ -286,6 +335,17 @@ class PipelineSpec(_Record):
         leaks = sorted(outcomes & set(self.features.names))
         if leaks:
             raise ValueError(f"features {leaks} are outcomes: they are not known when a prediction is made")
+        return self
+
+    @model_validator(mode="after")
+    def _known_stratum(self) -> PipelineSpec:
+        strata = self.explanations.strata
+        usable = list(dict.fromkeys((*self.features.categorical, *self.entity_key)))
+        if strata is not None and strata.column not in usable:
+            raise ValueError(
+                f"explanations.strata.column {strata.column!r} is neither a categorical feature nor of the entity key; "
+                f"use one of: {', '.join(usable)}"
+            )
         return self
 
 

@@ -51,7 +51,8 @@ def write_table_file(
     """Write one data file under its attempt-unique name; it is part of no table until a transaction adds it."""
     leaves = dict(_leaf_columns(table))
     repeated = {path for name, path in _OFTEN_REPEATED.items() if path in leaves and _repeats(table[name])}
-    split = [path for path, is_float in leaves.items() if is_float and path not in repeated]
+    # In lists only: Spark before 4.3 reads split streams with its slow reader alone, and single columns gain nothing.
+    split = [path for path, is_float in leaves.items() if is_float and "." in path and path not in repeated]
     encodings = {path: kind for path, kind in _ENCODINGS.items() if path in leaves}
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -61,8 +62,8 @@ def write_table_file(
         compression="zstd",
         use_dictionary=[
             path
-            for path in leaves
-            if path not in split and path not in encodings and path not in _NO_DICTIONARY
+            for path, is_float in leaves.items()
+            if path in repeated or not (is_float or path in encodings or path in _NO_DICTIONARY)
         ],
         column_encoding={**encodings, **dict.fromkeys(split, "BYTE_STREAM_SPLIT")} or None,
         write_statistics=[name for name in _STATISTICS if name in table.column_names],

@@ -209,23 +209,6 @@ def _outlook(spec: PipelineSpec, usable: Sequence[CanaryDay]) -> Finding:
     return Finding("outlook", "warn", f"days vary by {spread:.5f} (sd); {detail}", value=needed)
 
 
-def in_slice(
-    pipeline: str, entities: Sequence[str], share: float
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which entities the challenger may score: the same ones every day, about `share` of all; shape (n,)."""
-    import hashlib
-
-    if share >= 1:
-        return np.ones(len(entities), dtype=np.bool_)
-    limit = int(share * 2**64)
-    cache: dict[str, bool] = {}
-    for entity in entities:
-        if entity not in cache:
-            digest = hashlib.blake2b(f"canary\x1f{pipeline}\x1f{entity}".encode(), digest_size=8).digest()
-            cache[entity] = int.from_bytes(digest, "big") < limit
-    return np.array([cache[entity] for entity in entities], dtype=np.bool_)
-
-
 def run_canary(
     settings: Settings,
     spec: PipelineSpec,
@@ -251,7 +234,8 @@ def run_canary(
         DigestMismatch, NotFound, PipelineCodeError: A bundle cannot be loaded or cannot score.
     """
     from tasks.core.partitions import read_partition
-    from tasks.core.rows import entity_ids
+    from tasks.core.rows import entity_column
+    from tasks.core.sampling import in_slice
     from tasks.evaluation.scoring import labels_of, load_scorer, score_inputs
 
     if spec.label.column not in dict(snapshot.schema):
@@ -279,7 +263,7 @@ def run_canary(
             break
         rows = read_partition(store, partition)
         labels, known = labels_of(rows, spec)
-        known &= in_slice(spec.name, entity_ids(rows, spec), spec.canary.slice_share)
+        known &= in_slice(spec.name, entity_column(rows, spec), spec.canary.slice_share)
         if not known.any():
             log.info("canary: %s has no labelled row in the slice", partition.day)
             continue

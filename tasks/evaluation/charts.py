@@ -7,6 +7,7 @@ from html import escape
 
 import numpy as np
 
+from tasks.core.report_style import ticks
 from tasks.evaluation.metrics import FloatArray
 
 WIDTH, HEIGHT = 440, 330
@@ -172,15 +173,3 @@ def forest(
                 f"{escape(words)}</title></circle>"
             )
     return f'<svg viewBox="0 0 1000 {bottom + 24}" role="img" aria-label="{escape(label)}">{"".join(marks)}</svg>'
-
-
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers inside [low, high]."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    raw = span / wanted
-    magnitude = 10 ** np.floor(np.log10(raw))
-    step = float(min((m * magnitude for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw)))
-    first = np.ceil(low / step - 1e-9) * step
-    return [float(round(v, 10)) + 0.0 for v in np.arange(first, high + step * 1e-6, step)]

@@ -30,6 +30,7 @@ class BundleModel:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self.feature_names = tuple(scorer.feature_names)
+        self.output_names = scorer.output_names
         self.explainer = scorer.explainer
         self.explainer_version = scorer.explainer_version
         self.background_id = scorer.background_id
@@ -43,6 +44,9 @@ class BundleModel:
 
     def predict(self, encoded: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return self._scorer.predict(encoded)
+
+    def outputs(self, encoded: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return self._scorer.outputs(encoded)
 
     def explain(self, encoded: npt.NDArray[np.float32]) -> Any:
         return self._scorer.explain(encoded)

@@ -132,7 +132,16 @@ def scoring_config(spec: PipelineSpec) -> dict[str, Any]:
         "explanations_share": spec.explanations.share,
         "explanations_top_k": spec.explanations.top_k,
     }
-    if spec.inference.precision != "float32":  # runs from before there was a choice keep their identity
+    policy = (
+        spec.explanations
+    )  # what is not set is left out: runs from before there was a choice keep their identity
+    if policy.strata is not None:
+        config["explanations_strata"] = policy.strata.model_dump()
+    if policy.score_bands:
+        config["explanations_score_bands"] = [list(band) for band in policy.score_bands]
+    if policy.canary:
+        config["explanations_canary"] = spec.canary.slice_share
+    if spec.inference.precision != "float32":
         config["precision"] = spec.inference.precision
     return config
 

@@ -121,6 +121,8 @@ class DeadLetter(JsonRecord):
     """`identity`, `features`, `encode`, `predict` or `explain`."""
     error_class: str
     reason: str
+    prediction_id: str | None = None
+    """None when the row has no identity: a part of its key or its event time is missing or unusable."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ class ShardRecord(JsonRecord):
     gpu_seconds: float
     node: str
     committed_at_utc: str
+    explained_rows: int = 0
+    inexact_explanations: int = 0
+    """Explained rows whose attributions leave more than `COMPLETENESS_TOLERANCE` logits unexplained."""
 
 
 @dataclass(frozen=True)

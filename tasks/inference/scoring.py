@@ -7,6 +7,7 @@ Ray, of files or of commits.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,8 @@ from tasks.core.errors import (
     TransientError,
 )
 from tasks.core.prediction_ids import PredictionIds
-from tasks.core.rows import entity_column, event_micros
+from tasks.core.rows import entity_column, event_micros, prediction_ids
+from tasks.core.sampling import SampledRows, explained_rows
 from tasks.core.spec import PipelineSpec
 from tasks.inference.records import DeadLetter
 
@@ -32,6 +34,13 @@ log = logging.getLogger(__name__)
 
 _NOT_THE_ROWS_FAULT = (DigestMismatch, ConfigError, TransientError, OutcomeUnknown, MemoryError, OSError)
 _EXAMPLES = 3
+_LETTER_COLUMNS = {
+    "source_row": pa.int64(),
+    "prediction_id": pa.string(),
+    "stage": pa.string(),
+    "error_class": pa.string(),
+    "reason": pa.string(),
+}
 _LEAST_BUDGET = 1000
 
 Floats = npt.NDArray[np.float32]
@@ -42,6 +51,11 @@ class ShardModel(Protocol):
 
     @property
     def feature_names(self) -> tuple[str, ...]: ...
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the model says of a row beside its score; usually nothing."""
+        ...
+
     @property
     def explainer(self) -> str: ...
     @property
@@ -65,6 +79,10 @@ class ShardModel(Protocol):
         """Probabilities, float32 [n]."""
         ...
 
+    def outputs(self, encoded: Floats) -> Floats:
+        """float32 [n, len(output_names)]; asked only when there are any."""
+        ...
+
     def explain(self, encoded: Floats) -> Any:
         """`attributions` float32 [n, F], `base_value` float, `residual` float32 [n]."""
         ...
@@ -85,6 +103,8 @@ class ScoredBatch:
     """The source's event time and entity key columns."""
     features: pa.Table
     scores: Floats
+    outputs: Floats
+    """Shape (n, O): what the model says beside the score, in the order of its `output_names`."""
     explained: npt.NDArray[np.bool_]
     attributions: Floats
     """Shape (k, F): of the k explained rows."""
@@ -122,9 +142,9 @@ class DeadLetters:
         if not self.letters:
             return None
         table = pa.concat_tables(self.rows)
-        for name in ("source_row", "stage", "error_class", "reason"):
+        for name, kind in _LETTER_COLUMNS.items():
             values = [getattr(letter, name) for letter in self.letters]
-            table = table.append_column(f"penstock_{name}", pa.array(values))
+            table = table.append_column(f"penstock_{name}", pa.array(values, kind))
         return table
 
 
@@ -135,7 +155,8 @@ def dead_letter_budget(spec: PipelineSpec, planned_rows: int) -> int:
 
 def describe(letter: DeadLetter) -> str:
     """One dead letter in a line."""
-    return f"row {letter.source_row} ({letter.stage}: {letter.error_class}: {letter.reason})"
+    named = f"row {letter.source_row}" + (f", {letter.prediction_id}" if letter.prediction_id else "")
+    return f"{named} ({letter.stage}: {letter.error_class}: {letter.reason})"
 
 
 def score_rows(
@@ -145,7 +166,7 @@ def score_rows(
     *,
     first_row: int,
     dead: DeadLetters,
-    explained_share: float,
+    explain: bool,
 ) -> list[ScoredBatch]:
     """Score `rows` in batches of `inference.batch_rows` or the model's block; rows that fail go to `dead`.
 
@@ -155,13 +176,13 @@ def score_rows(
         rows: Source rows, without label and outcome columns.
         first_row: Number of the first of `rows` in its partition file.
         dead: Receives the rows that fail.
-        explained_share: Share of the rows that get attributions, chosen by their ids.
+        explain: Whether the rows that `explanations` of the pipeline chooses get attributions; else none does.
 
     Raises:
         PipelineCodeError: The model returns something else than one score for each row.
         DataError: Too many rows fail.
     """
-    scoring = _Scoring(model, spec, dead, explained_share)
+    scoring = _Scoring(model, spec, dead, explain)
     size = max(spec.inference.batch_rows, model.block_rows)
     for start in range(0, rows.num_rows, size):
         scoring.bisect(rows.slice(start, size), first_row + start)
@@ -203,7 +224,7 @@ class _Scoring:
     model: ShardModel
     spec: PipelineSpec
     dead: DeadLetters
-    explained_share: float
+    explain: bool
     scored: list[ScoredBatch] = field(default_factory=list)
 
     def bisect(self, rows: pa.Table, first_row: int) -> None:
@@ -212,11 +233,19 @@ class _Scoring:
             self.scored.append(self._score(rows, first_row))
         except _RowsFailed as failed:
             if rows.num_rows == 1:
-                self.dead.add(DeadLetter(first_row, failed.stage, failed.error_class, failed.reason), rows)
+                self._bury(rows, first_row, failed.stage, failed.error_class, failed.reason)
                 return
             half = rows.num_rows // 2
             self.bisect(rows.slice(0, half), first_row)
             self.bisect(rows.slice(half), first_row + half)
+
+    def _bury(self, row: pa.Table, number: int, stage: str, error_class: str, reason: str) -> None:
+        identity = None
+        with suppress(
+            Exception
+        ):  # whatever keeps a row from having an identity is its reason already, or another
+            identity = prediction_ids(row, self.spec)[0]
+        self.dead.add(DeadLetter(number, stage, error_class, reason, identity), row)
 
     def _score(self, rows: pa.Table, first_row: int) -> ScoredBatch:
         with _Stage("identity"):
@@ -236,20 +265,46 @@ class _Scoring:
         if not good.all():
             for index in np.flatnonzero(~good).tolist():
                 why = f"the model's answer is {float(scores[index])!r}, not a probability"
-                self.dead.add(
-                    DeadLetter(int(numbers[index]), "predict", "NotAProbability", why), rows.slice(index, 1)
-                )
+                self._bury(rows.slice(index, 1), int(numbers[index]), "predict", "NotAProbability", why)
             keep = np.flatnonzero(good)
             identity, entities, features = (
                 part.take(pa.array(keep)) for part in (identity, entities, features)
             )
             encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
-        explained, attributions, residual, base = _explain(
-            self.model, ids.below_share(self.explained_share), encoded
+        outputs = self._outputs(encoded)
+        chosen = (
+            explained_rows(self.spec, SampledRows(ids, entities, identity, features, scores))
+            if self.explain
+            else np.zeros(len(ids), dtype=bool)
         )
+        explained, attributions, residual, base = _explain(self.model, chosen, encoded)
         return ScoredBatch(
-            numbers, ids, entities, identity, features, scores, explained, attributions, residual, base
+            numbers,
+            ids,
+            entities,
+            identity,
+            features,
+            scores,
+            outputs,
+            explained,
+            attributions,
+            residual,
+            base,
         )
+
+    def _outputs(self, encoded: Floats) -> Floats:
+        names = self.model.output_names
+        if not names:
+            return np.zeros((len(encoded), 0), np.float32)
+        with _Stage("outputs"):
+            found = self.model.outputs(encoded)
+        if found.shape != (len(encoded), len(names)):
+            raise PipelineCodeError(
+                f"returned outputs of shape {found.shape} for {len(encoded)} rows",
+                which="the model",
+                fix=f"model.py must return one number for each row and each of {', '.join(names)}",
+            )
+        return found
 
 
 def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:

@@ -22,7 +22,7 @@ from tasks.core.delta import FileName, TableFile
 from tasks.core.errors import ConfigError, DataError, OutcomeUnknown, PenstockError, TransientError
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.prediction_ids import PredictionIds
-from tasks.core.scored import ScoredRows
+from tasks.core.scored import COMPLETENESS_TOLERANCE, ScoredRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.core.table_files import AUDIT_GROUP_ROWS, by_event_date, write_table_file
@@ -81,6 +81,10 @@ class _Found:
     @property
     def rows(self) -> int:
         return 0 if self.scored is None else len(self.scored.prediction_ids)
+
+    @property
+    def explained_rows(self) -> int:
+        return 0 if self.scored is None else int(self.scored.explained.sum())
 
 
 class ShardWorker:
@@ -210,6 +214,8 @@ class ShardWorker:
             gpu_seconds=round(wall_s * self.spec.inference.gpus_per_worker, 4),
             node=socket.gethostname(),
             committed_at_utc=iso_utc(self._clock()),
+            explained_rows=found.explained_rows,
+            inexact_explanations=self._inexact(found, task),
         )
         pa.default_memory_pool().release_unused()  # a worker's memory is that of one shard, not of its largest one
         return commit_shard(self.store, record, own)
@@ -223,9 +229,8 @@ class ShardWorker:
         if then is not None:
             self._read_ahead(self.plan.shards[then])
         audited = self._audit_table is not None
-        share = self.spec.explanations.share if audited else 0.0
         batches = score_rows(
-            self.model, self.spec, rows, first_row=task.row_start, dead=dead, explained_share=share
+            self.model, self.spec, rows, first_row=task.row_start, dead=dead, explain=audited
         )
         if not batches:  # every row failed, within the budget
             return _Found(None, None, dead, None)
@@ -234,6 +239,20 @@ class ShardWorker:
         scored, identity = self._ordered(task, batches, features if audited else features.slice(0, 0))
         _refuse_duplicates(scored.prediction_ids, which)
         return _Found(scored, identity, dead, profile)
+
+    def _inexact(self, found: _Found, task: ShardPlan) -> int:
+        """How many explained rows have attributions that leave too much unexplained; says so in the log."""
+        if found.scored is None or not found.explained_rows:
+            return 0
+        left = np.abs(found.scored.residual[found.scored.explained])
+        count = int((~(left <= COMPLETENESS_TOLERANCE)).sum())  # NaN is not small
+        if count:
+            log.warning(
+                "Shard %d: attributions of %d of %d explained rows leave more than %g logits unexplained (up to %.3g): "
+                "%s does not fit this network well.",
+                task.shard, count, len(left), COMPLETENESS_TOLERANCE, float(left.max()), found.scored.explainer,
+            )  # fmt: skip
+        return count
 
     def _read(self, task: ShardPlan) -> pa.Table:
         """The shard's rows, from the read that was started ahead or from the store."""
@@ -300,6 +319,8 @@ class ShardWorker:
             entity_ids=pa.concat_arrays([batch.entity_ids for batch in batches]).take(indices),
             source_rows=joined("source_rows"),
             scores=joined("scores"),
+            output_names=self.model.output_names,
+            outputs=joined("outputs"),
             features=features.take(indices) if features.num_rows else features,
             explained=explained[order],
             attributions=np.concatenate([batch.attributions for batch in batches])[explained_order],

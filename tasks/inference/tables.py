@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 from tasks.core.columns import constant
@@ -24,14 +25,18 @@ PREDICTION_COLUMNS = (
     "source_snapshot",
     "scored_at",
 )
-"""Every predictions table has these; the entity key's columns come after `entity_id`."""
+"""Every predictions table has these; the entity key's columns come after `entity_id`, a model's outputs after `score`."""
 
 PREDICTION_GROUP_ROWS = 16_384
 
 
+OUTPUT_PREFIX = "output_"
+"""How the columns of a model's outputs begin."""
+
+
 def key_column(name: str) -> str:
     """The table's column for an entity key column: its own name, unless the table uses that itself."""
-    return f"key_{name}" if name in PREDICTION_COLUMNS else name
+    return f"key_{name}" if name in PREDICTION_COLUMNS or name.startswith(OUTPUT_PREFIX) else name
 
 
 def prediction_table(scored: ScoredRows, rows: pa.Table, spec: PipelineSpec) -> pa.Table:
@@ -51,6 +56,7 @@ def prediction_table(scored: ScoredRows, rows: pa.Table, spec: PipelineSpec) -> 
         "entity_id": scored.entity_ids,
         **{key_column(name): _plain(rows.column(name)) for name in spec.entity_key},
         "score": pa.array(scored.scores, pa.float32()),
+        **_outputs(scored),
         "model_version": constant(scored.model_version, pa.int32(), n),
         "bundle_digest": constant(scored.bundle_digest, pa.string(), n),
         "feature_version": constant(scored.feature_version, pa.string(), n),
@@ -60,6 +66,14 @@ def prediction_table(scored: ScoredRows, rows: pa.Table, spec: PipelineSpec) -> 
         "scored_at": constant(scored.scored_at, pa.timestamp("us", tz="UTC"), n),
     }
     return pa.table(columns)
+
+
+def _outputs(scored: ScoredRows) -> dict[str, pa.Array]:
+    """One float32 column for each output; null where it is not finite."""
+    return {
+        f"{OUTPUT_PREFIX}{name}": pa.array(values, pa.float32(), mask=~np.isfinite(values))
+        for name, values in zip(scored.output_names, scored.outputs.T, strict=True)
+    }
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

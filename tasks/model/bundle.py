@@ -321,7 +321,8 @@ class Bundle:
     @cached_property
     def spec(self) -> PipelineSpec:
         """The pipeline as it was trained."""
-        return PipelineSpec.model_validate_json(self.read("pipeline.json"))
+        # A bundle outlives releases: fields that another one knew say nothing about this model.
+        return PipelineSpec.model_validate_json(self.read("pipeline.json"), extra="ignore")
 
     @cached_property
     def encoder(self) -> FeatureEncoder:

@@ -62,6 +62,22 @@ def predict(
     return out
 
 
+def outputs(
+    network: nn.Module, names: tuple[str, ...], encoded: Matrix, execution: Execution | None = None
+) -> Floats:
+    """What a network computes beside its logit, float32 `[n, len(names)]`, columns in the order of `names`."""
+    how = execution or Execution()
+    found = torch.empty((len(encoded), len(names)), dtype=torch.float32, device=how.device)
+    with one_thread(), torch.inference_mode():
+        for rows, block in blocks(encoded, how):
+            with _products(how):
+                values = network.outputs(block)
+            for at, name in enumerate(names):
+                found[rows, at] = values[name].float()[: rows.stop - rows.start]
+        out: Floats = found.cpu().numpy()
+    return out
+
+
 def blocks(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
     """Row ranges with their rows on the device, padded by zeros to `[block_rows, width]`.
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from tasks.core.errors import PipelineCodeError
 from tasks.model.network_spec import NetworkSpec
 from tasks.model.user_code import blaming, execute
+
+_OUTPUT_NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 
 
 class TabularMLP(nn.Module):  # type: ignore[misc]
@@ -111,5 +116,48 @@ def build_network(source: str, spec: NetworkSpec, *, origin: str) -> nn.Module:
             raise PipelineCodeError(
                 f"forward(x) returned {logits.dtype}", which=origin, fix="return floating-point logits"
             )
+    _check_outputs(network, spec, origin)
     network.train(was_training)
     return network
+
+
+def output_names(network: nn.Module, width: int) -> tuple[str, ...]:
+    """Names of what a module computes beside its logit, sorted; none unless it has `outputs`.
+
+    Args:
+        network: In evaluation mode, on a CPU.
+        width: Columns of the encoded matrix.
+    """
+    if not callable(getattr(network, "outputs", None)):
+        return ()
+    with torch.no_grad():
+        return tuple(sorted(network.outputs(torch.zeros(1, width))))
+
+
+def _check_outputs(network: nn.Module, spec: NetworkSpec, origin: str) -> None:
+    if not callable(getattr(network, "outputs", None)):
+        return
+    for rows in (3, 1):
+        with blaming(origin, "outputs(x)"), torch.no_grad():
+            found = network.outputs(torch.zeros(rows, spec.width))
+        if not isinstance(found, Mapping):
+            raise PipelineCodeError(
+                f"outputs(x) returned {type(found).__name__}",
+                which=origin,
+                fix="return {name: tensor of [n]}",
+            )
+        bad = [name for name in found if not (isinstance(name, str) and _OUTPUT_NAME.fullmatch(name))]
+        if bad:
+            raise PipelineCodeError(
+                f"outputs(x) returned the names {bad}",
+                which=origin,
+                fix="use lower-case letters, digits and _, a letter first: they become columns",
+            )
+        for name, values in found.items():
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            if shape != (rows,) or not values.is_floating_point():
+                raise PipelineCodeError(
+                    f"outputs(x)[{name!r}] must be floats of [n]; for n = {rows} it is {shape}",
+                    which=origin,
+                    fix="return one floating-point number for each row",
+                )

@@ -11,8 +11,8 @@ from tasks.core.errors import ConfigError, DataError, DigestMismatch, PipelineCo
 from tasks.model.attribution import EXPLAINER_VERSION, Attributions, Explainer
 from tasks.model.bundle import ENCODED_COLUMN, SCORE_COLUMN, Bundle
 from tasks.model.encoder import Matrix
-from tasks.model.execution import Execution, Floats, blocks, one_thread, predict, tuned
-from tasks.model.network import CalibratedNetwork, build_network
+from tasks.model.execution import Execution, Floats, blocks, one_thread, outputs, predict, tuned
+from tasks.model.network import CalibratedNetwork, build_network, output_names
 
 GOLDEN_TOLERANCE = 1e-5
 """Largest move of a golden probability that still counts as the same model (other CPU, other BLAS)."""
@@ -69,7 +69,9 @@ class Scorer:
             raise PipelineCodeError(
                 f"build(spec) does not fit the trained weights: {error}", which=origin, fix="train again"
             ) from error
-        self._network = network.eval().requires_grad_(False).to(self.execution.device)
+        network = network.eval().requires_grad_(False)
+        self.output_names = output_names(network, self.encoder.width)
+        self._network = network.to(self.execution.device)
         with one_thread():
             self._explainer = Explainer(self._network, self.encoder, device=self.execution.device)
         self._forward = self._compiled(origin) if compiled else self._network
@@ -100,6 +102,15 @@ class Scorer:
         """
         self._check_width(encoded)
         return predict(self._forward, encoded, self._calibration, self.execution)
+
+    def outputs(self, encoded: Matrix) -> Floats:
+        """What the network's `outputs(x)` says of each row beside its score, float32 `[n, len(output_names)]`.
+
+        Raises:
+            DataError: `encoded` does not have this bundle's width.
+        """
+        self._check_width(encoded)
+        return outputs(self._network, self.output_names, encoded, self.execution)
 
     def explain(self, encoded: Matrix) -> Attributions:
         """Attributions of each row, one column for each of `feature_names`, on the calibrated logit scale.

@@ -59,7 +59,8 @@ def performance(
         return DayPerformance(
             day, "missing", f"Labels of {day} were due on {due}; none has come by {as_of}.", rows, 0
         )
-    values, truth, duplicates, conflicts = _join(scored, labels)
+    values, truth, duplicates, conflicting = _join(scored, labels)
+    conflicts = len(conflicting)
     n, positives = truth.size, int(truth.sum())
 
     def unmeasured(state: str, statement: str) -> DayPerformance:
@@ -80,7 +81,8 @@ def performance(
     implied = expected_auc(values)
     losses = (values - truth) ** 2
     extra = f"; {duplicates:,} labels came twice" if duplicates else ""
-    extra += f"; {conflicts:,} predictions with contradicting labels were left out" if conflicts else ""
+    if conflicts:
+        extra += f"; {conflicts:,} predictions with contradicting labels were left out, for example {conflicting[0]}"
     return DayPerformance(
         day=day,
         state="measured",
@@ -160,8 +162,8 @@ def judge_gaps(
     return tuple(signals)
 
 
-def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, int, int]:
-    """(scores, labels, agreeing duplicates, contradicted predictions) of predictions with one clear label."""
+def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, int, pa.ChunkedArray]:
+    """(scores, labels, agreeing duplicates, ids of contradicted predictions) of predictions with one clear label."""
     for table, name, columns in (
         (scored, "scored rows", ("prediction_id", "prediction")),
         (labels, "labels", ("prediction_id", "label")),
@@ -173,7 +175,7 @@ def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, i
     known = known.set_column(1, "label", pc.cast(known["label"], pa.float64()))
     known = known.filter(pc.is_in(known["prediction_id"], value_set=scored["prediction_id"].combine_chunks()))
     if known.num_rows == 0:
-        return np.empty(0), np.empty(0), 0, 0
+        return np.empty(0), np.empty(0), 0, known["prediction_id"]
     bounds = pc.min_max(known["label"]).as_py()
     if not np.isin(known["label"].to_numpy(), (0.0, 1.0)).all():
         raise DataError(
@@ -193,7 +195,7 @@ def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, i
         joined["prediction"].to_numpy().astype(np.float64),
         joined["label_min"].to_numpy().astype(np.float64),
         int(duplicates),
-        grouped.num_rows - clear.num_rows,
+        grouped.filter(pc.invert(agree))["prediction_id"],
     )
 
 

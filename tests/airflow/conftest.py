@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,21 @@ def installed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name, value in settings.as_environment().items():
         monkeypatch.setenv(name, value)
     return Settings.from_environment()
+
+
+@pytest.fixture(scope="session")
+def audit_site(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A site with published predictions; tests only read it."""
+    from audit_site import build_site
+
+    return build_site(tmp_path_factory.mktemp("audit-site"))
+
+
+@pytest.fixture
+def site(audit_site: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`audit_site` behind Airflow's own auth manager; its database is not needed."""
+    from airflow.api_fastapi.app import create_auth_manager
+
+    create_auth_manager()
+    monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
+    return audit_site

@@ -157,11 +157,18 @@ CASES = [
     Case("an unknown run", "inference status toy 0123456789abcdef", ("0123456789abcdef",), "NotFound"),
     Case(
         "an unknown prediction",
-        "audit id toy 018d5e6f-0000-8000-8000-000000000000",
+        "audit show toy 018d5e6f-0000-8000-8000-000000000000",
         ("018d5e6f-0000-8000-8000-000000000000",),
         "NotFound",
     ),
-    Case("no prediction id", "audit id toy yesterday", ("yesterday",), ""),
+    Case("no prediction id", "audit show toy yesterday", ("yesterday",), "InvalidQuery"),
+    Case("no prediction id to decode", "audit id yesterday", ("yesterday",), "InvalidQuery"),
+    Case(
+        "an entity without its pipeline",
+        "audit id 018d5e6f-0000-8000-8000-000000000000 --entity c1",
+        ("--pipeline", "--entity"),
+        "ConfigError",
+    ),
     Case(
         "nothing live to score with", "data snapshot toy --scoring", ("no champion", "toy.train"), "NotFound"
     ),

@@ -53,7 +53,8 @@ COMMANDS = {
     "report_window": f"monitoring report toy --first-day {DAY} --last-day {DAY}",
     "monitor_window": "monitoring run toy",
     "archive_explanations": "audit retain toy --as-of 2024-02-07",
-    "audit_prediction": "audit id toy 018d5e6f-0000-8000-8000-000000000000",
+    "audit_prediction": "audit show toy 018d5e6f-0000-8000-8000-000000000000",
+    "reproduce_prediction": "audit reproduce toy 018d5e6f-0000-8000-8000-000000000000",
     "audit_predictions": "audit window toy --start 2024-02-05T00:00:00 --end 2024-02-06T00:00:00",
     "optimize_tables": "inference optimize toy --target-mb 64 --dry-run",
     "vacuum_tables": "inference vacuum toy --older-than-days 9 --dry-run",
@@ -98,6 +99,17 @@ def test_a_command_runs_its_step_and_prints_json_that_any_parser_reads(
     assert (ended.code, ended.err) == (0, "")
     assert called == [step]
     assert ended.json["step"] == step and ended.json["value"] is None
+
+
+@pytest.mark.parametrize(("reproduced", "code"), [(True, 0), (False, 2)])
+def test_a_prediction_that_is_not_reproduced_is_exit_code_2_with_what_differs(
+    reproduced: bool, code: int, penstock: Penstock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"reproduced": reproduced, "differences": [{"part": "score", "recorded": 0.5}]}
+    monkeypatch.setattr(wiring, "step", lambda name: lambda *args, **arguments: found)
+    ended = penstock("audit", "reproduce", "toy", "018d5e6f-0000-8000-8000-000000000000", "--json")
+    assert (ended.code, ended.json) == (code, found)
+    assert ended.err == ""
 
 
 def test_every_step_of_a_dag_can_be_run_by_hand() -> None:

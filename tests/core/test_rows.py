@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.core import PipelineSpec
 from tasks.core.errors import DataError
-from tasks.core.ids import entity_id, event_millis, prediction_event_time, prediction_id
+from tasks.core.ids import entity_id, event_millis, is_prediction_id, prediction_event_time, prediction_id
 from tasks.core.rows import entity_ids, local_days, naive_to_utc, prediction_ids, utc_to_naive
 
 MOMENTS = st.datetimes(datetime(1970, 1, 2), datetime(2090, 1, 1)).map(
@@ -75,6 +75,26 @@ def test_a_prediction_id_names_the_event_time_and_differs_between_pipelines() ->
     (identifier,) = prediction_ids(table, make_spec("k"))
     assert prediction_event_time(identifier) == moment
     assert prediction_ids(table, make_spec("k", name="other")) != [identifier]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "018df9c3-4a00-4b6e-9d41-5f0c2a7e1b33",
+        "018DF9C3-4A00-8B6E-9D41-5F0C2A7E1B33",
+        "018df9c3-4a00-8b6e-9d41-5f0c2a7e1b33\n",
+        "e677d21f-dc00-8b6e-9d41-5f0c2a7e1b33",
+        "",
+    ],
+)
+def test_what_is_not_a_prediction_id_has_no_time(text: str) -> None:
+    assert not is_prediction_id(text)
+    with pytest.raises(ValueError, match="is not a prediction id"):
+        prediction_event_time(text)
+
+
+def test_the_last_moment_that_a_calendar_knows_has_ids() -> None:
+    assert prediction_event_time("e677d21f-dbff-8b6e-9d41-5f0c2a7e1b33").year == 9999
 
 
 def test_a_null_key_and_a_missing_key_are_named() -> None:

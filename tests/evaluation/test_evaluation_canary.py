@@ -18,7 +18,6 @@ from tasks.evaluation.canary import (
     canary_bounds,
     days_to_decide,
     half_width,
-    in_slice,
 )
 
 
@@ -149,13 +148,3 @@ def test_days_to_decide_grow_with_the_noise_of_days() -> None:
     assert quiet is not None and noisy is not None
     assert quiet <= 3 and 14 < noisy < 30
     assert days_to_decide(1.0, 0.005, 0.025) is None
-
-
-def test_the_slice_of_entities_is_stable_and_of_about_the_share() -> None:
-    entities = [f"customer {index}" for index in range(5000)]
-    chosen = in_slice("toy", entities, 0.2)
-    assert np.array_equal(chosen[::-1], in_slice("toy", entities[::-1], 0.2))
-    assert 0.17 < chosen.mean() < 0.23
-    wider = in_slice("toy", entities, 0.5)
-    assert np.all(wider[chosen])
-    assert in_slice("toy", entities, 1.0).all() and not in_slice("toy", entities, 0.0).any()

@@ -43,6 +43,7 @@ class StubModel:
     explainer_version = "1"
     background_id = "zero"
     block_rows = 1
+    output_names: tuple[str, ...] = ()
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -64,6 +65,9 @@ class StubModel:
         scores = 1 / (1 + np.exp(-(encoded @ np.array([0.05, 0.1], np.float32) - self.version)))
         scores[encoded[:, 0] == NOT_A_NUMBER] = np.nan
         return scores.astype(np.float32)
+
+    def outputs(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.zeros((len(encoded), 0), np.float32)
 
     def explain(self, encoded: np.ndarray[Any, Any]) -> StubAttributions:
         parts = np.zeros((len(encoded), 4), np.float32)

@@ -154,6 +154,7 @@ def test_a_row_without_key_or_time_is_a_dead_letter_and_the_rest_is_published(
     assert len(table_rows(settings, spec)) == 119
     letters = dead_letters(settings, spec, run_id, 2)
     assert [(row["penstock_source_row"], row["penstock_stage"]) for row in letters] == [(7, "identity")]
+    assert letters[0]["penstock_prediction_id"] is None
     assert f"{name}" in letters[0]["penstock_reason"] or "null" in letters[0]["penstock_reason"]
     assert verify(settings, spec, run_id).ok
 

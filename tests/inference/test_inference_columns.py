@@ -81,7 +81,7 @@ def test_a_key_that_gained_a_column_widens_the_table_and_every_reader_sees_null_
     assert old.column_names == ["city", "score"] and old.column("city").null_count == 120
 
 
-@pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars"])
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars", "pyspark"])
 def test_readers_that_know_nothing_of_us_read_both(
     settings: Settings, toy: PipelineSpec, reader: str
 ) -> None:
@@ -101,10 +101,22 @@ def test_readers_that_know_nothing_of_us_read_both(
         connection.register("predictions", DeltaTable(url).to_pyarrow_dataset())
         found = connection.sql("SELECT count(city) FROM predictions GROUP BY day ORDER BY day").fetchall()
         counts = [row[0] for row in found]
+    elif (
+        reader == "pyspark"
+    ):  # its Delta reader is a Java library apart: the log says which files, Spark reads them
+        spark = library.sql.SparkSession.builder.master("local[1]").getOrCreate()
+        rows = spark.read.option("mergeSchema", True).parquet(*DeltaTable(url).file_uris())
+        counts = [
+            row["n"]
+            for row in rows.groupBy("day").agg({"city": "count"}).toDF("day", "n").sort("day").collect()
+        ]
+        spark.stop()
     else:
         table = library.read_delta(url)
         counts = table.group_by("day").agg(library.col("city").count()).sort("day")["city"].to_list()
     assert counts == [0, 120]
+    protocol = DeltaTable(url).protocol()
+    assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
 
 
 def test_a_run_that_two_releases_scored_has_the_column_where_the_later_one_wrote_it(

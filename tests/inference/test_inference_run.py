@@ -22,6 +22,7 @@ from inference_support import (
     score_and_publish,
     scoring_snapshot,
     table_rows,
+    toy_rows,
     with_prices,
 )
 
@@ -456,6 +457,8 @@ def test_rows_that_cannot_be_scored_become_dead_letters_and_the_rest_commits(
         (99, "predict"),
     ]
     assert {row["penstock_error_class"] for row in letters} == {"ValueError", "NotAProbability"}
+    wanted = {item for day in planned.days for item in prediction_ids(toy_rows(settings, day), spec)}
+    assert len(wanted & {row["penstock_prediction_id"] for row in letters}) == 9
     assert {row["price"] for row in letters} == {POISON, NOT_A_NUMBER}, "the row itself is kept, for a replay"
     assert verify(settings, spec, planned.run_id).ok
 

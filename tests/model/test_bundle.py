@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from datetime import date
@@ -11,6 +12,7 @@ import pytest
 
 from tasks.core import Settings, open_store
 from tasks.core.errors import DigestMismatch, NotFound
+from tasks.core.ids import digest_file
 from tasks.model import Bundle, fetch_bundle, upload_bundle
 
 
@@ -26,6 +28,19 @@ def test_a_bundle_comes_back_from_the_store_as_it_was_written(make_bundle, setti
     assert fetched.reference_profiles[date(2024, 1, 3)] == bundle.reference_profiles[date(2024, 1, 3)]
     assert fetched.folder == settings.cache_dir / "bundles" / bundle.digest
     assert sorted(path.name for path in fetched.folder.parent.iterdir()) == [bundle.digest]
+
+
+def test_a_bundle_of_a_release_with_other_settings_can_still_be_read(make_bundle) -> None:
+    bundle = make_bundle()
+    trained = bundle.spec
+    spec = json.loads(bundle.read("pipeline.json"))
+    spec["explanations"]["setting_of_another_release"] = 14
+    spec["section_of_another_release"] = {"a": 1}
+    manifest = json.loads((bundle.folder / "bundle.json").read_text())
+    (bundle.folder / "pipeline.json").write_text(json.dumps(spec))
+    manifest["files"]["pipeline.json"] = digest_file(bundle.folder / "pipeline.json")
+    (bundle.folder / "bundle.json").write_text(json.dumps(manifest))
+    assert Bundle.at(bundle.folder).spec == trained
 
 
 def test_equal_content_has_an_equal_digest_and_other_weights_another(make_bundle) -> None:

@@ -94,6 +94,8 @@ def test_contradicting_labels_are_left_out_and_counted():
     )
     found = measure(scored, pa.concat_tables([labels, wrong]))
     assert found.conflicting_labels == 50 and found.labelled_rows == 950
+    example = found.statement.split("for example ")[1].rstrip(".")
+    assert example in wrong["prediction_id"].to_pylist()
 
 
 def test_null_labels_are_no_labels_and_strangers_are_ignored():

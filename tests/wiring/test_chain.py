@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlflow
 import pytest
 from sqlalchemy import create_engine, text
-from wiring_support import Chain, Finished
+from wiring_support import Chain, Finished, edit, pipeline_file, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline
@@ -128,6 +128,34 @@ def test_a_prediction_is_explained_from_the_table_and_from_the_archive(
     one = wiring.step("audit_prediction")(finished.settings, "toy", prediction_id=records[0]["prediction_id"])
     assert one["run_id"] == finished.run_id and one["model_version"] == finished.version
     assert one["tier"] == tier
+
+
+def test_predictions_of_a_trained_model_are_reproduced(finished: Finished) -> None:
+    page = wiring.step("audit_predictions")(
+        finished.settings, "toy", start="2024-02-08T00:00:00", end="2024-02-08T23:59:59", limit=8
+    )
+    for record in page["records"]:
+        found = wiring.step("reproduce_prediction")(
+            finished.settings, "toy", prediction_id=record["prediction_id"]
+        )
+        assert found["reproduced"] and not found["differences"] and not found["not_compared"]
+        assert found["features_from"] == "source row" and found["score_of_source_bit_equal"]
+        assert found["attributions_compared"] == 4
+
+
+def test_an_audit_record_is_explained_on_demand_when_it_was_not_sampled(installation: Settings) -> None:
+    edit(pipeline_file(installation), {"warm_days: 2": "share: 0, warm_days: 2"})
+    scored = score(installation, first_day="2024-02-12", last_day="2024-02-12")
+    page = wiring.step("audit_predictions")(
+        installation, "toy", start="2024-02-12T00:00:00", end="2024-02-13T00:00:00", limit=1
+    )
+    (record,) = page["records"]
+    one = {"prediction_id": record["prediction_id"], "run_id": scored["run_id"]}
+    assert record["attributions"] is None
+    assert wiring.step("audit_prediction")(installation, "toy", **one)["explanation"] is None
+    now = wiring.step("audit_prediction")(installation, "toy", **one, explain=True)
+    assert now["explanation"] == "computed" and len(now["attributions"]) == 4
+    assert wiring.step("reproduce_prediction")(installation, "toy", **one)["reproduced"]
 
 
 def test_predictions_carry_each_id_once(finished: Finished) -> None:

@@ -59,6 +59,7 @@ class TortureModel:
     explainer_version = "1"
     background_id = "zero"
     block_rows = 1
+    output_names: tuple[str, ...] = ()
     _weights = np.array([0.05, 0.1], np.float32)
 
     def __init__(self, version: int) -> None:
@@ -79,6 +80,10 @@ class TortureModel:
         logits = (encoded * self._weights).sum(axis=1, dtype=np.float64) - self.version
         scores: npt.NDArray[np.float32] = (1 / (1 + np.exp(-logits))).astype(np.float32)
         return scores
+
+    def outputs(self, encoded: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Nothing beside the score."""
+        return np.zeros((len(encoded), 0), np.float32)
 
     def explain(self, encoded: npt.NDArray[np.float32]) -> TortureAttributions:
         """Exact: the model is linear on the logit scale."""
