@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 
@@ -34,6 +35,15 @@ class ArchivedDate(JsonRecord):
     hot_files: tuple[str, ...]
     """Paths of the audit table's files whose rows this archive holds."""
     recorded_at_utc: str
+    format: int = 1
+    """Of the data file: `tasks.audit.cold.COLD_FORMAT`; 1, a copy of the table's rows, in records before it."""
+    top_k: int | None = None
+    """How many attributions of a row were kept; None: all."""
+    values_kept: bool = True
+    explained_rows: int | None = None
+    """Rows with attributions; None in records that do not say."""
+    cause: str = "retention"
+    """`retention`, or `erasure`: then only what is left of an entity differs from the generation before."""
 
 
 def data_key(event_date: date, sha256: str) -> str:
@@ -51,11 +61,26 @@ def archived_dates(store: ObjectStore) -> dict[date, ArchivedDate]:
     return {day: _read(store, day, number) for day, number in sorted(newest.items())}
 
 
+def archive_history(store: ObjectStore, known: Collection[tuple[date, int]] = ()) -> list[ArchivedDate]:
+    """Every generation of every event date, except those (date, generation) that are `known`; oldest first."""
+    found = []
+    for info in store.list("archive/audit"):
+        match = _RECORD.fullmatch(info.key)
+        if match and (pair := (date.fromisoformat(match[1]), int(match[2]))) not in known:
+            found.append(_read(store, *pair))
+    return sorted(found, key=lambda item: (item.recorded_at_utc, item.event_date, item.generation))
+
+
 def archived_date(store: ObjectStore, event_date: date) -> ArchivedDate | None:
     """The newest record of one event date; None when it was never archived."""
     found = [_RECORD.fullmatch(info.key) for info in store.list(f"archive/audit/{event_date}")]
     numbers = [int(match[2]) for match in found if match]
     return _read(store, event_date, max(numbers)) if numbers else None
+
+
+def has_moved_on(store: ObjectStore, archived: ArchivedDate) -> bool:
+    """Whether the date has a newer record than this one: then its file may be gone, and nothing is lost."""
+    return archived_date(store, archived.event_date) != archived
 
 
 def older_keys(store: ObjectStore, archived: ArchivedDate) -> set[str]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.audit.archive import ArchivedDate, archived_date
+from tasks.audit.cold import cold_rows
 from tasks.audit.query import AuditFilter, Window, check_id, checked_window
 from tasks.audit.record import AuditPage, AuditRecord, record_of
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, FeatureSet, read_feature_set
@@ -29,6 +30,7 @@ class _Source:
 
     key: str
     tier: str
+    archived: ArchivedDate | None = None
 
 
 def by_prediction(
@@ -199,7 +201,7 @@ def _sources(
         if file.event_date == event_date and file.first_id <= high and file.last_id >= low
     ]
     archived = archived_date(store, event_date)
-    cold = [_Source(archived.key, "cold")] if archived and archived.state == "archived" else []
+    cold = [_Source(archived.key, "cold", archived)] if archived and archived.state == "archived" else []
     return warm + cold, archived
 
 
@@ -207,6 +209,9 @@ def _rows(
     store: ObjectStore, source: _Source, low: str, high: str, columns: list[str] | None = None
 ) -> pa.Table:
     """Rows with low <= prediction_id <= high: only the row groups whose bounds overlap are read."""
+    if source.archived is not None:
+        found = cold_rows(store, source.archived, low, high, columns)
+        return found.append_column("tier", pa.repeat(pa.scalar(source.tier), found.num_rows))
     with store.open(source.key) as raw:
         try:
             file = pq.ParquetFile(raw)

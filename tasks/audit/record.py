@@ -146,13 +146,20 @@ def record_of(
         explainer_version=row["explainer_version"],
         background_id=row["background_id"],
         attribution_bits=row["attribution_bits"],
-        explanation=row.get("explanation") or ("stored" if named is not None else None),
+        explanation=row.get("explanation") or _kept_as(attributions),
         scored_at=row["scored_at"],
         tier=row["tier"],
         erasure_id=row["erasure_id"],
         superseded_runs=older,
         superseded_by=newest,
     )
+
+
+def _kept_as(attributions: list[float | None] | None) -> str | None:
+    """How a row of the table keeps its explanation: one that came back from the archive lacks elements."""
+    if attributions is None:
+        return None
+    return "top" if None in attributions else "stored"
 
 
 def largest(attributions: dict[str, float], k: int) -> tuple[str, ...]:

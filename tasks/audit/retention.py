@@ -11,7 +11,9 @@ import logging
 from dataclasses import dataclass, replace
 from datetime import date
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.audit.archive import (
@@ -19,25 +21,29 @@ from tasks.audit.archive import (
     archived_date,
     archived_dates,
     data_key,
+    has_moved_on,
     older_keys,
     record,
 )
+from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_rows, encode
+from tasks.audit.restore import is_copy, record_returned, standing_dates
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
-from tasks.core.errors import DigestMismatch, StoreUnavailable
+from tasks.core.errors import NotFound, StoreUnavailable
 from tasks.core.holds import holds, is_held
 from tasks.core.ids import digest_bytes
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
-from tasks.core.spec import PipelineSpec
+from tasks.core.spec import ExplanationSpec, PipelineSpec
 
 log = logging.getLogger(__name__)
 
 _TURNS = 20
-_ARCHIVE_GROUP_ROWS = 2_048
+_COLD_ROW_BYTES = 40
+"""Of an archived row when there is none to measure by (benchmarks/results/audit_cold.md)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,12 @@ class Retained(JsonRecord):
     dry_run: bool
     held_days: tuple[date, ...] = ()
     """Days that are old enough, and stay where they are because a hold is on them."""
+    archive_bytes_added: int = 0
+    """Of the archived days' files; with `dry_run` an estimate by what the archive holds already."""
+    restored_days: tuple[date, ...] = ()
+    """Days that are old enough, and stay because somebody restored them for a while."""
+    returned_days: tuple[date, ...] = ()
+    """Restored days whose time is over: they are in the archive alone again."""
 
 
 def retain(
@@ -69,7 +81,7 @@ def retain(
 ) -> Retained:
     """Archive event dates older than `warm_days`, expire those older than `expire_days`, as seen on `as_of`.
 
-    Dates with a hold (`tasks.core.holds`) neither move nor expire.
+    Dates with a hold (`tasks.core.holds`) neither move nor expire; restored dates stay until their time is over.
 
     Args:
         settings: This installation.
@@ -89,6 +101,7 @@ def retain(
     expire_days = spec.explanations.expire_days if expire_days is None else expire_days
     store = open_store(settings, prefix=spec.prefix)
     standing = holds(store)
+    restored = standing_dates(store, as_of)
     view = table_view(store, AUDIT_TABLE)
     hot: dict[date, list[LiveFile]] = {}
     held: set[date] = set()
@@ -96,14 +109,24 @@ def retain(
         if (as_of - file.event_date).days > warm_days:
             if is_held(standing, file.event_date):
                 held.add(file.event_date)
-            else:
+            elif file.event_date not in restored:
                 hot.setdefault(file.event_date, []).append(file)
     rows = sum(file.rows for files in hot.values() for file in files)
+    before = archived_dates(store)
+    added = int(rows * _row_bytes(before))
     if not dry_run:
-        rows = sum(_archive(store, event_date, clock) for event_date in sorted(hot))
-        for archived in archived_dates(store).values():
+        rows = sum(_archive(store, spec.explanations, event_date, clock) for event_date in sorted(hot))
+        after = archived_dates(store)
+        for archived in after.values():
             _drop_unreferenced(store, archived)
-    old = {day: item for day, item in archived_dates(store).items() if (as_of - day).days > expire_days}
+        added = sum(_size_of(after.get(day)) - _size_of(before.get(day)) for day in hot)
+    returned = () if dry_run else record_returned(store, as_of, clock)
+    restored = standing_dates(store, as_of)
+    old = {
+        day: item
+        for day, item in archived_dates(store).items()
+        if (as_of - day).days > expire_days and day not in restored
+    }
     standing = holds(store)  # again: moving days takes its time, and what expires is gone
     held |= {day for day, item in old.items() if item.state == "archived" and is_held(standing, day)}
     old = {day: item for day, item in old.items() if not is_held(standing, day)}
@@ -125,6 +148,9 @@ def retain(
         archive_bytes_freed=sum(item.size_bytes for item in expired),
         dry_run=dry_run,
         held_days=tuple(sorted(held)),
+        archive_bytes_added=added,
+        restored_days=tuple(sorted(restored)),
+        returned_days=returned,
     )
     log.info(
         "Audit retention as of %s%s: %d days (%s rows) archived, %d days expired, %d held.",
@@ -138,17 +164,31 @@ def retain(
     return done
 
 
-def _archive(store: ObjectStore, event_date: date, clock: Clock) -> int:
+def _live(store: ObjectStore, event_date: date) -> list[LiveFile]:
+    """The audit table's files of a date."""
+    view = table_view(store, AUDIT_TABLE)
+    return [file for file in view.files if file.event_date == event_date] if view else []
+
+
+def _size_of(archived: ArchivedDate | None) -> int:
+    return archived.size_bytes if archived and archived.state == "archived" else 0
+
+
+def _row_bytes(archived: dict[date, ArchivedDate]) -> float:
+    kept = [item for item in archived.values() if item.state == "archived" and item.rows]
+    rows = sum(item.rows for item in kept)
+    return sum(item.size_bytes for item in kept) / rows if rows else _COLD_ROW_BYTES
+
+
+def _archive(store: ObjectStore, kind: ExplanationSpec, event_date: date, clock: Clock) -> int:
     """Move one date; returns the rows that left the audit table."""
     for _ in range(_TURNS):
-        view = table_view(store, AUDIT_TABLE)
-        files = [file for file in view.files if file.event_date == event_date] if view else []
+        files = _live(store, event_date)
         if not files:
             return 0
         before = archived_date(store, event_date)
-        covered = set(before.hot_files) if before and before.state == "archived" else set()
-        if not {file.path for file in files} <= covered and not _copy(
-            store, event_date, files, before, clock
+        if not all(_covered(file, before) for file in files) and not _copy(
+            store, kind, event_date, files, before, clock
         ):
             continue  # another retention made this generation first: see what it holds
         removed = _remove(store, event_date)
@@ -160,20 +200,32 @@ def _archive(store: ObjectStore, event_date: date, clock: Clock) -> int:
 
 
 def _copy(
-    store: ObjectStore, event_date: date, files: list[LiveFile], before: ArchivedDate | None, clock: Clock
+    store: ObjectStore,
+    kind: ExplanationSpec,
+    event_date: date,
+    files: list[LiveFile],
+    before: ArchivedDate | None,
+    clock: Clock,
 ) -> bool:
     """Put the rows of `files`, and of the generation before, into a new generation. False when it was taken."""
-    keys = [f"{AUDIT_TABLE}/{file.path}" for file in files]
     kept = before is not None and before.state == "archived"
-    if before is not None and kept:
-        keys.append(before.key)
-    table = _merged([_read(store, key) for key in keys])
-    data = _parquet(table)
+    try:
+        tables = [_read(store, f"{AUDIT_TABLE}/{file.path}") for file in files]
+        if before is not None and kept:
+            tables.append(cold_rows(store, before, "", "~").drop_columns([EXPLANATION.name]))
+    except NotFound:
+        if before is not None and has_moved_on(store, before):
+            return False
+        if {file.path for file in files} <= {one.path for one in _live(store, event_date)}:
+            raise
+        return False  # an erasure deleted what it had replaced
+    table = _merged(tables)
+    data = encode(table, top_k=kind.top_k, values=kind.cold_values)
     sha256 = digest_bytes(data)
     key = data_key(event_date, sha256)
     reached("before-archive-file")
     store.put(key, data)
-    _check_copy(store, key, sha256, table.num_rows)
+    check_copy(store, key, sha256, table.num_rows)
     reached("after-archive-file")
     earlier = before.hot_files if before is not None and kept else ()
     made = ArchivedDate(
@@ -186,6 +238,10 @@ def _copy(
         sha256=sha256,
         hot_files=tuple(sorted({*earlier, *(file.path for file in files)})),
         recorded_at_utc=iso_utc(clock()),
+        format=COLD_FORMAT,
+        top_k=kind.top_k,
+        values_kept=kind.cold_values,
+        explained_rows=table.num_rows - table.column("attributions").null_count,
     )
     try:
         record(store, made)
@@ -195,6 +251,13 @@ def _copy(
     return True
 
 
+def _covered(file: LiveFile, archived: ArchivedDate | None) -> bool:
+    """Whether the archive holds the rows of this file of the table."""
+    if archived is None or archived.state != "archived":
+        return False
+    return file.path in archived.hot_files or is_copy(file, archived)
+
+
 def _remove(store: ObjectStore, event_date: date) -> int:
     """Remove from the audit table the files of this date that the archive holds; returns their rows."""
     rows = 0
@@ -202,8 +265,9 @@ def _remove(store: ObjectStore, event_date: date) -> int:
     def decide(view: TableView) -> Change | None:
         nonlocal rows
         archived = archived_date(store, event_date)
-        covered = set(archived.hot_files) if archived and archived.state == "archived" else set()
-        gone = tuple(file for file in view.files if file.event_date == event_date and file.path in covered)
+        gone = tuple(
+            file for file in view.files if file.event_date == event_date and _covered(file, archived)
+        )
         rows = sum(file.rows for file in gone)
         if not gone:
             return None
@@ -226,6 +290,7 @@ def _expire(store: ObjectStore, archived: ArchivedDate, clock: Clock) -> None:
         state="expired",
         hot_files=(),
         recorded_at_utc=iso_utc(clock()),
+        cause="retention",
     )
     try:
         record(store, made)
@@ -258,34 +323,24 @@ def _read(store: ObjectStore, key: str) -> pa.Table:
 
 
 def _merged(tables: list[pa.Table]) -> pa.Table:
-    """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes."""
-    table = pa.concat_tables(tables, promote_options="default").sort_by(
-        [("prediction_id", "ascending"), ("run_id", "ascending")]
+    """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes.
+
+    Of the copies of a row one that was erased counts, then the one of the earlier table.
+    """
+    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    keys = pa.table(
+        {
+            "prediction_id": table["prediction_id"],
+            "run_id": table["run_id"],
+            "whole": pc.is_null(table["erasure_id"]),
+            "place": np.arange(table.num_rows),
+        }
     )
-    pairs = list(zip(table["prediction_id"].to_pylist(), table["run_id"].to_pylist(), strict=True))
-    keep = [index for index, pair in enumerate(pairs) if index == 0 or pair != pairs[index - 1]]
-    return table if len(keep) == table.num_rows else table.take(pa.array(keep))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.combine_chunks(),
-        sink,
-        row_group_size=_ARCHIVE_GROUP_ROWS,
-        compression="zstd",
-        compression_level=9,
-        write_statistics=True,
-    )
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _check_copy(store: ObjectStore, key: str, sha256: str, rows: int) -> None:
-    data = store.get(key)
-    if digest_bytes(data) != sha256 or pq.read_metadata(pa.BufferReader(data)).num_rows != rows:
-        raise DigestMismatch(
-            "the archive file does not hold what was written",
-            which=store.url(key),
-            fix="check the store; the audit table still holds the rows, repeat the call",
-        )
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
+    keys = keys.take(order)
+    same = np.zeros(table.num_rows, np.bool_)
+    if table.num_rows:
+        one, other = keys.slice(1), keys.slice(0, table.num_rows - 1)
+        equal = [pc.equal(one[name], other[name]) for name in ("prediction_id", "run_id")]
+        same[1:] = pc.and_(*equal).to_numpy()
+    return table.take(order.filter(pa.array(~same)))

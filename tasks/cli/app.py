@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.audit import audit
+from tasks.cli.audit_upkeep import audit
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.options import (
     Actor,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.options import Actor, AsOf, FirstDay, Json, LastDay, Pipeline, Reason, call, run
+from tasks.cli.options import Json, Pipeline, call, run
 from tasks.cli.output import show
 
 audit = typer.Typer(help="Why was this prediction made?", no_args_is_help=True)
@@ -96,44 +96,3 @@ def audit_window(
         limit=limit,
         cursor=cursor,
     )
-
-
-@audit.command("retain")
-def audit_retain(pipeline: Pipeline, as_of: AsOf = None, as_json: Json = False) -> None:
-    """Archive and expire explanation data by age."""
-    run("archive_explanations", pipeline, as_json, as_of=as_of)
-
-
-@audit.command("hold")
-def audit_hold(
-    pipeline: Pipeline,
-    first_day: FirstDay,
-    last_day: LastDay,
-    actor: Actor,
-    reason: Reason,
-    as_json: Json = False,
-) -> None:
-    """Keep days from upkeep: none of their files is deleted, archived or merged until the hold is released.
-
-    Days are UTC dates of the event time, both included.
-    """
-    run("hold_days", pipeline, as_json, first_day=first_day, last_day=last_day, actor=actor, reason=reason)
-
-
-@audit.command("release")
-def audit_release(
-    pipeline: Pipeline,
-    hold_id: Annotated[str, typer.Argument(help="As `penstock audit holds` lists it.", show_default=False)],
-    actor: Actor,
-    reason: Reason,
-    as_json: Json = False,
-) -> None:
-    """End a hold. The record of it stays."""
-    run("release_days", pipeline, as_json, hold_id=hold_id, actor=actor, reason=reason)
-
-
-@audit.command("holds")
-def audit_holds(pipeline: Pipeline, as_json: Json = False) -> None:
-    """Every hold: which days, why, who, and whether it was released."""
-    found = call("list_holds", pipeline)
-    show(found if as_json else found["holds"], as_json=as_json, title=f"{pipeline}: holds")

@@ -32,6 +32,21 @@ POINTS = (
     "before-archive-delete",
     "after-archive-delete",
     "after-expired-record",
+    "after-erasure-request",
+    "after-erase-file",
+    "before-erase-record",
+    "after-erase-record",
+    "before-erase-commit",
+    "after-erase-commit",
+    "after-erase-cold-file",
+    "after-erase-cold-record",
+    "before-erasure-done",
+    "before-restore-file",
+    "after-restore-file",
+    "after-restore-record",
+    "before-restore-commit",
+    "after-restore-commit",
+    "before-returned-record",
 )
 
 _observer: Callable[[str], None] | None = None

@@ -58,7 +58,22 @@ class PredictionIds:
                 which=f"column {spec.event_time}",
                 fix="check the unit and the values of the event time",
             )
-        seeds = pc.binary_join_element_wise(spec.name, entities, pa.array(millis).cast(pa.string()), "\x1f")
+        return cls.of_parts(spec.name, entities, millis)
+
+    @classmethod
+    def of_parts(
+        cls, pipelines: str | pa.Array, entities: pa.Array, millis: npt.NDArray[np.int64]
+    ) -> PredictionIds:
+        """The ids of rows whose times are known to fit into an id.
+
+        Args:
+            pipelines: Name of the pipeline, or one for each row.
+            entities: Entity ids, none of them null, shape (n,).
+            millis: Event times, milliseconds since 1970, from 0 to 2**48 - 1; shape (n,).
+        """
+        if not len(millis):
+            return cls(np.zeros((0, 2), np.uint64))
+        seeds = pc.binary_join_element_wise(pipelines, entities, pa.array(millis).cast(pa.string()), "\x1f")
         blake2b = hashlib.blake2b
         tails = b"".join(
             [blake2b(seed, digest_size=10).digest() for seed in seeds.cast(pa.binary()).to_pylist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +23,10 @@ from pydantic import (
 
 from tasks.core.errors import ConfigError, NotFound
 from tasks.core.settings import Settings
+from tasks.core.tenants import TenantSpec, load_tenant, refuse_out_of_bounds, tenant_file
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+_NAME = r"^[a-z][a-z0-9_]{0,47}$"
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Column = Annotated[str, StringConstraints(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -248,6 +251,8 @@ class ExplanationSpec(_Record):
     """After this age a day moves to the archive."""
     expire_days: int = Field(730, ge=1)
     """After this age an archived day is deleted."""
+    cold_values: bool = True
+    """Whether the archive keeps feature values; without them its rows cost half and cannot be reproduced."""
 
     @field_validator("score_bands")
     @classmethod
@@ -367,14 +372,15 @@ def pipeline_folder(settings: Settings, name: str) -> Path:
 
 
 def load_pipeline(settings: Settings, name: str) -> PipelineSpec:
-    """Read and check `pipelines/<name>/pipeline.yaml`.
+    """Read and check `pipelines/<name>/pipeline.yaml`; what its `explanations` do not say is as its tenant says.
 
     Raises:
         NotFound: No such pipeline.
-        ConfigError: The file is not YAML, or a field is unknown, missing or wrong; every problem is listed.
+        ConfigError: The file or the tenant's is not YAML, or a field is unknown, missing or wrong; every problem is
+            listed. Or explanation data is kept shorter or longer than the tenant's bounds.
     """
     path = pipeline_folder(settings, name) / "pipeline.yaml"
-    spec = parse_pipeline(path.read_text(encoding="utf-8"), origin=str(path))
+    spec = parse_pipeline(path.read_text(encoding="utf-8"), origin=str(path), settings=settings)
     if spec.name != name:
         raise ConfigError(
             f"says {spec.name!r} but its folder is {name!r}", which=f"{path}: name", fix=f"set name: {name}"
@@ -382,8 +388,12 @@ def load_pipeline(settings: Settings, name: str) -> PipelineSpec:
     return spec
 
 
-def parse_pipeline(text: str, *, origin: str) -> PipelineSpec:
-    """A `PipelineSpec` from YAML text; `origin` names it in errors. Raises `ConfigError`."""
+def parse_pipeline(text: str, *, origin: str, settings: Settings | None = None) -> PipelineSpec:
+    """A `PipelineSpec` from YAML text, with what its tenant says in `settings`; `origin` names it in errors.
+
+    Raises:
+        ConfigError: See `load_pipeline`.
+    """
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -396,8 +406,13 @@ def parse_pipeline(text: str, *, origin: str) -> PipelineSpec:
         raise ConfigError(
             "must be a mapping of fields", which=origin, fix="start from another pipeline's pipeline.yaml"
         )
+    tenant = _tenant_of(raw, settings)
+    if tenant is not None:
+        own = raw.get("explanations") or {}
+        if isinstance(own, dict):
+            raw = {**raw, "explanations": {**tenant.explanations.defaults(), **own}}
     try:
-        return PipelineSpec.model_validate(raw)
+        spec = PipelineSpec.model_validate(raw)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         field, message = problems[0]
@@ -407,6 +422,22 @@ def parse_pipeline(text: str, *, origin: str) -> PipelineSpec:
             which=f"{origin}: {field}" if single else origin,
             fix="correct the field" + ("" if single else "s named") + "; docs/pipeline.md lists all of them",
         ) from error
+    if tenant is not None and settings is not None:
+        refuse_out_of_bounds(
+            tenant,
+            spec.explanations.expire_days,
+            pipeline_file=origin,
+            tenant_path=tenant_file(settings, spec.tenant),
+        )
+    return spec
+
+
+def _tenant_of(raw: dict[str, Any], settings: Settings | None) -> TenantSpec | None:
+    """What the pipeline's tenant says; None where that is not asked for, or the name is none."""
+    name = raw.get("tenant", "default")
+    if settings is None or not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        return None
+    return load_tenant(settings, name)
 
 
 def _problem(item: Any) -> tuple[str, str]:

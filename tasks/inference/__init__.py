@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.inference.engine import run_plan
+    from tasks.inference.erasing import KEPT_OF_PREDICTIONS, TombstonedFiles, let_go_files, tombstone
     from tasks.inference.maintenance import Swept, Vacuumed, sweep_orphans, vacuum
     from tasks.inference.optimizing import Optimized, optimize
     from tasks.inference.planning import plan
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from tasks.inference.verification import RunStatus, Verification, status, verify
 
 _HOME = {
+    "KEPT_OF_PREDICTIONS": "erasing",
+    "TombstonedFiles": "erasing",
+    "let_go_files": "erasing",
+    "tombstone": "erasing",
     "Optimized": "optimizing",
     "Plan": "records",
     "Published": "records",
@@ -44,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "KEPT_OF_PREDICTIONS",
     "Optimized",
     "Plan",
     "Published",
@@ -52,8 +58,10 @@ __all__ = [
     "RunStatus",
     "ShardRecord",
     "Swept",
+    "TombstonedFiles",
     "Vacuumed",
     "Verification",
+    "let_go_files",
     "optimize",
     "plan",
     "publish",
@@ -64,6 +72,7 @@ __all__ = [
     "run_plan",
     "status",
     "sweep_orphans",
+    "tombstone",
     "vacuum",
     "verify",
 ]

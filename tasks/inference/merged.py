@@ -26,9 +26,11 @@ def current_files(
         view: The table; None when there is none yet.
     """
     named = {file.path: file.sha256 for file in files}
+    records = read_merge_records(store, run_id, folder) if view is not None else []
+    # Newest first: of a merged file and what an erasure left of it, the latter counts.
     merges = [
         merge
-        for record in (read_merge_records(store, run_id, folder) if view is not None else ())
+        for record in sorted(records, key=lambda one: one.created_at_utc, reverse=True)
         for merge in record.merges
         if all(named.get(item.path) == item.sha256 for item in merge.inputs)
     ]

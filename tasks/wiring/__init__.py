@@ -51,11 +51,16 @@ _STEPS = {
     "hold_days": "audit_upkeep",
     "release_days": "audit_upkeep",
     "list_holds": "audit_upkeep",
+    "erase_entity": "audit_upkeep",
+    "restore_days": "audit_upkeep",
+    "cost_report": "audit_upkeep",
+    "audit_events": "audit_upkeep",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
     "reproduce_prediction": "audit",
 }
 _OTHERS = {
+    "archive_tenant": "audit_upkeep",
     "audit_record": "audit_pages",
     "audit_records": "audit_pages",
     "audit_window": "audit_pages",

@@ -270,6 +270,7 @@ def _scored(context: Context, day: date) -> Any:
     from tasks.inference import read_predictions
 
     table = read_predictions(context.settings, context.spec, [day], ["prediction_id", "score"])
+    table = table.filter(table.column("score").is_valid())  # what was erased has no score to measure
     return table.rename_columns(["prediction_id", "prediction"])
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+
+from tasks.audit import audit_table
 from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core.object_store import ObjectStore
 from tasks.core.rows import prediction_ids
+from tasks.core.scored import ScoredRows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 
 import inference_support
 from inference_support import FIRST_DAY, score_and_publish, scoring_snapshot, table_rows, toy_rows
 
-__all__ = ["FIRST_DAY", "inference_support", "open_store", "publish_days", "table_rows"]
+__all__ = ["FIRST_DAY", "inference_support", "older_audit_table", "open_store", "publish_days", "table_rows"]
 
 
 def publish_days(
@@ -29,3 +34,8 @@ def publish_days(
         for item in prediction_ids(toy_rows(settings, FIRST_DAY + timedelta(days=i)), spec)
     ]
     return sorted(ids), run_id
+
+
+def older_audit_table(store: ObjectStore, scored: ScoredRows) -> pa.Table:
+    """Audit rows as a release wrote them that knew no erasures."""
+    return audit_table(store, scored).drop_columns(["erasure_id"])

@@ -61,6 +61,10 @@ COMMANDS = {
     "hold_days": f"audit hold toy --first-day {DAY} --last-day {DAY} {WHO}",
     "release_days": f"audit release toy 0123abcd {WHO}",
     "list_holds": "audit holds toy",
+    "erase_entity": f"audit erase toy --entity c1 {WHO} --dry-run",
+    "restore_days": f"audit restore toy --first-day {DAY} --last-day {DAY} {WHO} --days 3",
+    "cost_report": "audit cost toy --price 0.02",
+    "audit_events": "audit events toy",
     "maintain": "maintain toy",
 }
 

@@ -17,7 +17,7 @@ TELLS_WHAT_IT_DID = {
         "token", "shards_committed", "shards_skipped", "rows_scored", "cpu_seconds", "gpu_seconds", "wall_s"
     },
     "publish_run": {"already_published"},
-    "archive_explanations": {"archived_days", "archived_rows", "hot_bytes_freed"},
+    "archive_explanations": {"archived_days", "archived_rows", "archive_bytes_added", "hot_bytes_freed"},
 }  # fmt: skip
 """Result fields about the call itself, not about the work: they differ when nothing was left to do."""
 

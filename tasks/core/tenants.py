@@ -1,0 +1,109 @@
+"""What a tenant says for all of its pipelines: `tenants/<tenant>.yaml` in the project folder; without it nothing.
+
+```yaml
+explanations:
+  warm_days: 14          # defaults of the tenant's pipelines: a pipeline's own pipeline.yaml comes first
+  expire_days: 365
+  cold_values: false
+  top_k: 3
+  min_expire_days: 180   # bounds: a pipeline that exceeds them is refused
+  max_expire_days: 730
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.core.errors import ConfigError
+from tasks.core.settings import Settings
+
+_DEFAULTS = ("warm_days", "expire_days", "cold_values", "top_k")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TenantExplanations(_Record):
+    """How long the tenant's explanation data stays, where a pipeline does not say; and how long it may."""
+
+    warm_days: int | None = Field(None, ge=1)
+    expire_days: int | None = Field(None, ge=1)
+    cold_values: bool | None = None
+    top_k: int | None = Field(None, ge=1)
+    min_expire_days: int | None = Field(None, ge=1)
+    """Explanation data must not be deleted sooner."""
+    max_expire_days: int | None = Field(None, ge=1)
+    """Explanation data must be deleted by then."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TenantExplanations:
+        if self.min_expire_days and self.max_expire_days and self.max_expire_days < self.min_expire_days:
+            raise ValueError(
+                f"max_expire_days {self.max_expire_days} is below min_expire_days {self.min_expire_days}"
+            )
+        return self
+
+    def defaults(self) -> dict[str, Any]:
+        """The fields of a pipeline's `explanations` that the tenant gives."""
+        return {name: value for name in _DEFAULTS if (value := getattr(self, name)) is not None}
+
+
+class TenantSpec(_Record):
+    """One tenant, as its file says."""
+
+    explanations: TenantExplanations = TenantExplanations()
+
+
+def tenant_file(settings: Settings, tenant: str) -> Path:
+    return settings.project / "tenants" / f"{tenant}.yaml"
+
+
+def load_tenant(settings: Settings, tenant: str) -> TenantSpec:
+    """What the tenant says; nothing when it has no file.
+
+    Raises:
+        ConfigError: The file is not YAML, or a field is unknown or wrong.
+    """
+    path = tenant_file(settings, tenant)
+    if not path.is_file():
+        return TenantSpec()
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return TenantSpec.model_validate({} if raw is None else raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {error}", which=str(path), fix="correct that line") from error
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc']) or '(whole file)'}: "
+            f"{item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
+        raise ConfigError(
+            "; ".join(problems),
+            which=str(path),
+            fix="correct the fields named; docs/pipeline.md lists all of them",
+        ) from error
+
+
+def refuse_out_of_bounds(
+    tenant: TenantSpec, expire_days: int, *, pipeline_file: str, tenant_path: Path
+) -> None:
+    """Raises `ConfigError`, naming both files, when a pipeline keeps its data shorter or longer than it may."""
+    low, high = tenant.explanations.min_expire_days, tenant.explanations.max_expire_days
+    if low is not None and expire_days < low:
+        bound = f"min_expire_days {low}"
+    elif high is not None and expire_days > high:
+        bound = f"max_expire_days {high}"
+    else:
+        return
+    raise ConfigError(
+        f"is {expire_days}, outside the tenant's {bound} ({tenant_path})",
+        which=f"{pipeline_file}: explanations.expire_days",
+        fix="change expire_days, or have the tenant's bound changed",
+    )
