@@ -32,6 +32,16 @@ POINTS = (
     "before-archive-delete",
     "after-archive-delete",
     "after-expired-record",
+    "before-append-commit",
+    "after-append-commit",
+    "after-segment-seal",
+    "before-fold-file",
+    "after-fold-file",
+    "after-fold-record",
+    "before-fold-commit",
+    "after-fold-commit",
+    "before-segment-delete",
+    "during-segment-delete",
 )
 
 _observer: Callable[[str], None] | None = None

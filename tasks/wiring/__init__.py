@@ -51,6 +51,8 @@ _STEPS = {
     "hold_days": "audit_upkeep",
     "release_days": "audit_upkeep",
     "list_holds": "audit_upkeep",
+    "fold_online": "audit_online",
+    "hot_online": "audit_online",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
 }

@@ -21,7 +21,10 @@ HERE = Path(__file__).parent
 INFERENCE_POINTS = [
     point
     for point in POINTS
-    if not any(part in point for part in ("archive", "expired", "replay", "optimize"))
+    if not any(
+        part in point
+        for part in ("archive", "expired", "replay", "optimize", "append", "segment", "fold")
+    )
 ]
 
 
