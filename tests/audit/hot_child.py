@@ -35,7 +35,6 @@ def main() -> None:
 
     for _ in range(threads):
         threading.Thread(target=serve, daemon=True).start()
-    os.write(1, b"started\n")
     log.start_folding(every_s=0.01)
     threading.Event().wait()
 

@@ -22,8 +22,7 @@ INFERENCE_POINTS = [
     point
     for point in POINTS
     if not any(
-        part in point
-        for part in ("archive", "expired", "replay", "optimize", "append", "segment", "fold")
+        part in point for part in ("archive", "expired", "replay", "optimize", "append", "segment", "fold")
     )
 ]
 

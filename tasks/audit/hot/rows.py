@@ -182,7 +182,8 @@ def pack(row: OnlineRow) -> PackedRow:
         try:
             fixed = shape.pack(*head, *numbers, *(row.attributions if row.attributions is not None else ()))
         except OverflowError:  # beyond float32: infinite, as in batch
-            numbers = np.asarray(numbers, np.float64).astype(np.float32).tolist()
+            with np.errstate(over="ignore"):
+                numbers = np.asarray(numbers, np.float64).astype(np.float32).tolist()
             fixed = shape.pack(*head, *numbers, *(row.attributions if row.attributions is not None else ()))
         texts = [row.entity_id, *(features[name] for name in model.textual)]
         for value in texts:

@@ -151,7 +151,20 @@ class Segment:
             DiskFull, AccessDenied, StoreUnavailable: The disk does not allow it.
         """
         with _typed(path):
-            return cls(path, _connect(path, mode))
+            segment = cls(path, _connect(path, mode))
+            if mode == "ro" and not path.with_name(f"{path.name}-wal").exists():
+                segment._read_only_place()
+            return segment
+
+    def _read_only_place(self) -> None:
+        """Where nobody may write, SQLite cannot read a segment that was closed unless it is told that nobody does."""
+        try:
+            self._connection.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                raise
+            self.close()
+            self._connection = _connect(self.path, "ro&immutable=1")
 
     def close(self) -> None:
         with suppress(sqlite3.Error):
@@ -321,9 +334,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    connection.execute(
-        "PRAGMA synchronous=FULL"
-    )  # a commit is on the disk before it returns, also in WAL mode
+    if mode in ("rw", "rwc"):  # a commit is on the disk before it returns, also in WAL mode
+        connection.execute("PRAGMA synchronous=FULL")
     return connection
 
 
