@@ -206,6 +206,7 @@ class _SegmentFold:
         rows = self._segment.rows() if self._node else []
         if not rows:
             return 0, 0
+        self._started = self._clock()
         self._stamped_ms = int(store_now(self._store).timestamp() * 1000)
         """The start by the clock that stamps the files: by it a sweep tells which are old."""
         table = table_of(self._store, rows, self._run_id)
@@ -258,9 +259,13 @@ class _SegmentFold:
             if view.transaction_version(self._application) is not None:
                 in_table = own <= {file.path for file in view.files}  # then only the answer was lost
                 return None
-            if (view.transaction_version(SWEEP) or 0) >= self._stamped_ms:
+            # A sweep says in the log what it condemns; of a table that is still to be made there is no log.
+            late = self._clock() - self._started > timedelta(seconds=self._spec.inference.shard_timeout_s)
+            if late or (view.transaction_version(SWEEP) or 0) >= self._stamped_ms:
                 raise TransientError(
-                    "a sweep condemned this fold's files before they were committed",
+                    "a fold took longer than inference.shard_timeout_s"
+                    if late
+                    else "a sweep condemned this fold's files before they were committed",
                     which=self._store.url(AUDIT_TABLE),
                     fix="repeat the call: the segment is still there",
                 )

@@ -14,8 +14,18 @@ from tasks.core.errors import disk_error
 _LOOK_EVERY_S = 0.05
 
 
-def try_lock(path: Path) -> int | None:
-    """The lock's file handle, to be given to `unlock`; None when somebody has it, in this process or another."""
+def try_lock(path: Path, *, wait_s: float = 0.0) -> int | None:
+    """The lock's file handle, to be given to `unlock`; None when it was not to be had within `wait_s` seconds.
+
+    Somebody else may be in this process or in another.
+    """
+    deadline = time.monotonic() + wait_s
+    while (handle := _try_once(path)) is None and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+    return handle
+
+
+def _try_once(path: Path) -> int | None:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -43,11 +53,7 @@ def unlock(handle: int) -> None:
 @contextmanager
 def locked(path: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
     """Hold a lock; yields False when it was not to be had within `wait_s` seconds."""
-    deadline = time.monotonic() + wait_s
-    handle = try_lock(path)
-    while handle is None and time.monotonic() < deadline:
-        time.sleep(_LOOK_EVERY_S)
-        handle = try_lock(path)
+    handle = try_lock(path, wait_s=wait_s)
     try:
         yield handle is not None
     finally:

@@ -50,6 +50,9 @@ from tasks.core.spec import PipelineSpec
 
 log = logging.getLogger(__name__)
 
+_LOCK_WAIT_S = 1.0
+"""A fold takes the writer's lock for a moment, to see whether the writer lives."""
+
 
 class HotLogBusy(TransientError):
     """More rows wait to be written than may wait: nothing of this append was taken."""
@@ -86,12 +89,13 @@ class Appended:
     """Rows that were there already: a retry."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     """One append on its way."""
 
     rows: list[tuple[OnlineModel, PackedRow]]
     wake: threading.Lock = field(default_factory=threading.Lock)
+    leads: bool = False
     result: Appended | None = None
     error: PenstockError | None = None
 
@@ -264,8 +268,30 @@ class HotLog:
                 self._leading = True
                 return False
             item.wake.acquire()
-        item.wake.acquire()
+        try:
+            item.wake.acquire()
+        except BaseException:  # interrupted: somebody may have been told to lead who is gone
+            self._withdraw(item)
+            raise
         return item.settled
+
+    def _withdraw(self, item: _Waiting) -> None:
+        with self._mutex:
+            if item not in self._queue:  # it is being committed; a retry finds out
+                return
+            self._queue.remove(item)
+            self._queued_rows -= len(item.rows)
+            successor = self._next_leader() if item.leads else None
+        if successor is not None:
+            successor.wake.release()
+
+    def _next_leader(self) -> _Waiting | None:
+        """Who commits next; nobody when nothing waits. The caller holds the mutex, and wakes it."""
+        successor = self._queue[0] if self._queue else None
+        self._leading = successor is not None
+        if successor is not None:
+            successor.leads = True
+        return successor
 
     def _hand_over(self, batch: list[_Waiting], own: _Waiting) -> None:
         """Wake those whose append is settled, and the next leader."""
@@ -277,8 +303,7 @@ class HotLog:
                     fix="retry with the same request ids",
                 )
         with self._mutex:
-            successor = self._queue[0] if self._queue else None
-            self._leading = successor is not None
+            successor = self._next_leader()
         for one in batch:
             if one is not own:
                 one.wake.release()
@@ -387,21 +412,24 @@ class HotLog:
         if self._recovered:
             return
         now, own = self._clock(), f"-{node_digits(self.node)}-"
+        window = timedelta(seconds=self._limits.retry_window_s)
         earlier: list[tuple[datetime, frozenset[bytes]]] = []
         for path in segment_paths(self.folder):
             if own not in path.stem:
                 continue
             try:
+                last_written = datetime.fromtimestamp(path.stat().st_mtime, tz=now.tzinfo)
                 segment = Segment.open(path)
-            except SegmentGone:
+            except (SegmentGone, FileNotFoundError):
                 continue
             try:
                 facts = segment.facts()
                 if facts is not None and not facts.sealed:
+                    last_written = now
                     segment.seal()
                 if facts is None:  # its maker died before a row was in it
                     discard(segment)
-                else:
+                elif now - last_written < window:
                     earlier.append((now, segment.keys()))
             except SegmentGone:
                 continue
@@ -436,7 +464,7 @@ class HotLog:
             )
         try:
             store_feature_set(open_store(self._settings, prefix=self._spec.prefix), model)
-        except TransientError as error:
+        except PenstockError as error:  # the disk here keeps rows also while the store does not answer
             log.warning("The feature set of online rows is not stored yet; the fold will. %s", error)
         self._told.add(model)
 
@@ -460,7 +488,7 @@ def _writer_lock(folder: Path, node: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, str(folder)) from error
-    handle = try_lock(writer_lock(folder, node_digits(node)))
+    handle = try_lock(writer_lock(folder, node_digits(node)), wait_s=_LOCK_WAIT_S)
     if handle is None:
         raise HotLogInUse(
             f"another process writes the hot log of node {node}",

@@ -14,7 +14,7 @@ from tasks.audit.hot.segment import DAMAGED, Segment, SegmentDamaged, SegmentGon
 from tasks.audit.rows import AUDIT_SCHEMA
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.folds import online_run_id
-from tasks.core.object_store import ObjectStore, open_store
+from tasks.core.object_store import open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -50,11 +50,10 @@ class HotStatus(JsonRecord):
 
 def read_hot(settings: Settings, spec: PipelineSpec, low: str, high: str) -> pa.Table:
     """`tasks.audit.hot.hot_rows` where there is a folder."""
-    store = open_store(settings, prefix=spec.prefix)
     tables = [AUDIT_SCHEMA.empty_table()]
     for path in segment_paths(hot_folder(settings, spec)):
         try:
-            found = _rows_of(store, spec, path, low, high)
+            found = _rows_of(settings, spec, path, low, high)
         except (SegmentDamaged, RowDamaged) as error:
             # The next fold sets it aside; the rows of all other segments are answered meanwhile.
             log.error("Rows of a damaged segment are missing in an answer. %s", error)
@@ -107,7 +106,7 @@ def hot_status(settings: Settings, spec: PipelineSpec, *, clock: Clock = utc_now
     )
 
 
-def _rows_of(store: ObjectStore, spec: PipelineSpec, path: Path, low: str, high: str) -> pa.Table | None:
+def _rows_of(settings: Settings, spec: PipelineSpec, path: Path, low: str, high: str) -> pa.Table | None:
     """Rows of one segment; None when it has none, or was folded since the folder was listed."""
     try:
         segment = Segment.open(path, "ro")
@@ -125,7 +124,7 @@ def _rows_of(store: ObjectStore, spec: PipelineSpec, path: Path, low: str, high:
     def run_id(day: date) -> str:
         return online_run_id(spec.prefix, node, day.isoformat())
 
-    return table_of(store, rows, run_id)
+    return table_of(open_store(settings, prefix=spec.prefix), rows, run_id)
 
 
 def _size(path: Path) -> int:

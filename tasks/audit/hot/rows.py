@@ -238,6 +238,8 @@ def table_of(
         for model, stored in rows
         for explained, some in groupby(sorted(stored, key=lambda row: row[2]), key=lambda row: row[2])
     ]
+    if len(parts) == 1 and parts[0].num_rows == 1:  # a look-up
+        return parts[0]
     table = pa.concat_tables([AUDIT_SCHEMA.empty_table(), *parts])
     return table.sort_by([("prediction_id", "ascending"), ("source_key", "ascending")])
 
