@@ -60,6 +60,8 @@ COMMANDS = {
     "hold_days": f"audit hold toy --first-day {DAY} --last-day {DAY} {WHO}",
     "release_days": f"audit release toy 0123abcd {WHO}",
     "list_holds": "audit holds toy",
+    "fold_online": "audit fold toy --seal",
+    "hot_online": "audit hot toy",
     "maintain": "maintain toy",
 }
 
