@@ -9,7 +9,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from audit_support import publish_days
 from hot_support import MOMENT, everywhere, online_row, warm_rows
 from small_disk import SmallDisk, small_disk
 
@@ -18,12 +20,13 @@ from tasks.audit.hot import HotLimits, HotLog, fold, hot_rows, hot_status
 from tasks.audit.hot.folding import FoldInProgress
 from tasks.audit.hot.locks import locked
 from tasks.audit.hot.segment import hot_folder
+from tasks.audit.rows import AUDIT_SCHEMA
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.crash_points import observe
 from tasks.core.delta import FileName, table_view
-from tasks.core.errors import AccessDenied, DiskFull, TransientError
-from tasks.core.holds import place_hold
-from tasks.inference import optimize, sweep_orphans
+from tasks.core.errors import AccessDenied, DigestMismatch, DiskFull, TransientError
+from tasks.core.holds import place_hold, release_hold
+from tasks.inference import optimize, sweep_orphans, verify
 
 __all__ = ["small_disk"]
 
@@ -187,6 +190,18 @@ def test_a_segment_that_breaks_under_its_writer_is_left_and_the_append_goes_on(
     assert {row["source_key"] for row in warm_rows(settings, toy)} == {"request-1", "request-3"}
 
 
+def test_a_copy_without_shared_memory_is_read_and_folded(settings: Settings, toy: PipelineSpec) -> None:
+    """What a power cut leaves: the index of the write-ahead log is no file that lasts."""
+    log = HotLog(settings, toy, node="a")
+    log.append([online_row(1)])
+    there = replace(settings, home=settings.home.parent / "after-the-power-cut")
+    shutil.copytree(log.folder, hot_folder(there, toy))
+    log.close()
+    next(hot_folder(there, toy).glob("*.db-shm")).unlink()
+    assert hot_rows(there, toy, "", "~").column("source_key").to_pylist() == ["request-1"]
+    assert fold(there, toy).rows == 1
+
+
 # -- several at once
 
 
@@ -334,8 +349,6 @@ def test_small_online_files_of_a_day_are_merged_and_stay_the_same_rows(
 
 
 def test_a_damaged_online_file_is_left_alone_by_the_merge(settings: Settings, toy: PipelineSpec) -> None:
-    from tasks.core.errors import DigestMismatch
-
     with HotLog(settings, toy, node="a") as log:
         for number in range(2):
             log.append([online_row(number)])
@@ -350,15 +363,18 @@ def test_a_damaged_online_file_is_left_alone_by_the_merge(settings: Settings, to
     assert len(view.files) == 2
 
 
-def test_batch_and_online_rows_live_in_one_table(settings: Settings, toy: PipelineSpec) -> None:
-    from audit_support import publish_days
+@pytest.mark.parametrize("first", ["batch", "online"])
+def test_batch_and_online_rows_live_in_one_table(settings: Settings, toy: PipelineSpec, first: str) -> None:
+    def serve() -> None:
+        with HotLog(settings, toy, node="a") as log:
+            log.append([online_row(number) for number in range(3)])
+            log.fold(seal=True)
 
-    from tasks.inference import verify
-
+    if first == "online":
+        serve()
     ids, run_id = publish_days(settings, toy, days=1)
-    with HotLog(settings, toy, node="a") as log:
-        log.append([online_row(number) for number in range(3)])
-        log.fold(seal=True)
+    if first == "batch":
+        serve()
     assert verify(settings, toy, run_id).ok
     optimize(settings, toy)
     swept = sweep_orphans(settings, toy, older_than=DAY, clock=lambda: datetime.now(UTC) + 2 * DAY)
@@ -369,6 +385,24 @@ def test_batch_and_online_rows_live_in_one_table(settings: Settings, toy: Pipeli
     assert {name.event_date for name in names if name and name.online} == {MOMENT.date()}
 
 
+def test_a_table_of_an_earlier_release_is_widened_by_the_fold(settings: Settings, toy: PipelineSpec) -> None:
+    from deltalake import DeltaTable
+
+    store = open_store(settings, prefix=toy.prefix)
+    old = AUDIT_SCHEMA.remove(AUDIT_SCHEMA.get_field_index("erasure_id"))
+    DeltaTable.create(
+        store.url("tables/audit"),
+        old.append(pa.field("event_date", pa.date32())),
+        partition_by=["event_date"],
+    )
+    three_segments(settings, toy)
+    assert fold(settings, toy).rows == 9
+    view = table_view(store, "tables/audit")
+    assert view is not None
+    assert "erasure_id" in view.schema.names
+    assert len(view.files) == 3
+
+
 def _hold(settings: Settings, toy: PipelineSpec) -> str:
     store = open_store(settings, prefix=toy.prefix)
     day = MOMENT.date()
@@ -376,6 +410,4 @@ def _hold(settings: Settings, toy: PipelineSpec) -> str:
 
 
 def _release(settings: Settings, toy: PipelineSpec, hold_id: str) -> None:
-    from tasks.core.holds import release_hold
-
     release_hold(open_store(settings, prefix=toy.prefix), hold_id, actor="me", reason="settled")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,10 +18,11 @@ from hot_support import MODEL, MOMENT, everywhere, online_row, warm_rows
 
 from tasks.audit import by_prediction
 from tasks.audit.hot import HotLimits, HotLog, OnlineModel, fold, hot_rows, hot_status
-from tasks.audit.hot.log import HotLogBusy, HotLogClosed, HotLogInUse
+from tasks.audit.hot.log import HotLogBusy, HotLogClosed, HotLogInUse, _Waiting
 from tasks.audit.rows import AUDIT_SCHEMA, audit_table, rounded
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.core.errors import DataError
+from tasks.core.crash_points import observe
+from tasks.core.errors import CommitOutcomeUnknown, DataError
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.scored import ScoredRows
 
@@ -113,8 +119,6 @@ def test_a_folded_prediction_is_explained_like_any_other(store_settings: Setting
 def test_appends_of_many_threads_share_commits_and_none_is_lost(
     settings: Settings, toy: PipelineSpec
 ) -> None:
-    from tasks.core.crash_points import observe
-
     commits = []
     with HotLog(settings, toy, limits=HotLimits(seal_rows=300)) as log:
         observe(lambda point: commits.append(point) if point == "after-append-commit" else None)
@@ -197,8 +201,6 @@ def test_two_requests_for_one_prediction_are_two_rows_of_one_run(
 
 
 def test_what_all_rows_of_a_model_share_is_stored_once(settings: Settings, toy: PipelineSpec) -> None:
-    import sqlite3
-
     other = replace(MODEL, model_version=4)
     with HotLog(settings, toy) as log:
         log.append([online_row(number) for number in range(50)])
@@ -299,6 +301,113 @@ def test_appends_beyond_what_may_wait_are_refused_and_can_be_retried(
         assert log.append([online_row(9)]).added == 1
 
 
+def test_a_commit_waits_for_the_disk(settings: Settings, toy: PipelineSpec) -> None:
+    with HotLog(settings, toy) as log:
+        log.append([online_row(1)])
+        assert log._segment is not None
+        asked = log._segment._connection.execute
+        assert asked("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert asked("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("point", ["before-append-commit", "after-append-commit"])
+def test_when_the_thread_that_commits_is_interrupted_the_others_are_told_to_retry(
+    settings: Settings, toy: PipelineSpec, point: str
+) -> None:
+    outcomes: list[object] = []
+
+    def serve(number: int) -> None:
+        try:
+            outcomes.append(log.append([online_row(number)]))
+        except BaseException as error:
+            outcomes.append(type(error))
+
+    with HotLog(settings, toy, node="a") as log:
+        log.append([online_row(0)])
+        log._file.acquire()  # the disk is slow, so that the others come together
+        threads = [threading.Thread(target=serve, args=(number,)) for number in range(1, 5)]
+        threads[0].start()
+        while not log._leading or log._queue:
+            pass
+        for thread in threads[1:]:
+            thread.start()
+        while len(log._queue) < 3:
+            pass
+        hits: list[str] = []
+
+        def interrupt(name: str) -> None:
+            hits.append(name)
+            if hits.count(point) == 2:  # the second commit is that of the three
+                raise Interrupted
+
+        observe(interrupt)
+        log._file.release()
+        for thread in threads:
+            thread.join()
+        observe(None)
+        assert outcomes.count(Interrupted) == 1
+        assert outcomes.count(CommitOutcomeUnknown) == 2
+        again = log.append([online_row(number) for number in range(6)])
+        durable = 5 if point == "after-append-commit" else 2
+        assert (again.repeated, again.added) == (durable, 6 - durable)
+        log.fold(seal=True)
+    assert set(everywhere(settings, toy).values()) == {1}
+    assert len(everywhere(settings, toy)) == 6
+
+
+def test_a_waiting_thread_that_is_interrupted_keeps_nobody_waiting(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    with HotLog(settings, toy) as log:
+        log._file.acquire()
+        results = []
+        first, last = (
+            threading.Thread(target=lambda n=n: results.append(log.append([online_row(n)]))) for n in (1, 3)
+        )
+        first.start()
+        while not log._leading or log._queue:
+            pass
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Interrupted):
+                log.append([online_row(2)])
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert log._queued_rows == 0
+        last.start()
+        while not log._queue:
+            pass
+        log._file.release()
+        first.join()
+        last.join()
+        assert [result.added for result in results] == [1, 1]
+        assert log.append([online_row(2)]).added == 1
+
+
+def test_a_next_leader_that_is_interrupted_hands_on(settings: Settings, toy: PipelineSpec) -> None:
+    with HotLog(settings, toy) as log:
+        gone, waiting = _Waiting([]), _Waiting([])
+        for one in (gone, waiting):
+            one.wake.acquire()
+        log._queue, log._leading = [gone, waiting], True
+        with log._mutex:
+            assert log._next_leader() is gone
+        log._withdraw(gone)
+        assert waiting.leads
+        assert not waiting.wake.locked()
+        log._withdraw(waiting)
+        assert not log._leading
+        assert log.append([online_row(1)]).added == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -339,14 +448,9 @@ def test_a_model_with_a_base_value_that_is_no_number_is_refused() -> None:
 def test_a_machine_without_online_predictions_loads_no_sqlite_for_asking(
     settings: Settings, toy: PipelineSpec
 ) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from tasks.core import Settings, load_pipeline; from tasks.audit.hot import hot_rows;"
         "s = Settings.from_environment(); t = hot_rows(s, load_pipeline(s, 'toy'), '', '~');"
         "assert t.num_rows == 0; assert 'sqlite3' not in sys.modules and 'deltalake' not in sys.modules"
     )
-    import os
-
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **settings.as_environment()})
