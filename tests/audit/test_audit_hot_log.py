@@ -18,7 +18,8 @@ from hot_support import MODEL, MOMENT, everywhere, online_row, warm_rows
 
 from tasks.audit import by_prediction
 from tasks.audit.hot import HotLimits, HotLog, OnlineModel, fold, hot_rows, hot_status
-from tasks.audit.hot.log import HotLogBusy, HotLogClosed, HotLogInUse, _Waiting
+from tasks.audit.hot.group_commit import HotLogBusy, HotLogClosed, Waiting
+from tasks.audit.hot.log import HotLogInUse
 from tasks.audit.rows import AUDIT_SCHEMA, audit_table, rounded
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.crash_points import observe
@@ -286,11 +287,11 @@ def test_appends_beyond_what_may_wait_are_refused_and_can_be_retried(
             threading.Thread(target=lambda n=n: results.append(log.append([online_row(n)]))) for n in range(4)
         ]
         threads[0].start()
-        while not log._leading or log._queue:
+        while not log._group._leading or log._group._queue:
             pass
         for thread in threads[1:]:
             thread.start()
-        while log._queued_rows < 3:
+        while log._group._queued_rows < 3:
             pass
         with pytest.raises(HotLogBusy, match="3 rows wait"):
             log.append([online_row(9)])
@@ -331,11 +332,11 @@ def test_when_the_thread_that_commits_is_interrupted_the_others_are_told_to_retr
         log._file.acquire()  # the disk is slow, so that the others come together
         threads = [threading.Thread(target=serve, args=(number,)) for number in range(1, 5)]
         threads[0].start()
-        while not log._leading or log._queue:
+        while not log._group._leading or log._group._queue:
             pass
         for thread in threads[1:]:
             thread.start()
-        while len(log._queue) < 3:
+        while len(log._group._queue) < 3:
             pass
         hits: list[str] = []
 
@@ -372,7 +373,7 @@ def test_a_waiting_thread_that_is_interrupted_keeps_nobody_waiting(
             threading.Thread(target=lambda n=n: results.append(log.append([online_row(n)]))) for n in (1, 3)
         )
         first.start()
-        while not log._leading or log._queue:
+        while not log._group._leading or log._group._queue:
             pass
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
@@ -381,9 +382,9 @@ def test_a_waiting_thread_that_is_interrupted_keeps_nobody_waiting(
                 log.append([online_row(2)])
         finally:
             signal.signal(signal.SIGALRM, before)
-        assert log._queued_rows == 0
+        assert log._group._queued_rows == 0
         last.start()
-        while not log._queue:
+        while not log._group._queue:
             pass
         log._file.release()
         first.join()
@@ -394,17 +395,21 @@ def test_a_waiting_thread_that_is_interrupted_keeps_nobody_waiting(
 
 def test_a_next_leader_that_is_interrupted_hands_on(settings: Settings, toy: PipelineSpec) -> None:
     with HotLog(settings, toy) as log:
-        gone, waiting = _Waiting([]), _Waiting([])
+        gone, waiting = Waiting([]), Waiting([])
         for one in (gone, waiting):
             one.wake.acquire()
-        log._queue, log._leading = [gone, waiting], True
-        with log._mutex:
-            assert log._next_leader() is gone
-        log._withdraw(gone)
+        log._group._queue, log._group._leading = [gone, waiting], True
+        with log._group._mutex:
+            assert log._group._next_leader() is gone
+        log._group._withdraw(gone)
         assert waiting.leads
         assert not waiting.wake.locked()
-        log._withdraw(waiting)
-        assert not log._leading
+        log._group._withdraw(waiting)
+        assert not log._group._leading
+        # A leader that was interrupted before it took anything is gone too.
+        log._group._queue, log._group._leading = [gone], True
+        log._group._hand_over([], gone)
+        assert not log._group._leading
         assert log.append([online_row(1)]).added == 1
 
 

@@ -17,12 +17,13 @@ from tasks.core.spec import PipelineSpec
 
 if TYPE_CHECKING:
     from tasks.audit.hot.folding import Folded, fold
-    from tasks.audit.hot.log import Appended, HotLimits, HotLog
+    from tasks.audit.hot.group_commit import Appended
+    from tasks.audit.hot.log import HotLimits, HotLog
     from tasks.audit.hot.reading import HotStatus, hot_status
     from tasks.audit.hot.rows import OnlineModel, OnlineRow
 
 _HOME = {
-    "Appended": "log",
+    "Appended": "group_commit",
     "Folded": "folding",
     "HotLimits": "log",
     "HotLog": "log",

@@ -1,24 +1,18 @@
-"""The hot log of one node: appends from many threads, each durable before it returns, in as few commits as they need.
-
-Group commit with a leader: the first thread that finds nobody committing takes everything that waits, commits it in one
-transaction and wakes the others; the oldest that came meanwhile leads next. So a lone thread pays no hand-over, and
-many threads share one wait for the disk.
-"""
+"""The hot log of one node: appends from many threads, each durable before it returns, in as few commits as they need."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from tasks.audit.hot.folding import Folded, FoldInProgress, fold
+from tasks.audit.hot.group_commit import Appended, GroupCommit, Waiting
 from tasks.audit.hot.locks import try_lock, unlock, writer_lock
 from tasks.audit.hot.rows import OnlineModel, OnlineRow, PackedRow, pack, store_feature_set
 from tasks.audit.hot.segment import (
@@ -36,11 +30,9 @@ from tasks.audit.hot.segment import (
 )
 from tasks.core.clock import Clock, utc_now
 from tasks.core.errors import (
-    CommitOutcomeUnknown,
     DataError,
     PenstockError,
     StoreUnavailable,
-    TerminalError,
     TransientError,
     disk_error,
 )
@@ -54,16 +46,8 @@ _LOCK_WAIT_S = 1.0
 """A fold takes the writer's lock for a moment, to see whether the writer lives."""
 
 
-class HotLogBusy(TransientError):
-    """More rows wait to be written than may wait: nothing of this append was taken."""
-
-
 class HotLogInUse(TransientError):
     """Another process writes the hot log of this node."""
-
-
-class HotLogClosed(TerminalError):
-    """An append after `close`."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +62,6 @@ class HotLimits:
     """Appends beyond it are refused with `HotLogBusy`."""
     retry_window_s: float = 900.0
     """How long after its segment was sealed a row that comes again is recognised; 100 bytes of memory for each."""
-
-
-@dataclass(frozen=True)
-class Appended:
-    """What one append did; all of its rows are durable."""
-
-    added: int
-    repeated: int
-    """Rows that were there already: a retry."""
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """One append on its way."""
-
-    rows: list[tuple[OnlineModel, PackedRow]]
-    wake: threading.Lock = field(default_factory=threading.Lock)
-    leads: bool = False
-    result: Appended | None = None
-    error: PenstockError | None = None
-
-    @property
-    def settled(self) -> bool:
-        return self.result is not None or self.error is not None
 
 
 class HotLog:
@@ -135,12 +95,7 @@ class HotLog:
         self.node = node or socket.gethostname()
         self.folder = hot_folder(settings, spec)
         self._lock = _writer_lock(self.folder, self.node)
-        self._mutex = threading.Lock()
-        """Guards the queue and who leads."""
-        self._queue: list[_Waiting] = []
-        self._queued_rows = 0
-        self._leading = False
-        self._closed = False
+        self._group = GroupCommit(self._write, self._limits.waiting_rows, str(self.folder))
         self._file = threading.Lock()
         """Guards the segment and the known keys."""
         self._segment: Segment | None = None
@@ -182,21 +137,8 @@ class HotLog:
         for row in rows:
             if row.model not in self._told:
                 self._tell(row.model)
-        item = _Waiting([(row.model, pack(row)) for row in rows])
-        if not item.rows:
-            return Appended(0, 0)
-        if not self._lead_or_wait(item):
-            batch: list[_Waiting] = []
-            try:
-                with self._mutex:
-                    batch, self._queue, self._queued_rows = self._queue, [], 0
-                self._commit(batch)
-            finally:
-                self._hand_over(batch, item)
-        if item.error is not None:
-            raise copy.copy(item.error)
-        assert item.result is not None
-        return item.result
+        packed = [(row.model, pack(row)) for row in rows]
+        return self._group.run(Waiting(packed)) if packed else Appended(0, 0)
 
     def seal(self) -> bool:
         """Close the open segment to further rows, so that it can be folded; False when there is none."""
@@ -231,19 +173,12 @@ class HotLog:
 
     def close(self) -> None:
         """Finish what was handed in, end the folding thread, seal. Nothing is folded: the next fold finds it."""
-        with self._mutex:
-            if self._closed:
-                return
-            self._closed = True
+        if not self._group.close():
+            return
         self._stop.set()
         if self._folder_thread is not None:
             self._folder_thread.join()
         try:
-            while True:  # appends that were taken before
-                with self._mutex:
-                    if not self._leading:
-                        break
-                time.sleep(0.001)
             with self._file:
                 self._seal()
         except PenstockError as error:
@@ -251,75 +186,12 @@ class HotLog:
         finally:
             unlock(self._lock)
 
-    def _lead_or_wait(self, item: _Waiting) -> bool:
-        """Queue an append; True once somebody else has settled it, False when this thread has to commit."""
-        with self._mutex:
-            if self._closed:
-                raise HotLogClosed("is closed", which=str(self.folder), fix="open it again")
-            if self._queued_rows and self._queued_rows + len(item.rows) > self._limits.waiting_rows:
-                raise HotLogBusy(
-                    f"{self._queued_rows} rows wait to be written, {self._limits.waiting_rows} may",
-                    which=str(self.folder),
-                    fix="retry after a moment; if it persists, the disk is too slow for this load",
-                )
-            self._queue.append(item)
-            self._queued_rows += len(item.rows)
-            if not self._leading:
-                self._leading = True
-                return False
-            item.wake.acquire()
-        try:
-            item.wake.acquire()
-        except BaseException:  # interrupted: somebody may have been told to lead who is gone
-            self._withdraw(item)
-            raise
-        return item.settled
+    def _write(self, batch: list[Waiting]) -> None:
+        """Make every append of the batch durable, or raise for all."""
+        with self._file:
+            self._write_new(batch)
 
-    def _withdraw(self, item: _Waiting) -> None:
-        with self._mutex:
-            if item not in self._queue:  # it is being committed; a retry finds out
-                return
-            self._queue.remove(item)
-            self._queued_rows -= len(item.rows)
-            successor = self._next_leader() if item.leads else None
-        if successor is not None:
-            successor.wake.release()
-
-    def _next_leader(self) -> _Waiting | None:
-        """Who commits next; nobody when nothing waits. The caller holds the mutex, and wakes it."""
-        successor = self._queue[0] if self._queue else None
-        self._leading = successor is not None
-        if successor is not None:
-            successor.leads = True
-        return successor
-
-    def _hand_over(self, batch: list[_Waiting], own: _Waiting) -> None:
-        """Wake those whose append is settled, and the next leader."""
-        for one in batch:
-            if not one.settled:  # the leader was interrupted
-                one.error = CommitOutcomeUnknown(
-                    "the thread that wrote was interrupted",
-                    which=str(self.folder),
-                    fix="retry with the same request ids",
-                )
-        with self._mutex:
-            successor = self._next_leader()
-        for one in batch:
-            if one is not own:
-                one.wake.release()
-        if successor is not None:
-            successor.wake.release()
-
-    def _commit(self, batch: list[_Waiting]) -> None:
-        """Settle every append of the batch; raises nothing that is ours."""
-        try:
-            with self._file:
-                self._write(batch)
-        except PenstockError as error:
-            for one in batch:
-                one.error = error
-
-    def _write(self, batch: list[_Waiting]) -> None:
+    def _write_new(self, batch: list[Waiting]) -> None:
         for _ in range(3):
             self._recover()
             new: dict[bytes, tuple[OnlineModel, PackedRow]] = {}
