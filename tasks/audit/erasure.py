@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tasks.audit.archive import ArchivedDate, archived_date, archived_dates, data_key, has_moved_on, record
 from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_marks, cold_rows, encode
-from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
+from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, online_scored_at
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, TableView, commit_change, table_view
@@ -385,16 +385,16 @@ def _record_outcome(
 
 def _tombstones(store: ObjectStore, erasure_id: str) -> dict[date, int]:
     """Rows of this erasure by event date, each once although it may be warm and cold."""
-    found: dict[date, set[tuple[str, str]]] = {}
-    columns = ["prediction_id", "run_id", "erasure_id"]
+    found: dict[date, set[tuple[str, str, object]]] = {}
+    columns = ["prediction_id", "run_id", "erasure_id", "source_snapshot", "scored_at"]
 
     def add(day: date, table: pa.Table | None) -> None:
         if table is None:
             return
         mine = table.filter(pc.fill_null(pc.equal(table.column("erasure_id"), erasure_id), False))
         if mine.num_rows:
-            pairs = zip(mine["prediction_id"].to_pylist(), mine["run_id"].to_pylist(), strict=True)
-            found.setdefault(day, set()).update(pairs)
+            keys = (mine["prediction_id"], mine["run_id"], online_scored_at(mine))
+            found.setdefault(day, set()).update(zip(*(column.to_pylist() for column in keys), strict=True))
 
     view = table_view(store, AUDIT_TABLE)
     for file in view.files if view else ():

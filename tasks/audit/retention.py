@@ -27,7 +27,7 @@ from tasks.audit.archive import (
 )
 from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_rows, encode
 from tasks.audit.restore import is_copy, record_returned, standing_dates
-from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
+from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, online_scored_at
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
@@ -323,7 +323,7 @@ def _read(store: ObjectStore, key: str) -> pa.Table:
 
 
 def _merged(tables: list[pa.Table]) -> pa.Table:
-    """All rows once, by (prediction id, run): equal input gives equal order, so equal bytes.
+    """All rows once, by (prediction id, run, moment if online): equal input gives equal order, so equal bytes.
 
     Of the copies of a row one that was erased counts, then the one of the earlier table.
     """
@@ -332,6 +332,7 @@ def _merged(tables: list[pa.Table]) -> pa.Table:
         {
             "prediction_id": table["prediction_id"],
             "run_id": table["run_id"],
+            "moment": pc.fill_null(online_scored_at(table).cast(pa.int64()), -1),
             "whole": pc.is_null(table["erasure_id"]),
             "place": np.arange(table.num_rows),
         }
@@ -341,6 +342,6 @@ def _merged(tables: list[pa.Table]) -> pa.Table:
     same = np.zeros(table.num_rows, np.bool_)
     if table.num_rows:
         one, other = keys.slice(1), keys.slice(0, table.num_rows - 1)
-        equal = [pc.equal(one[name], other[name]) for name in ("prediction_id", "run_id")]
-        same[1:] = pc.and_(*equal).to_numpy()
+        equal = [pc.equal(one[name], other[name]) for name in ("prediction_id", "run_id", "moment")]
+        same[1:] = pc.and_(pc.and_(equal[0], equal[1]), equal[2]).to_numpy()
     return table.take(order.filter(pa.array(~same)))

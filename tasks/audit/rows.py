@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.core.columns import constant
 from tasks.core.errors import DataError, NotFound
@@ -176,6 +177,16 @@ def rounded(attributions: Floats, residual: Floats, bits: int = ATTRIBUTION_BITS
     kept = ((whole + half) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
     kept = np.where(np.isfinite(attributions) & np.isfinite(kept), kept, attributions)
     return kept, residual + (attributions - kept).sum(axis=1)
+
+
+def online_scored_at(rows: pa.Table) -> pa.Array:
+    """What tells scorings of one prediction by one run apart; timestamp, shape (rows,).
+
+    A batch run scores a prediction once: null. An online run, which is a node's day, may score it again: the moment. (Not the
+    request id, which an erasure takes away.)
+    """
+    online = pc.is_null(rows.column("source_snapshot"))
+    return pc.if_else(online, rows.column("scored_at"), pa.scalar(None, _UTC))
 
 
 def read_feature_set(store: ObjectStore, version: str) -> FeatureSet:

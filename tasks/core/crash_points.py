@@ -47,6 +47,16 @@ POINTS = (
     "before-restore-commit",
     "after-restore-commit",
     "before-returned-record",
+    "before-append-commit",
+    "after-append-commit",
+    "after-segment-seal",
+    "before-fold-file",
+    "after-fold-file",
+    "after-fold-record",
+    "before-fold-commit",
+    "after-fold-commit",
+    "before-segment-delete",
+    "during-segment-delete",
 )
 
 _observer: Callable[[str], None] | None = None

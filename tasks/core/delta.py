@@ -7,7 +7,7 @@ Source for the transaction identifier: Delta protocol, "Transaction Identifiers"
 
 A table's files are named `event_date=<UTC date>/<run id>_<source day>_<shard>_<attempt>.parquet`: which run
 and which source day a file holds is read from its name alone. A file that was merged from several has the lowest
-of their shards and an attempt that begins with `c-`.
+of their shards and an attempt that begins with `c-`; one of online predictions has an attempt that begins with `o-`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ log = logging.getLogger(__name__)
 MERGED = "c-"
 """How the attempt in a merged file's name begins; no attempt at a shard begins so."""
 
+ONLINE = "o-"
+"""How the attempt in the name of a file of online predictions begins: no shard record names it (docs/audit.md)."""
+
+SWEEP = "penstock:sweep"
+"""Application id under which a sweep says what it is about to delete: merged and online files written by that time,
+in ms since 1970 by the store's clock.
+"""
+
 _CONFLICTS = 200
 _FAULTS = 5
 _NAME = re.compile(
@@ -61,6 +69,11 @@ class FileName:
     def merged(self) -> bool:
         """Whether the file was merged from files of several shards."""
         return self.attempt.startswith(MERGED)
+
+    @property
+    def online(self) -> bool:
+        """Whether the file was folded from online predictions."""
+        return self.attempt.startswith(ONLINE)
 
     def __str__(self) -> str:
         return (

@@ -27,7 +27,8 @@ class ScoredRows:
     model_version: int
     bundle_digest: str
     feature_version: str
-    source_snapshot: str
+    source_snapshot: str | None
+    """None for rows of requests, which are in no snapshot."""
     source_key: str
     """Key of the partition file that the rows were read from."""
     scored_at: datetime

@@ -23,6 +23,7 @@ from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import (
     MERGED,
+    SWEEP,
     Change,
     FileName,
     LiveFile,
@@ -39,7 +40,6 @@ from tasks.core.object_store import ObjectStore, store_now
 from tasks.core.records import JsonRecord
 from tasks.core.table_files import AUDIT_GROUP_ROWS, write_table_file
 from tasks.inference.commit import discard
-from tasks.inference.optimizing import SWEEP
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,

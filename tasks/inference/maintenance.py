@@ -12,14 +12,13 @@ from itertools import groupby
 import pyarrow as pa
 
 from tasks.core.clock import Clock, iso_utc, utc_now
-from tasks.core.delta import Change, FileName, TableView, commit_change, table_view
+from tasks.core.delta import SWEEP, Change, FileName, TableView, commit_change, table_view
 from tasks.core.errors import ConfigError
 from tasks.core.holds import holds, is_held
 from tasks.core.object_store import ObjectInfo, ObjectStore, open_store, store_now
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
-from tasks.inference.optimizing import SWEEP
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,
@@ -70,7 +69,7 @@ def sweep_orphans(
     """Delete files that no shard record names: of attempts that died, and of losers that could not clean up.
 
     A file's name says which shard record decides about it, so a sweep reads only the records of files that
-    are in no table. About merged files the table's log decides. Files in the table, and files it let go (which `vacuum` ages out), are left alone.
+    are in no table. About merged and online files the table's log decides. Files in the table, and files it let go (which `vacuum` ages out), are left alone.
 
     Args:
         settings: This installation.
@@ -218,7 +217,7 @@ def _let_go(
             continue
         if path in old:
             found.append((name.event_date, info))
-        elif path not in remembered and not name.merged and info.modified_at_utc < before:
+        elif path not in remembered and not (name.merged or name.online) and info.modified_at_utc < before:
             forgotten += [(name.event_date, info)] if added(name.run_id, info) else []
     if forgotten:
         # Markers come after commits: what was published while we looked is in a view that is opened now.
@@ -235,29 +234,29 @@ def _unnamed_table_files(store: ObjectStore, named: Named, before: datetime) -> 
     for folder in (PREDICTIONS, AUDIT):
         view = table_view(store, folder)
         live = {file.path for file in view.files} if view else set()
-        merged: list[ObjectInfo] = []
+        told_by_log: list[ObjectInfo] = []
         for info in store.list(folder):
             path = info.key.removeprefix(f"{folder}/")
             name = FileName.parse(path)
             if name is None or path in live:
                 continue
-            if name.merged:
-                merged.append(info)
+            if name.merged or name.online:
+                told_by_log.append(info)
             elif info.key not in named(name.run_id, name.shard):
                 found += [info] if info.modified_at_utc < before else []
                 young += info.modified_at_utc >= before
-        some, few = _uncommitted_merges(store, folder, view, merged, before)
+        some, few = _never_committed(store, folder, view, told_by_log, before)
         found += some
         young += few
     return found, young
 
 
-def _uncommitted_merges(
-    store: ObjectStore, folder: str, view: TableView | None, merged: list[ObjectInfo], before: datetime
+def _never_committed(
+    store: ObjectStore, folder: str, view: TableView | None, written: list[ObjectInfo], before: datetime
 ) -> tuple[list[ObjectInfo], int]:
-    """(old merged files that the table has never held, how many young ones).
+    """(old merged or online files that the table has never held, how many young ones).
 
-    The sweep first says in the table's log what it condemns: a merge that is still under way after so long, for
+    The sweep first says in the table's log what it condemns: a merge or fold that is still under way after so long, for
     example because its process was paused, finds that and does not commit. Files that committed before are seen
     in the table, or among those that it let go, which `vacuum` ages out while the log remembers them.
     """
@@ -265,7 +264,7 @@ def _uncommitted_merges(
     standing = holds(store)  # the log forgets what it let go: on a held date nobody can tell after a week
     unknown = [
         info
-        for info in merged
+        for info in written
         if (path := info.key.removeprefix(f"{folder}/")) not in let_go
         and (name := FileName.parse(path)) is not None
         and not is_held(standing, name.event_date)

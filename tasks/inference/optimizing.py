@@ -24,6 +24,7 @@ from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import (
     MERGED,
+    SWEEP,
     Change,
     FileName,
     LiveFile,
@@ -33,6 +34,7 @@ from tasks.core.delta import (
     table_view,
 )
 from tasks.core.errors import ConfigError, DigestMismatch, NotFound, PenstockError, TransientError
+from tasks.core.folds import read_fold_record
 from tasks.core.holds import holds, is_held
 from tasks.core.ids import canonical_json, digest_bytes
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store, store_now
@@ -56,12 +58,6 @@ log = logging.getLogger(__name__)
 
 TARGET_BYTES = 32 * 2**20
 """Size to merge up to. A merge holds its rows in memory, which are some twenty times as large as in the file."""
-
-SWEEP = "penstock:sweep"
-"""Application id under which a sweep says what it is about to delete: merges begun by that time, in ms since 1970.
-
-By the store's clock, on both sides.
-"""
 
 _GROUP_ROWS = {PREDICTIONS: PREDICTION_GROUP_ROWS, AUDIT: AUDIT_GROUP_ROWS}
 _MAX_ROWS = 1_000_000
@@ -303,13 +299,18 @@ class _Merging:
         discard(self._store, [*keys, *record])
 
     def _recorded(self, run_id: str, batch: Sequence[_Bin]) -> dict[str, TableFile]:
-        """What shard records say of the files, by path."""
-        shards = sorted({file.name.shard for one in batch for file in one.files if file.name})
-        return {
+        """What shard records say of the files, by path; of online files, the records of their folding."""
+        names = [file.name for one in batch for file in one.files if file.name]
+        shards = sorted({name.shard for name in names if not name.online})
+        recorded = {
             file.path: file
             for record in read_shard_records(self._store, run_id, shards)
             for file in (record.files if self._folder == PREDICTIONS else record.audit_files)
         }
+        for attempt in sorted({name.attempt for name in names if name.online}):
+            fold = read_fold_record(self._store, run_id, attempt)
+            recorded.update({file.path: file for file in fold.files} if fold else {})
+        return recorded
 
     def _merge(self, one: _Bin, inputs: Sequence[TableFile]) -> Merge:
         """Write the merged file of a bin. Raises `DigestMismatch` before anything is written."""

@@ -55,6 +55,8 @@ _STEPS = {
     "restore_days": "audit_upkeep",
     "cost_report": "audit_upkeep",
     "audit_events": "audit_upkeep",
+    "fold_online": "audit_online",
+    "hot_online": "audit_online",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
     "reproduce_prediction": "audit",

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.core import Settings
 from tasks.core.errors import DataError, ServiceUnavailable
+from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.context import Context, open_context, parse_day, window
 
 _VACUUM_AGE = timedelta(days=7)
@@ -261,7 +262,7 @@ def vacuum_tables(
 def maintain(
     settings: Settings, pipeline: str, *, safe_age_hours: float = 24.0, dag_run: str | None = None
 ) -> dict[str, Any]:
-    """Daily upkeep: remove files that nothing refers to, align MLflow's aliases with the log, merge small files.
+    """Daily upkeep: remove files that nothing refers to, align MLflow's aliases with the log, fold online rows, merge small files.
 
     Orphans go when they are `safe_age_hours` old and no attempt can commit them any more; files that a table let
     go stay a week for readers of older versions. Days with a hold stay as they are. MLflow being down is told in
@@ -280,12 +281,14 @@ def maintain(
         registry = reconcile(settings, context.spec) or ["in line with the log"]
     except ServiceUnavailable as error:
         registry = [f"not reconciled, the next maintenance will: {error.which}: {error.what}"]
+    folded = fold_for_upkeep(settings, context.spec)
     # Last: a damaged file makes it fail loudly, and must not keep the rest from being done.
     optimized = optimize(settings, context.spec)
     result = {
         **swept.to_json(),
         "vacuumed_files": vacuumed.files,
         "held_files": vacuumed.held_files,
+        **folded,
         "merged_files": optimized.merged_files,
         "written_files": optimized.written_files,
         "registry": registry,

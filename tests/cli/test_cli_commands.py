@@ -65,6 +65,8 @@ COMMANDS = {
     "restore_days": f"audit restore toy --first-day {DAY} --last-day {DAY} {WHO} --days 3",
     "cost_report": "audit cost toy --price 0.02",
     "audit_events": "audit events toy",
+    "fold_online": "audit fold toy --seal",
+    "hot_online": "audit hot toy",
     "maintain": "maintain toy",
 }
 

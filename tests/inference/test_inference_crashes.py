@@ -22,7 +22,11 @@ INFERENCE_POINTS = [
     point
     for point in POINTS
     if not any(
-        part in point for part in ("archive", "eras", "expired", "optimize", "replay", "restore", "returned")
+        part in point
+        for part in (
+            *("append", "archive", "eras", "expired", "fold", "optimize"),
+            *("replay", "restore", "returned", "segment"),
+        )
     )
 ]
 
