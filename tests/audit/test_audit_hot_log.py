@@ -66,6 +66,8 @@ def test_the_same_row_becomes_the_same_audit_row_online_and_in_batch(
         entity_ids=entities,
         source_rows=np.arange(40),
         scores=np.array([row.prediction for row in rows], np.float32),
+        output_names=(),
+        outputs=np.zeros((40, 0), np.float32),
         features=pa.table(
             {
                 name: pa.array([row.features[name] for row in rows], kind)
