@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from tasks.audit.archive import ArchivedDate, archived_dates
     from tasks.audit.lookup import by_prediction, by_window
     from tasks.audit.query import AuditFilter, InvalidQuery
+    from tasks.audit.reader import AuditReader
     from tasks.audit.record import AuditPage, AuditRecord
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
+    from tasks.audit.window import window_table
 
 _HOME = {
     "ArchivedDate": "archive",
     "AuditFilter": "query",
     "AuditPage": "record",
+    "AuditReader": "reader",
     "AuditRecord": "record",
     "InvalidQuery": "query",
     "Retained": "retention",
@@ -28,12 +31,14 @@ _HOME = {
     "by_prediction": "lookup",
     "by_window": "lookup",
     "retain": "retention",
+    "window_table": "window",
 }
 
 __all__ = [
     "ArchivedDate",
     "AuditFilter",
     "AuditPage",
+    "AuditReader",
     "AuditRecord",
     "InvalidQuery",
     "Retained",
@@ -42,6 +47,7 @@ __all__ = [
     "by_prediction",
     "by_window",
     "retain",
+    "window_table",
 ]
 
 
