@@ -266,8 +266,14 @@ def _holds_one(wanted: list[str], first: str, last: str) -> bool:
 
 def _between(table: pa.Table, low: str, high: str) -> pa.Table:
     ids = table.column("prediction_id")
-    if low == high:
-        return table.filter(pc.equal(ids, low))
+    if low == high:  # one id: its rows lie together, and to look for them is cheaper than to compare all
+        at = pc.index(ids, low).as_py()
+        if at < 0:
+            return table.slice(0, 0)
+        stop = at + 1
+        while stop < len(ids) and ids[stop].as_py() == low:
+            stop += 1
+        return table.slice(at, stop - at)
     return table.filter(pc.and_(pc.greater_equal(ids, low), pc.less_equal(ids, high)))
 
 

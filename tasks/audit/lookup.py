@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +13,7 @@ from tasks.audit.files import FileGone
 from tasks.audit.query import AuditFilter, Window, check_id, checked_window
 from tasks.audit.reader import Asked, AuditReader, reader_of
 from tasks.audit.record import AuditPage, AuditRecord, record_of
-from tasks.audit.scorings import FILTERED, distinct, joined, passing, steadily
+from tasks.audit.scorings import FILTERED, Row, as_rows, distinct, joined, passing, steadily
 from tasks.core.errors import NotFound
 from tasks.core.ids import prediction_event_time
 from tasks.core.settings import Settings
@@ -22,8 +21,6 @@ from tasks.core.spec import PipelineSpec
 
 _FIRST_STEP_ROWS = 4_096
 _ROWS_PER_WANTED = 4
-
-Row = dict[str, Any]
 
 
 def by_prediction(
@@ -105,7 +102,7 @@ def _page(reader: AuditReader, event_date: date, window: Window, wanted: int) ->
     passes = dict.fromkeys(ids, False)
     grouped: dict[str, list[Row]] = {item: [] for item in ids}
     rows = rows.append_column("passes", passing(rows, window))
-    for row in distinct(rows):
+    for row in distinct(rows.to_pylist()):
         if row["prediction_id"] in passes:
             grouped[row["prediction_id"]].append(row)
     found = []
@@ -134,7 +131,7 @@ def _first_ids(reader: AuditReader, asked: Asked, window: Window, wanted: int) -
 
 
 def _scorings(reader: AuditReader, asked: Asked) -> list[Row]:
-    return distinct(joined(reader, reader.rows(asked)))
+    return distinct(as_rows(reader, reader.rows(asked)))
 
 
 def _of_run(rows: list[Row], run_id: str | None) -> list[Row]:

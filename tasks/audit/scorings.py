@@ -32,6 +32,7 @@ FILTERED = ("model_version", "prediction", "entity_id")
 _ORDER = ("prediction_id", "scored_at", "run_id")
 _LOOKS = 3
 
+Row = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
 
@@ -83,10 +84,19 @@ def passing(rows: pa.Table, window: Window) -> pa.ChunkedArray:
     return pc.fill_null(mask, False)
 
 
-def distinct(rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as Python values, in order of id and scoring; one that is in two tiers comes once, as in the first."""
-    unique: dict[tuple[str, str, str | None], dict[str, Any]] = {}
-    for row in rows.to_pylist():
+def as_rows(reader: AuditReader, tables: Sequence[pa.Table]) -> list[Row]:
+    """Rows of all tiers as Python values by column; each has all columns of `AUDIT_SCHEMA`."""
+    rows: list[Row] = []
+    for table in tables:
+        has_all = set(AUDIT_SCHEMA.names).issubset(table.column_names)
+        rows += (table if has_all else _completed(reader, table, ROW_SCHEMA)).to_pylist()
+    return rows
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """Rows in order of id and scoring; one that is in two tiers comes once, as in the first."""
+    unique: dict[tuple[str, str, str | None], Row] = {}
+    for row in rows:
         # An online run may score one prediction twice: then its requests differ, which `source_key` names.
         unique.setdefault((row["prediction_id"], row["run_id"], row["source_key"]), row)
     return sorted(unique.values(), key=lambda row: tuple(row[name] for name in _ORDER))
