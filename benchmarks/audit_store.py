@@ -4,8 +4,8 @@
     python benchmarks/audit_store.py --rows 20000000
 
 Takes the champion and a year of flights from this installation (run `make demo` first), scores and explains every flight, keeps 20
-of the features (16 numeric, 4 categorical), and draws rows from them with fresh event times and ids: 10 days of 24
-hourly files. They are written by Penstock's own code (`audit_table`, `write_table_file`, `commit_change`). Then, each in a
+of the features (16 numeric, 4 categorical), and draws rows from them with fresh event times (to the millisecond) and
+ids: 10 days of 24 hourly files. They are written by Penstock's own code (`audit_table`, `write_table_file`, `commit_change`). Then, each in a
 process of its own:
 
 - `penstock`: `by_prediction`, `window_table`.
@@ -267,7 +267,7 @@ def drawn(
     at = random.integers(0, len(base["scores"]), rows)
     start = datetime.combine(FIRST_DAY, datetime.min.time(), UTC) + timedelta(days=day, hours=hour)
     millis = int(start.timestamp() * 1000) + random.choice(3_600_000, rows, replace=False)
-    micros = millis * 1000 + random.integers(0, 1000, rows)
+    micros = millis * 1000
     entities = base["entity"].take(pa.array(at))
     ids = PredictionIds.of(entities, micros, spec)
     order = ids.order()
