@@ -144,7 +144,8 @@ class AuditFiles:
     ) -> pa.Table | None:
         """Rows with low <= prediction_id <= high and, when given, an id among `ids`; None when there are none.
 
-        Row groups that cannot hold one are not read. Columns that the file does not have are left out.
+        Row groups that cannot hold one are not read. Columns that the file does not have are left out; what an earlier
+        release wrote instead of `feature_texts` comes as it is.
 
         Args:
             file: Which.
@@ -167,13 +168,18 @@ class AuditFiles:
         whole = ids is None and all(
             low <= footer.bounds[number][0] and footer.bounds[number][1] <= high for number in groups
         )
-        named = {*AUDIT_SCHEMA.names, TEXT_MAP} if columns is None else set(columns)
+        named = set(AUDIT_SCHEMA.names if columns is None else columns)
+        if "feature_texts" in named and TEXT_MAP in footer.columns:
+            named |= {TEXT_MAP, "feature_set_version"}
         table = self._groups(
             file, footer, groups, named if whole or columns is None else named | {"prediction_id"}
         )
         if whole:
             if "prediction_id" in table.column_names and len(groups) == len(footer.bounds):
-                self._unrepeated[file.key] = ascending(table)
+                unrepeated = ascending(table)
+                with self._lock:
+                    if file.key in self._footers:
+                        self._unrepeated[file.key] = unrepeated
             return table
         found = _between(table, low, high) if ids is None else _among(table, ids)
         if not found.num_rows:

@@ -43,7 +43,7 @@ class Asked:
     low: str
     high: str
     columns: tuple[str, ...] | None = None
-    """Columns of `AUDIT_SCHEMA`; None: all. A source may leave out one that it does not have."""
+    """Of `AUDIT_SCHEMA`, and `explanation`; None: all. A source may leave out what it does not have."""
     ids: pa.Array | None = None
     """In order: only these. A source may give others too."""
     fresh: bool = True
@@ -51,7 +51,7 @@ class Asked:
 
 
 class Source(Protocol):
-    """One tier."""
+    """One tier. To add one, give it its place in `AuditReader.sources`."""
 
     tier: str
 

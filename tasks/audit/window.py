@@ -9,7 +9,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.audit.files import TEXT_MAP, ascending
+from tasks.audit.files import ascending
 from tasks.audit.query import AuditFilter, InvalidQuery, Window, checked_window
 from tasks.audit.reader import Asked, AuditReader, reader_of
 from tasks.audit.scorings import FILTERED, ROW_SCHEMA, joined, newest, passing, steadily
@@ -84,8 +84,8 @@ def _table(reader: AuditReader, window: Window, names: tuple[str, ...]) -> pa.Ta
 def _read(reader: AuditReader, asked: Asked, window: Window, needed: tuple[str, ...]) -> pa.Table:
     """Rows of all tiers that pass, with the columns `needed` and `tier`; a prediction may come more than once."""
     needed = tuple(dict.fromkeys((*needed, "tier")))
-    more = (TEXT_MAP, "feature_set_version") if "feature_texts" in needed else ()
-    rows = joined(reader, reader.rows(replace(asked, columns=(*needed, *more))), needed)
+    stored = tuple(name for name in needed if name != "tier")
+    rows = joined(reader, reader.rows(replace(asked, columns=stored)), needed)
     if asked.ids is not None:
         rows = rows.filter(pc.is_in(rows.column("prediction_id"), value_set=asked.ids))
     if window.filter.empty and window.in_whole_milliseconds:
