@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tasks.audit.rows import AUDIT_SCHEMA
 from tasks.core.errors import DataError, NotFound
 from tasks.core.object_store import ObjectStore
-from tasks.core.table_files import AUDIT_GROUP_ROWS
+from tasks.core.table_files import AUDIT_GROUP_ROWS, UNREPEATED
 
 FOOTER_CACHE_BYTES = 192 << 20
 """Memory for parsed footers: about 300 files of 83,000 rows."""
@@ -70,6 +70,8 @@ class Footer:
     """Of each row group."""
     end: int
     """Where the rows end and the footer begins."""
+    unrepeated: bool
+    """Whether its writer saw that its prediction ids ascend and none comes twice."""
 
     def groups(self, low: str, high: str) -> list[int]:
         """Row groups that may hold ids in [low, high]."""
@@ -103,7 +105,6 @@ class AuditFiles:
         self._lock = threading.Lock()
         self._footers: OrderedDict[str, Footer] = OrderedDict()
         self._held_bytes = 0
-        self._unrepeated: dict[str, bool] = {}
 
     def footer(self, file: AuditFile) -> Footer:
         """The footer of a file.
@@ -124,14 +125,9 @@ class AuditFiles:
                 self._footers[file.key] = found
                 self._held_bytes += _held(found)
             while self._held_bytes > self._cache_bytes and len(self._footers) > 1:
-                key, dropped = self._footers.popitem(last=False)
+                _, dropped = self._footers.popitem(last=False)
                 self._held_bytes -= _held(dropped)
-                self._unrepeated.pop(key, None)
         return found
-
-    def known_unrepeated(self, file: AuditFile) -> bool:
-        """Whether the file was read whole with its ids, and they ascend without a repetition."""
-        return self._unrepeated.get(file.key, False)
 
     def rows(
         self,
@@ -175,11 +171,6 @@ class AuditFiles:
             file, footer, groups, named if whole or columns is None else named | {"prediction_id"}
         )
         if whole:
-            if "prediction_id" in table.column_names and len(groups) == len(footer.bounds):
-                unrepeated = ascending(table)
-                with self._lock:
-                    if file.key in self._footers:
-                        self._unrepeated[file.key] = unrepeated
             return table
         found = _between(table, low, high) if ids is None else _among(table, ids)
         if not found.num_rows:
@@ -220,12 +211,6 @@ class AuditFiles:
             ) from error
 
 
-def ascending(table: pa.Table) -> bool:
-    """Whether the prediction ids ascend without a repetition."""
-    ids = table.column("prediction_id").combine_chunks()
-    return bool(pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py())
-
-
 def _read_footer(store: ObjectStore, file: AuditFile) -> Footer:
     groups = file.rows // AUDIT_GROUP_ROWS + 1
     start = max(0, file.size_bytes - (1 << 14) - _GROUP_BYTES * groups)
@@ -251,7 +236,8 @@ def _read_footer(store: ObjectStore, file: AuditFile) -> Footer:
         bounds.append((found.min, found.max) if found is not None and found.has_min_max else ("", "~"))
         rows.append(group.num_rows)
     columns = tuple(dict.fromkeys(path.partition(".")[0] for path in paths))
-    return Footer(metadata, columns, tuple(bounds), tuple(rows), file.size_bytes - length)
+    unrepeated = (metadata.metadata or {}).get(UNREPEATED) == b"1"
+    return Footer(metadata, columns, tuple(bounds), tuple(rows), file.size_bytes - length, unrepeated)
 
 
 def _from(raw: Any, start: int) -> bytes:

@@ -109,10 +109,10 @@ class WarmSource:
         return sum(file.rows for file in inside)
 
     def known_ascending(self, asked: Asked) -> bool:
-        """Whether it is known, without reading, that the ids of `rows` ascend and none comes twice."""
+        """Whether it is known, without reading a row, that the ids of `rows` ascend and none comes twice."""
         live = self.live(asked)
-        return all(self._files.known_unrepeated(warm_file(file)) for file in live) and all(
-            before.last_id < after.first_id for before, after in pairwise(live)
+        return all(before.last_id < after.first_id for before, after in pairwise(live)) and all(
+            self._files.footer(warm_file(file)).unrepeated for file in live
         )
 
     def steps(self, asked: Asked, rows: int) -> Iterator[str]:

@@ -9,12 +9,12 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.audit.files import ascending
 from tasks.audit.query import AuditFilter, InvalidQuery, Window, checked_window
 from tasks.audit.reader import Asked, AuditReader, reader_of
 from tasks.audit.scorings import FILTERED, ROW_SCHEMA, joined, newest, passing, steadily
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.core.table_files import ascending
 
 MAX_TABLE_ROWS = 2_000_000
 """Rows of one table: about 600 MB with 20 features and all columns."""
