@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from tasks.audit.query import InvalidQuery
-from tasks.core.errors import NotFound, OutcomeUnknown, PenstockError, TerminalError, TransientError
+from tasks.core.errors import Expired, NotFound, OutcomeUnknown, PenstockError, TerminalError, TransientError
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +43,10 @@ def status_of(error: PenstockError) -> int:
     if isinstance(error, TooManyRows):
         return 413
     if isinstance(error, NotFound):
-        return 410 if expired(error) else 404
+        return 410 if isinstance(error, Expired) else 404
     if isinstance(error, TransientError | OutcomeUnknown):
         return 503
     return 500
-
-
-def expired(error: NotFound) -> bool:
-    """Whether what was not found had been there: retention has deleted it as it was told to."""
-    return " expired at " in error.what
 
 
 def headers_of(status: int) -> dict[str, str]:

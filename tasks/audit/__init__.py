@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from tasks.audit.explaining import explain
     from tasks.audit.lookup import by_prediction, by_window
     from tasks.audit.query import AuditFilter, InvalidQuery
+    from tasks.audit.reader import AuditReader
     from tasks.audit.record import AuditPage, AuditRecord
     from tasks.audit.reproducing import Reproduction, reproduce
     from tasks.audit.restore import Restored, restore_dates, restores
     from tasks.audit.retention import Retained, retain
     from tasks.audit.rows import audit_table
+    from tasks.audit.window import window_table
 
 _HOME = {
     "ArchivedDate": "archive",
     "AuditFilter": "query",
     "AuditPage": "record",
+    "AuditReader": "reader",
     "AuditRecord": "record",
     "InvalidQuery": "query",
     "Costs": "costs",
@@ -46,6 +49,7 @@ _HOME = {
     "explain": "explaining",
     "reproduce": "reproducing",
     "retain": "retention",
+    "window_table": "window",
 }
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "ArchivedDate",
     "AuditFilter",
     "AuditPage",
+    "AuditReader",
     "AuditRecord",
     "Costs",
     "Erased",
@@ -73,6 +78,7 @@ __all__ = [
     "restore_dates",
     "restores",
     "retain",
+    "window_table",
 ]
 
 

@@ -1,36 +1,26 @@
-"""Read audit rows: by prediction id, and by window of event time in pages."""
+"""Read audit records: by prediction id, and by window of event time in pages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from typing import Any
+from dataclasses import replace
+from datetime import date, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tasks.audit.archive import ArchivedDate, archived_date
-from tasks.audit.cold import cold_rows
+from tasks.audit.archive import ArchivedDate
+from tasks.audit.files import FileGone
 from tasks.audit.query import AuditFilter, Window, check_id, checked_window
+from tasks.audit.reader import Asked, AuditReader, reader_of
 from tasks.audit.record import AuditPage, AuditRecord, record_of
-from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, FeatureSet, read_feature_set
-from tasks.core.delta import LiveFile, table_view
-from tasks.core.errors import DataError, NotFound
-from tasks.core.ids import event_millis, prediction_event_time
-from tasks.core.object_store import ObjectStore, open_store
+from tasks.audit.scorings import FILTERED, Row, as_rows, distinct, joined, passing, steadily
+from tasks.core.errors import Expired, NotFound
+from tasks.core.ids import prediction_event_time
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 
-
-@dataclass(frozen=True)
-class _Source:
-    """One Parquet file that may hold rows of the question."""
-
-    key: str
-    tier: str
-    archived: ArchivedDate | None = None
+_FIRST_STEP_ROWS = 4_096
+_ROWS_PER_WANTED = 4
 
 
 def by_prediction(
@@ -38,33 +28,30 @@ def by_prediction(
 ) -> AuditRecord:
     """The audit record of a prediction: the newest scoring of it, or that of `run_id`.
 
-    The id's own time names the event date, the Delta log the file, the file's footer the row group.
+    The id's own time names the event date, the Delta log the file, the file's footer the row group. On S3 the answer may
+    be `tasks.audit.reader.MAX_AGE_S` old, unless it is "not found".
 
     Raises:
         InvalidQuery: `prediction_id` is malformed.
-        NotFound: No audit row of that id is kept; the message says whether its date has expired.
+        Expired: Retention has deleted it.
+        NotFound: No audit row of that id is kept, or its feature set is lost.
+        DataError: The file that holds it is damaged or lost.
     """
     check_id(prediction_id)
-    store = open_store(settings, prefix=spec.prefix)
+    reader = reader_of(settings, spec)
     event_date = prediction_event_time(prediction_id).date()
-    for _ in range(2):  # a second look when retention moved the row between our two looks
-        sources, archived = _sources(store, event_date, prediction_id, prediction_id)
-        try:
-            tables = [_rows(store, source, prediction_id, prediction_id) for source in sources]
-            break
-        except NotFound:
-            continue
-    else:
-        raise NotFound(
-            "its audit file is gone",
-            which=prediction_id,
-            fix="verify the run, restore the file from a backup",
-        )
-    found = _distinct(tables)
-    wanted = [row for row in found if run_id is None or row["run_id"] == run_id]
+    asked = Asked((event_date,), prediction_id, prediction_id, fresh=False)
+    try:
+        found = _scorings(reader, asked)
+    except FileGone:
+        found = []
+    if not _of_run(found, run_id):
+        found = steadily(lambda: _scorings(reader, replace(asked, fresh=True)))
+    wanted = _of_run(found, run_id)
     if not wanted:
+        archived = reader.cold.archived(event_date, fresh=True)
         raise _unknown(prediction_id, event_date, archived, run_id, [row["run_id"] for row in found])
-    return _Records(store, spec).of(wanted[-1], found)
+    return _record(reader, spec, wanted[-1], found)
 
 
 def by_window(
@@ -91,155 +78,79 @@ def by_window(
     Raises:
         InvalidQuery: A bound is naive, the window is empty or too long, the score band is empty, or the cursor is not
             of this query.
+        NotFound: A feature set is lost.
+        DataError: A file is damaged or lost.
     """
     window = checked_window(spec, start, end, limit=limit, cursor=cursor, filter=filter)
-    store = open_store(settings, prefix=spec.prefix)
-    build = _Records(store, spec)
+    reader = reader_of(settings, spec)
     records: list[AuditRecord] = []
-    for event_date in _dates(window):
-        for chosen, all_of_id in _window_of_date(store, event_date, window, limit + 1 - len(records)):
+    for event_date in window.dates():
+        wanted = limit + 1 - len(records)
+        for chosen, all_of_id in steadily(lambda: _page(reader, event_date, window, wanted)):  # noqa: B023
             if len(records) == limit:
                 return AuditPage(tuple(records), window.cursor(records[-1].prediction_id))
-            records.append(build.of(chosen, all_of_id))
+            records.append(_record(reader, spec, chosen, all_of_id))
     return AuditPage(tuple(records), None)
 
 
-class _Records:
-    """Builds records; reads each feature set once."""
-
-    def __init__(self, store: ObjectStore, spec: PipelineSpec) -> None:
-        self._store = store
-        self._top_k = spec.explanations.top_k
-        self._feature_sets: dict[str, FeatureSet] = {}
-
-    def of(self, row: dict[str, Any], scorings: list[dict[str, Any]]) -> AuditRecord:
-        """The record of `row`, one of all `scorings` of its prediction, which are in order of time."""
-        version = row["feature_set_version"]
-        if version not in self._feature_sets:
-            self._feature_sets[version] = read_feature_set(self._store, version)
-        at = next(place for place, one in enumerate(scorings) if one is row)
-        newest = scorings[-1]["run_id"]
-        return record_of(
-            row,
-            self._feature_sets[version],
-            top_k=self._top_k,
-            older=tuple(one["run_id"] for one in scorings[:at] if one["run_id"] != row["run_id"]),
-            newest=newest if newest != row["run_id"] else None,
-        )
-
-
-_FILTERED = ("model_version", "prediction", "entity_id")
-
-
-def _window_of_date(
-    store: ObjectStore, event_date: date, window: Window, wanted: int
-) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _page(reader: AuditReader, event_date: date, window: Window, wanted: int) -> list[tuple[Row, list[Row]]]:
     """Of the first `wanted` prediction ids of one date that pass: the newest row that does, and all rows."""
-    low, high = _id_prefix(window.start), _id_prefix(window.end, past=True)
-    if window.after is not None:
-        low = max(low, window.after)
-    sources, _ = _sources(store, event_date, low, high)
-    columns = ["prediction_id", "event_time", *(() if window.filter.empty else _FILTERED)]
-    slim = pa.concat_tables(
-        [_rows(store, source, low, high, columns=columns).select(columns) for source in sources]
-        or [pa.table({name: pa.array([], AUDIT_SCHEMA.field(name).type) for name in columns})]
-    )
-    ids = sorted(set(slim.filter(_passing(slim, window)).column("prediction_id").to_pylist()))[:wanted]
+    ids = _first_ids(reader, Asked((event_date,), window.low, window.high), window, wanted)
     if not ids:
         return []
-    grouped: dict[str, list[dict[str, Any]]] = {item: [] for item in ids}
-    for row in _distinct([_rows(store, source, ids[0], ids[-1]) for source in sources]):
-        if row["prediction_id"] in grouped:
+    asked = Asked((event_date,), ids[0], ids[-1], ids=pa.array(ids))
+    rows = joined(reader, reader.rows(asked))
+    passes = dict.fromkeys(ids, False)
+    grouped: dict[str, list[Row]] = {item: [] for item in ids}
+    rows = rows.append_column("passes", passing(rows, window))
+    for row in distinct(rows.to_pylist()):
+        if row["prediction_id"] in passes:
             grouped[row["prediction_id"]].append(row)
     found = []
-    for rows in grouped.values():
-        mask = _passing(pa.Table.from_pylist(rows, _slim_schema(columns)), window).to_pylist()
-        found.append((next(row for row, passes in zip(rows[::-1], mask[::-1], strict=True) if passes), rows))
+    for of_id in grouped.values():
+        chosen = next((row for row in reversed(of_id) if row["passes"]), None)
+        if chosen is not None:  # else it was erased or moved on between the two reads
+            found.append((chosen, of_id))
     return found
 
 
-def _slim_schema(columns: list[str]) -> pa.Schema:
-    return pa.schema([AUDIT_SCHEMA.field(name) for name in columns])
+def _first_ids(reader: AuditReader, asked: Asked, window: Window, wanted: int) -> list[str]:
+    """The first `wanted` ids of which a scoring passes; reads no further than it has to."""
+    columns = ("prediction_id", "event_time", *(() if window.filter.empty else FILTERED))
+    found: list[str] = []
+    low = asked.low
+    for stop in reader.warm.steps(asked, max(_FIRST_STEP_ROWS, _ROWS_PER_WANTED * wanted)):
+        if stop < low:
+            continue
+        rows = joined(reader, reader.rows(replace(asked, low=low, high=stop, columns=columns)), names=columns)
+        ids = pc.unique(rows.filter(passing(rows, window)).column("prediction_id"))
+        found += ids.take(pc.sort_indices(ids)[: wanted - len(found)]).to_pylist()
+        if len(found) == wanted:
+            break
+        low = f"{stop}!"  # sorts after `stop` and before every other id
+    return found
 
 
-def _passing(rows: pa.Table, window: Window) -> pa.Array:
-    """Which rows the window and its filter let pass; boolean, shape (rows,)."""
-    kind = pa.timestamp("us", tz="UTC")
-    times = rows.column("event_time")
-    wanted = window.filter
-    tests = [
-        pc.greater_equal(times, pa.scalar(window.start, kind)),
-        pc.less(times, pa.scalar(window.end, kind)),
-    ]
-    if window.after is not None:
-        tests.append(pc.greater(rows.column("prediction_id"), window.after))
-    if wanted.model_version is not None:
-        tests.append(pc.equal(rows.column("model_version"), wanted.model_version))
-    if wanted.entity_id is not None:
-        tests.append(pc.equal(rows.column("entity_id"), wanted.entity_id))
-    if wanted.min_prediction is not None:
-        tests.append(
-            pc.greater_equal(rows.column("prediction"), pa.scalar(wanted.min_prediction, pa.float32()))
-        )
-    if wanted.max_prediction is not None:
-        tests.append(pc.less_equal(rows.column("prediction"), pa.scalar(wanted.max_prediction, pa.float32())))
-    mask = tests[0]
-    for test in tests[1:]:
-        mask = pc.and_kleene(mask, test)
-    return pc.fill_null(mask, False)
+def _scorings(reader: AuditReader, asked: Asked) -> list[Row]:
+    return distinct(as_rows(reader, reader.rows(asked)))
 
 
-def _sources(
-    store: ObjectStore, event_date: date, low: str, high: str
-) -> tuple[list[_Source], ArchivedDate | None]:
-    """Files of one date that may hold ids in [low, high], warm ones first."""
-    view = table_view(store, AUDIT_TABLE)
-    live: tuple[LiveFile, ...] = view.files if view else ()
-    warm = [
-        _Source(f"{AUDIT_TABLE}/{file.path}", "warm")
-        for file in live
-        if file.event_date == event_date and file.first_id <= high and file.last_id >= low
-    ]
-    archived = archived_date(store, event_date)
-    cold = [_Source(archived.key, "cold", archived)] if archived and archived.state == "archived" else []
-    return warm + cold, archived
+def _of_run(rows: list[Row], run_id: str | None) -> list[Row]:
+    return [row for row in rows if run_id is None or row["run_id"] == run_id]
 
 
-def _rows(
-    store: ObjectStore, source: _Source, low: str, high: str, columns: list[str] | None = None
-) -> pa.Table:
-    """Rows with low <= prediction_id <= high: only the row groups whose bounds overlap are read."""
-    if source.archived is not None:
-        found = cold_rows(store, source.archived, low, high, columns)
-        return found.append_column("tier", pa.repeat(pa.scalar(source.tier), found.num_rows))
-    with store.open(source.key) as raw:
-        try:
-            file = pq.ParquetFile(raw)
-            index = file.schema_arrow.get_field_index("prediction_id")
-            groups = []
-            for number in range(file.metadata.num_row_groups):
-                bounds = file.metadata.row_group(number).column(index).statistics
-                if bounds is None or not bounds.has_min_max or (bounds.min <= high and bounds.max >= low):
-                    groups.append(number)
-            table = file.read_row_groups(groups, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"an audit file is damaged: {error}",
-                which=store.url(source.key),
-                fix="verify the run that wrote it, and restore the file from a backup",
-            ) from error
-    ids = table.column("prediction_id")
-    table = table.filter(pc.and_(pc.greater_equal(ids, low), pc.less_equal(ids, high)))
-    return table.append_column("tier", pa.repeat(pa.scalar(source.tier), table.num_rows))
-
-
-def _distinct(tables: list[pa.Table]) -> list[dict[str, Any]]:
-    """Rows by (prediction id, scoring time); a row that is warm and cold at once comes once, as warm."""
-    rows = [row for table in tables for row in table.to_pylist()]
-    unique: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:  # warm sources come first
-        unique.setdefault((row["prediction_id"], row["run_id"]), row)
-    return sorted(unique.values(), key=lambda row: (row["prediction_id"], row["scored_at"], row["run_id"]))
+def _record(reader: AuditReader, spec: PipelineSpec, row: Row, scorings: list[Row]) -> AuditRecord:
+    """The record of `row`, one of all `scorings` of its prediction, which are in order of time."""
+    at = next(place for place, one in enumerate(scorings) if one is row)
+    newest = scorings[-1]["run_id"]
+    older = dict.fromkeys(one["run_id"] for one in scorings[:at] if one["run_id"] != row["run_id"])
+    return record_of(
+        row,
+        reader.feature_set(row["feature_set_version"]),
+        top_k=spec.explanations.top_k,
+        older=tuple(older),
+        newest=newest if newest != row["run_id"] else None,
+    )
 
 
 def _unknown(
@@ -252,7 +163,7 @@ def _unknown(
             fix=f"ask for one of: {', '.join(runs)}",
         )
     if archived is not None and archived.state == "expired":
-        return NotFound(
+        return Expired(
             f"explanation data of {event_date} expired at {archived.recorded_at_utc}",
             which=prediction_id,
             fix="raise explanations.expire_days to keep such data longer; what expired is gone",
@@ -262,19 +173,3 @@ def _unknown(
         which=prediction_id,
         fix="check the id and the pipeline; a prediction is in the audit table once its run is published",
     )
-
-
-def _id_prefix(moment: datetime, *, past: bool = False) -> str:
-    """A text that sorts before every id of that millisecond, or with `past` after all of them."""
-    digits = f"{event_millis(moment):012x}"
-    return f"{digits[:8]}-{digits[8:]}{'~' if past else ''}"
-
-
-def _dates(window: Window) -> Iterator[date]:
-    """The UTC dates that the rest of the window touches."""
-    first = window.start if window.after is None else prediction_event_time(window.after)
-    day = first.date()
-    last = (window.end - timedelta(microseconds=1)).date()
-    while day <= last:
-        yield day
-        day += timedelta(days=1)

@@ -6,10 +6,10 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from tasks.core.errors import TerminalError
-from tasks.core.ids import digest_json, is_prediction_id
+from tasks.core.ids import digest_json, event_millis, is_prediction_id, prediction_event_time
 from tasks.core.records import JsonRecord
 from tasks.core.spec import PipelineSpec
 
@@ -19,6 +19,9 @@ MAX_WINDOW_DAYS = 366
 
 class InvalidQuery(TerminalError):
     """The question itself is wrong: a malformed id, a window that ends before it starts, another query's cursor."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,27 @@ class Window:
     after: str | None
     """The prediction id to continue after."""
     _digest: str
+
+    @property
+    def low(self) -> str:
+        """A text that sorts before every id that the rest of the window can hold."""
+        return self.after or _id_prefix(self.start)
+
+    @property
+    def high(self) -> str:
+        """A text that sorts after every id that the window can hold."""
+        return f"{_id_prefix(self.end - timedelta(microseconds=1))}~"
+
+    @property
+    def in_whole_milliseconds(self) -> bool:
+        """Whether `low` and `high` alone say what is inside: an id knows the millisecond of its event."""
+        return self.start.microsecond % 1000 == 0 and self.end.microsecond % 1000 == 0
+
+    def dates(self) -> tuple[date, ...]:
+        """The UTC dates that the rest of the window touches."""
+        first = self.start if self.after is None else prediction_event_time(self.after)
+        last = (self.end - timedelta(microseconds=1)).date()
+        return tuple(first.date() + timedelta(days=i) for i in range((last - first.date()).days + 1))
 
     def cursor(self, after: str) -> str:
         """What continues this query after a prediction id."""
@@ -88,9 +112,22 @@ def checked_window(
     if not 1 <= limit <= MAX_PAGE_ROWS:
         raise InvalidQuery(f"is {limit}", which="limit", fix=f"use 1 to {MAX_PAGE_ROWS}")
     _check_band(wanted)
-    start, end = start.astimezone(UTC), end.astimezone(UTC)
+    start, end = _in_range(start), _in_range(end)
     query = digest_json([spec.prefix, start, end, wanted.to_json()])[:16]
     return Window(start, end, wanted, None if cursor is None else _after(cursor, query), query)
+
+
+def _in_range(bound: datetime) -> datetime:
+    """A bound in UTC; one before 1970 is 1970, since no prediction is about a time before."""
+    try:
+        moment = bound.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidQuery(
+            f"is {bound.isoformat()}, which is not in a year from 1 to 9999 of UTC",
+            which="window bound",
+            fix="give a time that calendars have",
+        ) from error
+    return max(moment, _EPOCH)
 
 
 def check_id(prediction_id: str) -> None:
@@ -99,6 +136,12 @@ def check_id(prediction_id: str) -> None:
         raise InvalidQuery(
             "is not a prediction id", which=repr(prediction_id), fix="give a UUID of version 8 in lower case"
         )
+
+
+def _id_prefix(moment: datetime) -> str:
+    """The beginning of every id of that millisecond."""
+    digits = f"{event_millis(moment):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
 
 
 def _check_band(wanted: AuditFilter) -> None:

@@ -18,6 +18,7 @@ import math
 import random
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ SWEEP = "penstock:sweep"
 in ms since 1970 by the store's clock.
 """
 
+_TRUSTED_S = 3600.0
+"""After so long the log is read anew, whatever its next name says: entries older than a month are cleaned away."""
 _CONFLICTS = 200
 _FAULTS = 5
 _NAME = re.compile(
@@ -209,6 +212,60 @@ def table_view(store: ObjectStore, folder: str) -> TableView | None:
     """
     table = _open(store, folder)
     return None if table is None else TableView(table, store.url(folder))
+
+
+class LatestView:
+    """The newest version of a table, kept between questions; the log is read again only when somebody committed.
+
+    Whether somebody did shows in one look at the name of the next version in the log. May be asked by many threads.
+
+    Args:
+        store: The pipeline's store.
+        folder: Key of the table's folder.
+        max_age_s: For so long an answer is given again without a look. 0: there is a look each time.
+        monotonic: Seconds of a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        folder: str,
+        *,
+        max_age_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._max_age_s = max_age_s
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._view: TableView | None = None
+        self._read_at = self._looked_at = -math.inf
+
+    def get(self, *, fresh: bool = False) -> TableView | None:
+        """The newest version, or with `fresh=False` what was the newest at most `max_age_s` ago; None: no table yet.
+
+        Raises:
+            StoreUnavailable: The log cannot be read now.
+            TerminalError: It cannot be read by this user.
+        """
+        asked_at = self._monotonic()
+        with self._lock:
+            # Whoever waited here for another's look takes what that one saw, if the look began after the question.
+            if self._looked_at > asked_at or (not fresh and asked_at - self._looked_at < self._max_age_s):
+                return self._view
+            now = self._monotonic()
+            if now - self._read_at >= _TRUSTED_S or self._has_next():
+                view = table_view(self._store, self._folder)
+                if view is not None:
+                    view.files  # noqa: B018  # read now: later the log's files may be gone
+                self._view, self._read_at = view, now
+            self._looked_at = now
+            return self._view
+
+    def _has_next(self) -> bool:
+        version = 0 if self._view is None else self._view.version + 1
+        return self._store.exists(f"{self._folder}/_delta_log/{version:020d}.json")
 
 
 def commit_change(

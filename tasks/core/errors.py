@@ -96,6 +96,10 @@ class NotFound(TerminalError):
     """A key, version, run or prediction does not exist."""
 
 
+class Expired(NotFound):
+    """It was there, and retention has deleted it as it was told to."""
+
+
 class FeaturesErased(NotFound):
     """A prediction's data subject was erased: nothing can be computed from its features any more."""
 

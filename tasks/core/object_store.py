@@ -102,6 +102,16 @@ class ObjectStore(Protocol):
         """A seekable binary reader; raises `NotFound`."""
         ...
 
+    def open_range(self, key: str, start: int, stop: int) -> IO[bytes]:
+        """A seekable reader that is good for the bytes from `start` to `stop`, at their places in the object.
+
+        On S3 they come at once, in one request. An object that is shorter than `stop` ends where it ends.
+
+        Raises:
+            NotFound: There is no such object.
+        """
+        ...
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with the folder `prefix`, in key order."""
         ...
@@ -209,6 +219,10 @@ class LocalStore:
             raise NotFound("does not exist", which=self.url(key)) from error
         except OSError as error:
             raise disk_error(error, self.url(key)) from error
+
+    def open_range(self, key: str, start: int, stop: int) -> IO[bytes]:
+        del start, stop  # what is read of a local file is what is asked for
+        return self.open(key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = self._path(prefix)
@@ -423,6 +437,20 @@ class S3Store:
             raise NotFound("is a folder and no object", which=url)
         return io.BufferedReader(_PatientReader(file, url, self._patience), 1 << 16)
 
+    def open_range(self, key: str, start: int, stop: int) -> IO[bytes]:
+        url = self.url(key)
+        data: bytes = self._patiently(url, lambda: self._range(url, start, stop))
+        return io.BufferedReader(_HeldRange(data, start), 1 << 16)
+
+    def _range(self, url: str, start: int, stop: int) -> bytes:
+        try:
+            data: bytes = self.fs.cat_file(url, start=start, end=stop)
+        except Exception as error:
+            if s3_faults.is_beyond_end(error):
+                return b""
+            raise
+        return data
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         base = f"{self.root.removeprefix('s3://')}/"
         url = self.url(prefix)
@@ -494,6 +522,38 @@ def _file_system(endpoint: str | None, region: str, patience: s3_faults.Patience
             fs.retries = 1  # `s3_faults` sends again, once for all layers
             _file_systems[key] = fs
         return _file_systems[key]
+
+
+class _HeldRange(io.RawIOBase):
+    """Bytes of an object that were read at once; they have their places in the object."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data = memoryview(data)
+        self._start = start
+        self._stop = start + len(data)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._stop}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._at < self._start:
+            raise OSError(f"byte {self._at} was not read: only {self._start} to {self._stop} were")
+        data = self._data[self._at - self._start :][: len(buffer)]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 class _PatientReader(io.RawIOBase):

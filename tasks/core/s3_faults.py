@@ -84,6 +84,12 @@ def is_precondition_failed(error: Exception) -> bool:
     return status == 412 or code in ("PreconditionFailed", "412")
 
 
+def is_beyond_end(error: Exception) -> bool:
+    """Whether the store answered that the object ends before the range that was asked for (416)."""
+    code, status = _answered(error)
+    return status == 416 or code == "InvalidRange"
+
+
 def surely_had_no_effect(error: Exception) -> bool:
     """Whether the store said that it refused the request; after a lost answer or a failure inside nobody knows."""
     code, status = _answered(error)

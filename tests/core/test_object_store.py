@@ -48,6 +48,22 @@ def test_what_was_put_is_what_is_read(store: ObjectStore) -> None:
         assert file.read() == b"wo"
 
 
+def test_a_range_is_read_at_its_place_and_ends_where_the_object_ends(store: ObjectStore) -> None:
+    store.put("a/b.bin", b"0123456789")
+    with store.open_range("a/b.bin", 2, 6) as file:
+        file.seek(3)
+        assert file.read(2) == b"34"
+        assert file.tell() == 5
+    with store.open_range("a/b.bin", 8, 50) as file:
+        file.seek(8)
+        assert file.read() == b"89"
+    with store.open_range("a/b.bin", 20, 50) as file:
+        file.seek(20)
+        assert file.read() == b""
+    with pytest.raises(NotFound):
+        store.open_range("a/none", 0, 5)
+
+
 def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
     store.put_exclusive("empty", b"")
     assert store.exists("empty")
