@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tasks.audit.archive import ArchivedDate, archived_date, archived_dates, data_key, has_moved_on, record
 from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_marks, cold_rows, encode
+from tasks.audit.reader import forget_reader
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, online_scored_at
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
@@ -219,6 +220,7 @@ def erase(
     waiting, unpublished = tables.let_go(matches)
     deleted = _delete(store, waiting) if now and not dry_run else ()
     unreached, unreadable = _elsewhere(store, spec, matches)
+    forget_reader(spec)
     state = "deferred" if done.deferred else "erased" if done.dates or known else "nothing found"
     return Erased(
         erasure_id=erasure_id,

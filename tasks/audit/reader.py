@@ -284,3 +284,10 @@ def reader_of(settings: Settings, spec: PipelineSpec) -> AuditReader:
         while len(_readers) > _READERS:
             _readers.popitem(last=False)
         return _readers[key]
+
+
+def forget_reader(spec: PipelineSpec) -> None:
+    """Upkeep of this process has changed a pipeline's tiers: its next look-up reads them anew."""
+    with _finding_one:
+        for key in [key for key in _readers if key[2] == spec.prefix]:
+            del _readers[key]

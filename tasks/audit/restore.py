@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from tasks.audit.archive import ArchivedDate, archived_date, archived_dates, has_moved_on
 from tasks.audit.cold import EXPLANATION, cold_rows
+from tasks.audit.reader import forget_reader
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
@@ -176,6 +177,7 @@ def restore_dates(
         else:
             done.append((day, made.rows, made.size_bytes))
     log.info("Restored %d dates until %s, %d were there already.", len(done), until, len(standing))
+    forget_reader(spec)
     return Restored(
         first_day=first_day,
         last_day=last_day,

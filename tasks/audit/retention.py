@@ -26,6 +26,7 @@ from tasks.audit.archive import (
     record,
 )
 from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_rows, encode
+from tasks.audit.reader import forget_reader
 from tasks.audit.restore import is_copy, record_returned, standing_dates
 from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, online_scored_at
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -161,6 +162,7 @@ def retain(
         len(done.expired_days),
         len(done.held_days),
     )
+    forget_reader(spec)
     return done
 
 

@@ -249,7 +249,7 @@ def test_a_missing_and_a_damaged_file_are_errors_that_name_it(settings: Settings
     with pytest.raises(NotFound, match="is gone") as missing:
         cold_rows(store, archived, "", "~")
     assert archived.key in missing.value.which and archived.sha256 in missing.value.fix
-    with pytest.raises(NotFound):
+    with pytest.raises(DataError, match="is gone"):
         by_prediction(settings, toy, ids[0])
 
 

@@ -21,7 +21,7 @@ from tasks.audit.reader import reader_of
 from tasks.audit.rows import AUDIT_TABLE, read_feature_set
 from tasks.core import PipelineSpec, Settings
 from tasks.core.delta import FileName, LatestView, TableFile, table_view
-from tasks.core.errors import DataError, NotFound
+from tasks.core.errors import DataError
 from tasks.core.table_files import statistics
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
