@@ -412,10 +412,10 @@ def report(figures: list[Figure], of: Prepared, asked: argparse.Namespace) -> No
     for figure in figures:
         if figure.what == "left out":
             lines += ["", f"Left out: {figure.engine} ({figure.note})."]
-    given = [
-        word for word in sys.argv[1:] if not word.startswith(("--data=", "--results=", "--bench-python="))
-    ]
-    lines += ["", f"`python benchmarks/audit_store.py {' '.join(given)}`", ""]
+    command = f"--rows {asked.rows}" + (
+        f" --engines {' '.join(asked.engines)}" if len(asked.engines) < len(ENGINES) else ""
+    )
+    lines += ["", f"`python benchmarks/audit_store.py {command}`", ""]
     print("\n".join(lines))
     with asked.results.open("a") as file:
         file.write("\n".join(["", *lines]))

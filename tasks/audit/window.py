@@ -65,16 +65,15 @@ def _table(reader: AuditReader, window: Window, names: tuple[str, ...]) -> pa.Ta
         asked = replace(asked, ids=ids)
         if not len(ids):
             return joined(reader, [], names)
+    ascends = reader.warm.known_ascending(asked)
     if not window.filter.empty or not window.in_whole_milliseconds:
         needed = (*names, "prediction_id", "event_time", *(() if window.filter.empty else FILTERED))
-    elif reader.warm.known_ascending(asked):
-        needed = names
     else:
-        needed = (*names, "prediction_id")
+        needed = names if ascends else (*names, "prediction_id")
     rows = _read(reader, asked, window, needed)
-    if "prediction_id" not in needed and pc.any(pc.not_equal(rows.column("tier"), reader.warm.tier)).as_py():
-        rows = _read(reader, asked, window, (*needed, *_KEYS))
-    if "prediction_id" in rows.column_names and not ascending(rows):
+    # What is known is known of the warm rows; others may repeat them.
+    ascends = ascends and not pc.any(pc.not_equal(rows.column("tier"), reader.warm.tier)).as_py()
+    if not ascends and not ("prediction_id" in needed and ascending(rows)):
         rows = newest(_read(reader, asked, window, (*needed, *_KEYS)))
     _refuse_more_than(rows.num_rows)
     return rows.select(names)

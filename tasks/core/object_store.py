@@ -213,16 +213,19 @@ class LocalStore:
             shutil.copyfileobj(source, target)
 
     def open(self, key: str) -> IO[bytes]:
+        return self._open(key, -1)
+
+    def _open(self, key: str, buffering: int) -> IO[bytes]:
         try:
-            return self._path(key).open("rb")
+            return self._path(key).open("rb", buffering)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotFound("does not exist", which=self.url(key)) from error
         except OSError as error:
             raise disk_error(error, self.url(key)) from error
 
     def open_range(self, key: str, start: int, stop: int) -> IO[bytes]:
-        del start, stop  # what is read of a local file is what is asked for
-        return self.open(key)
+        del start, stop  # what is read of a local file is what is asked for, without a buffer between
+        return self._open(key, 0)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = self._path(prefix)
