@@ -23,8 +23,8 @@ from tasks.core.scored import ScoredRows
 
 AUDIT_TABLE = "tables/audit"
 
-ATTRIBUTION_BITS = 12
-"""Bits of fraction that attributions keep: the other 11 of a float32 cost a third of the row (docs/audit.md)."""
+ATTRIBUTION_BITS = 11
+"""Bits of fraction that attributions keep: the other 12 of a float32 cost a third of the row (docs/audit.md)."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -159,7 +159,7 @@ def audit_table(store: ObjectStore, scored: ScoredRows) -> pa.Table:
 def rounded(attributions: Floats, residual: Floats, bits: int = ATTRIBUTION_BITS) -> tuple[Floats, Floats]:
     """Attributions with fewer significant bits, and the residual that keeps each row's sum.
 
-    Bits that say nothing cost most of a float's space; 12 bits of fraction are off by 1 part in 8,192 at most.
+    Bits that say nothing cost most of a float's space; 11 bits of fraction are off by 1 part in 4,096 at most.
 
     Args:
         attributions: Shape (k, F), finite or NaN.

@@ -55,7 +55,7 @@ def audit_rows(n: int, *, seed: int = 1, one_time: bool = False, explained: floa
                 "prediction": 1 / (1 + math.exp(-logit)),
                 "base_value": base if told else None,
                 "attributions": parts.tolist() if told else None,
-                "attribution_bits": 12 if told else None,
+                "attribution_bits": 11 if told else None,
                 "residual": rest if told else None,
                 "feature_set_version": "f" * 16,
                 "feature_computation_version": "1+x",
