@@ -153,6 +153,8 @@ def _scored(flights: pa.Table, rng: np.random.Generator, spread: bool) -> Scored
         event_times=pa.array(millis[order] * 1000, pa.timestamp("us", tz="UTC")),
         entity_ids=entities.take(pa.array(order)),
         source_rows=rng.permutation(n),  # the worst case: sources are often in order of time
+        output_names=(),
+        outputs=np.zeros((n, 0), np.float32),
         scores=flights.column("prediction").to_numpy().astype(np.float32),
         features=flights.select(names).rename_columns([name[2:] for name in names]),
         explained=np.ones(n, np.bool_),

@@ -287,6 +287,8 @@ def drawn(
         event_times=pa.array(micros[order], pa.timestamp("us", tz="UTC")),
         entity_ids=base["entity"].take(picked),
         source_rows=order,
+        output_names=(),
+        outputs=np.zeros((rows, 0), np.float32),
         scores=base["scores"][at],
         features=base["features"].take(picked),
         explained=np.ones(rows, bool),

@@ -84,9 +84,13 @@ def audit_window(
     end: Annotated[datetime, typer.Option(help="UTC, excluded.")],
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Predictions on a page.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="From the page before.")] = None,
+    model_version: Annotated[int | None, typer.Option(help="Scored by this version.")] = None,
+    min_prediction: Annotated[float | None, typer.Option(help="Lowest score, included.")] = None,
+    max_prediction: Annotated[float | None, typer.Option(help="Highest score, included.")] = None,
+    entity: Annotated[str | None, typer.Option(help="About this entity: its entity_id.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Predictions about a time window, page by page."""
+    """Predictions about a time window, page by page; of each its newest scoring that passes the filters."""
     run(
         "audit_predictions",
         pipeline,
@@ -95,4 +99,8 @@ def audit_window(
         end=end.isoformat(),
         limit=limit,
         cursor=cursor,
+        model_version=model_version,
+        min_prediction=min_prediction,
+        max_prediction=max_prediction,
+        entity_id=entity,
     )

@@ -113,9 +113,13 @@ def audit_predictions(
     end: str,
     limit: int = 20,
     cursor: str | None = None,
+    model_version: int | None = None,
+    min_prediction: float | None = None,
+    max_prediction: float | None = None,
+    entity_id: str | None = None,
 ) -> dict[str, Any]:
-    """Predictions about `start` <= event time < `end`, page by page."""
-    from tasks.audit import by_window
+    """Predictions about `start` <= event time < `end`, page by page, of which a scoring passes the filters."""
+    from tasks.audit import AuditFilter, by_window
 
     context = open_context(settings, pipeline)
     page = by_window(
@@ -123,6 +127,7 @@ def audit_predictions(
         context.spec,
         parse_moment(start, "start"),
         parse_moment(end, "end"),
+        filter=AuditFilter(model_version, min_prediction, max_prediction, entity_id),
         limit=limit,
         cursor=cursor,
     )

@@ -55,7 +55,8 @@ COMMANDS = {
     "archive_explanations": "audit retain toy --as-of 2024-02-07",
     "audit_prediction": "audit show toy 018d5e6f-0000-8000-8000-000000000000",
     "reproduce_prediction": "audit reproduce toy 018d5e6f-0000-8000-8000-000000000000",
-    "audit_predictions": "audit window toy --start 2024-02-05T00:00:00 --end 2024-02-06T00:00:00",
+    "audit_predictions": "audit window toy --start 2024-02-05T00:00:00 --end 2024-02-06T00:00:00 --model-version 1 "
+    "--min-prediction 0.2 --max-prediction 0.8 --entity c1",
     "optimize_tables": "inference optimize toy --target-mb 64 --dry-run",
     "vacuum_tables": "inference vacuum toy --older-than-days 9 --dry-run",
     "hold_days": f"audit hold toy --first-day {DAY} --last-day {DAY} {WHO}",

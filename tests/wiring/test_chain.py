@@ -125,6 +125,11 @@ def test_a_prediction_is_explained_from_the_table_and_from_the_archive(
     )
     records = page["records"]
     assert len(records) == 3 and page["cursor"]
+    about = records[1]["entity_id"]
+    filtered = wiring.step("audit_predictions")(
+        finished.settings, "toy", start=f"{day}T00:00:00", end=f"{day}T23:59:59", entity_id=about
+    )
+    assert {one["entity_id"] for one in filtered["records"]} == {about}
     one = wiring.step("audit_prediction")(finished.settings, "toy", prediction_id=records[0]["prediction_id"])
     assert one["run_id"] == finished.run_id and one["model_version"] == finished.version
     assert one["tier"] == tier
