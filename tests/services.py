@@ -78,11 +78,11 @@ NO_POSTGRES = (
 )
 
 
-def start_postgres(tmp: Path) -> tuple[str, subprocess.Popen[bytes]]:
+def start_postgres(tmp: Path, *, durable: bool = False) -> tuple[str, subprocess.Popen[bytes]]:
     """A private PostgreSQL; (SQLAlchemy URL of an empty database, process). End it with `stop`.
 
     PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`, in a folder of its own outside
-    `tmp` (which that user could not enter) that goes away with `stop`.
+    `tmp` (which that user could not enter) that goes away with `stop`. It does not sync to disk unless `durable`.
 
     Raises:
         RuntimeError: It is not installed (ask `postgres_binaries` first) or did not start.
@@ -116,7 +116,7 @@ def start_postgres(tmp: Path) -> tuple[str, subprocess.Popen[bytes]]:
         [
             binaries / "postgres",
             *("-D", data, "-p", str(port), "-h", "127.0.0.1", "-c", "unix_socket_directories="),
-            *("-c", "fsync=off", "-c", "max_connections=120"),
+            *("-c", f"fsync={'on' if durable else 'off'}", "-c", "max_connections=120"),
         ],
         **{**quiet, "stdout": log, "start_new_session": True},  # type: ignore[call-overload]
     )

@@ -153,6 +153,8 @@ class Database:
                     time.sleep(0.02)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # without it INSERT OR REPLACE deletes a row of history past the trigger that refuses deletes
+        connection.execute("PRAGMA recursive_triggers=ON")
 
     def _postgres(self) -> Engine:
         if self.url.get_backend_name() != "postgresql":

@@ -110,11 +110,13 @@ class Deployments(StorePart):
     ) -> list[DeploymentEvent]:
         """Events, newest first."""
         table = deployment_events
-        query = select(table).where(owned(table, of)).order_by(table.c.event_id.desc())
+        query = select(table).where(owned(table, of))
         if kinds is not None:
             query = query.where(table.c.kind.in_(list(kinds)))
         if since is not None:
-            query = query.where(table.c.at_utc >= since)
+            # the order is that of event_id, as time never runs backwards; said so, SQLite seeks to `since` as well
+            query = query.where(table.c.at_utc >= since).order_by(table.c.at_utc.desc())
+        query = query.order_by(table.c.event_id.desc())
         if limit is not None:
             query = query.limit(limit)
         with self._database.read() as connection:

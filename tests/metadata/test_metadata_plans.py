@@ -1,0 +1,74 @@
+"""The monitor's questions are answered by an index on both databases: the plan of each is read, none is timed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import event, insert, text
+from sqlalchemy.engine import Engine
+
+from tasks.core import Settings
+from tasks.metadata import MetadataStore, Scope
+from tasks.metadata.tables import deployment_events
+
+NOON = datetime(2024, 3, 1, 12, 0, tzinfo=UTC)
+QUESTIONS = {
+    "what is live": lambda store, of: store.live(of),
+    "what was live at T": lambda store, of: store.live_at(of, NOON + timedelta(minutes=30)),
+    "newest events": lambda store, of: store.history(of, limit=20),
+    "the last 24 hours": lambda store, of: store.history(of, since=NOON + timedelta(minutes=190)),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_of_the_monitor_never_reads_the_whole_log(settings: Settings, question: str) -> None:
+    store = MetadataStore.open(settings)
+    with store._database.write() as connection:
+        connection.execute(
+            insert(deployment_events), [_row(f"p{of}", n) for of in range(20) for n in range(200)]
+        )
+        connection.execute(text("ANALYZE"))
+    asked: list[tuple[str, object]] = []
+    engine = store._database._engine
+
+    def keep(_c: object, _cursor: object, statement: str, values: object, *_rest: object) -> None:
+        asked.append((statement, values))
+
+    event.listen(engine, "before_cursor_execute", keep)
+    QUESTIONS[question](store, Scope("p7"))
+    event.remove(engine, "before_cursor_execute", keep)
+    [(statement, values)] = [(said, given) for said, given in asked if said.startswith("SELECT")]
+    plan = _plan(engine, statement, values)
+    if question in (
+        "what was live at T",
+        "the last 24 hours",
+    ):  # a range of time, not the pipeline's whole history
+        assert "at_utc<" in plan or "at_utc >=" in plan or "at_utc <=" in plan or "at_utc>" in plan, plan
+    assert "Seq Scan" not in plan and "SCAN penstock_deployment_events" not in plan, plan
+    assert "penstock_deployment_events" in plan and "Index" in plan.replace("INDEX", "Index"), plan
+
+
+def _plan(engine: Engine, statement: str, values: object) -> str:
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(f"{explain} {statement}", values)  # type: ignore[arg-type]
+        return "\n".join(str(row[-1]) for row in found)
+
+
+def _row(pipeline: str, number: int) -> dict[str, object]:
+    return {
+        "tenant": "default",
+        "pipeline": pipeline,
+        "event_id": number,
+        "kind": "promote",
+        "moves_pointer": True,
+        "version": number,
+        "bundle_digest": "b" * 64,
+        "feature_version": "1",
+        "expected_version": None,
+        "previous_version": None,
+        "actor": "tests",
+        "reason": "because",
+        "at_utc": NOON + timedelta(minutes=number),
+    }
