@@ -61,9 +61,15 @@ def add_audit_pages(app: FastAPI) -> None:
         dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.RUN))],
         response_class=HTMLResponse,
     )
+    app.add_api_route("/audit/{pipeline}", search_in, dependencies=login, response_class=HTMLResponse)
     app.add_api_route(
         "/audit/{pipeline}/{prediction_id}", one_prediction, dependencies=login, response_class=HTMLResponse
     )
+
+
+def search_in(pipeline: str) -> Response:
+    """The search forms of a pipeline, under the address that one would guess."""
+    return RedirectResponse(f"{PAGES}/audit/?{urlencode({'pipeline': pipeline})}", status_code=307)
 
 
 def search(

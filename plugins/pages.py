@@ -17,6 +17,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_authenticated
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from plugins.access import PIPELINE, SettingsDep, WiringDep, read_settings, read_wiring
 from plugins.audit_api import API, create_api
@@ -77,7 +78,7 @@ def create_app() -> FastAPI:
     )
     app.add_api_route("/report/{pipeline}/{key:path}", report, response_class=HTMLResponse)
     add_audit_pages(app)
-    app.add_exception_handler(HTTPException, refusal)
+    app.add_exception_handler(StarletteHTTPException, refusal)  # of an address without a page too
     app.add_exception_handler(PenstockError, failure)
     api = create_api()
     api.dependency_overrides = app.dependency_overrides

@@ -7,10 +7,11 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
-from fastapi import HTTPException, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from plugins.evidence_view import facts, link_label, reason_groups
 from plugins.links import PAGES
@@ -142,7 +143,7 @@ def page_headers(policy: str) -> dict[str, str]:
 
 def refusal(request: Request, error: Exception) -> Response:
     """401, 403 and 404 as pages; a browser that is not logged in is sent to the login page and back."""
-    assert isinstance(error, HTTPException)
+    assert isinstance(error, StarletteHTTPException)  # of which FastAPI's own is one
     wants_page = "text/html" in request.headers.get("accept", "")
     if error.status_code == 401 and wants_page and not is_framed(request):
         login = get_auth_manager().get_url_login()

@@ -119,6 +119,17 @@ def test_an_id_leads_to_its_prediction(site: Site) -> None:
     assert "is not a prediction id" in wrong.text
 
 
+def test_the_address_that_one_would_guess_leads_to_the_search(site: Site) -> None:
+    answer = site.client().get(f"{PAGE}/toy", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/penstock/audit/?pipeline=toy")
+
+
+def test_an_address_without_a_page_is_said_on_a_page(site: Site) -> None:
+    answer = site.client().get(f"{PAGE}/toy/1/2/3")
+    assert answer.status_code == 404 and answer.headers["content-type"].startswith("text/html")
+    assert "Not found" in answer.text
+
+
 def test_pages_of_a_window_lose_and_repeat_nothing(site: Site) -> None:
     client, seen, address = site.client(), [], f"{PAGE}/?pipeline=toy&{WINDOW}"
     while address:
