@@ -169,6 +169,22 @@ class GateSpec(_Record):
     slice_min_auc: Share = 0.5
     bootstrap_samples: int = Field(400, ge=100)
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    max_single_feature_auc: Share = 0.85
+    """A feature that alone ranks the validation labels better than this is taken for a leak."""
+    known_at: dict[Column, Column] = Field(default_factory=dict)
+    """Feature -> source column with the time since when its value is known."""
+    prediction_lead_minutes: float = Field(0.0, ge=0)
+    """A prediction is made this long before its event time; what is known later is a leak."""
+    max_repeated_share: Share = 0.9
+    """Most rows, as a share, that may get the same prediction."""
+    max_extreme_share: Share = 0.05
+    """Most rows, as a share, whose predicted odds may be beyond a thousand times the label rate's, either way."""
+    max_mean_ratio: float = Field(2.0, gt=1)
+    """Mean prediction and label rate may differ by this factor."""
+    max_champion_distance: Share = 0.5
+    """Kolmogorov-Smirnov distance between the predictions of candidate and champion on the same rows."""
+    max_staleness_days: int | None = Field(None, ge=0)
+    """Age of the newest labelled day when the verdict is given; null: any."""
 
 
 class CanarySpec(_Record):
@@ -335,6 +351,15 @@ class PipelineSpec(_Record):
         leaks = sorted(outcomes & set(self.features.names))
         if leaks:
             raise ValueError(f"features {leaks} are outcomes: they are not known when a prediction is made")
+        return self
+
+    @model_validator(mode="after")
+    def _dated_features(self) -> PipelineSpec:
+        unknown = sorted(set(self.gates.known_at) - set(self.features.names))
+        if unknown:
+            raise ValueError(
+                f"gates.known_at names {unknown}, which are no features; use some of: {', '.join(self.features.names)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,18 @@ from tasks.core.errors import DataError
 from tasks.core.ids import canonical_json, digest_json
 from tasks.core.object_store import AlreadyExists
 from tasks.core.partitions import read_partition
-from tasks.evaluation import behaviour, metrics, resampling
+from tasks.evaluation import behaviour, distribution, leakage, metrics, resampling
 from tasks.evaluation.baseline import Baseline
+from tasks.evaluation.leakage import SingleFeatures
 from tasks.evaluation.metrics import FloatArray
-from tasks.evaluation.records import BehaviourCheck, Evaluation, Interval, Latency, SliceMetrics
+from tasks.evaluation.records import (
+    BehaviourCheck,
+    Evaluation,
+    FeatureTimes,
+    Interval,
+    Latency,
+    SliceMetrics,
+)
 from tasks.evaluation.scoring import ScoredDays, inputs_of, labels_of, load_scorer
 from tasks.evaluation.slices import slice_column, slice_values
 
@@ -43,7 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the evidence changes for equal inputs, so that older evidence is not taken for it."""
 CANDIDATE, CHAMPION, BASELINE, CONSTANT = "candidate", "champion", "baseline", "constant"
 
@@ -101,9 +109,9 @@ def evaluate(
     _require_days(snapshot, train, validation, validation_first_day)
     candidate = load_scorer(settings, spec, candidate_digest)
     champion, champion_error = _champion(settings, spec, candidate, champion_digest)
-    baseline, train_rows, train_rate = _fit_baseline(store, spec, candidate, train)
-    scored, champion_error = _score(
-        store, spec, validation, candidate, champion, baseline, train_rate, champion_error
+    fitted = _fit(store, spec, candidate, train)
+    scored, champion_error, times = _score(
+        store, spec, validation, candidate, champion, fitted, champion_error
     )
     _require_classes(scored, spec, snapshot)
     checks, latency = _behave(store, spec, candidate, validation, scored)
@@ -116,7 +124,8 @@ def evaluate(
         feature_version=candidate.feature_version,
         train_first_day=train[0].day,
         train_last_day=train[-1].day,
-        train_rows=train_rows,
+        train_rows=fitted.rows,
+        feature_times=leakage.add_times([*fitted.times, *times]),
         inputs_digest=inputs,
         created_at_utc=iso_utc(clock()),
         evidence_key=key,
@@ -189,6 +198,12 @@ def measure(
         checks=checks,
         latency=latency,
         ece_plugin=plugin if np.isfinite(plugin) else None,
+        single_features=leakage.measure_alone(
+            scored.labels, scored.alone, scored.day, weights, gates.confidence
+        ),
+        shape=distribution.measure_shape(
+            scored.labels, scores, scored.scores.get(CHAMPION), scored.day, weights, gates.confidence
+        ),
         inputs_digest="",
         created_at_utc="",
     )
@@ -211,6 +226,7 @@ def _unmeasurable(evaluation: Evaluation) -> Evaluation:
         slices=(),
         calibration=(),
         ece_plugin=None,
+        shape=None,
     )
 
 
@@ -297,15 +313,28 @@ def _champion(
         return None, f"{error.which}: {error.what}"
 
 
-def _fit_baseline(
+@dataclass(frozen=True)
+class _Fitted:
+    """What is fitted on the train days."""
+
+    baseline: Baseline
+    alone: SingleFeatures
+    rows: int
+    label_rate: float
+    times: list[tuple[FeatureTimes, ...]]
+
+
+def _fit(
     store: ObjectStore, spec: PipelineSpec, candidate: Scorer, train: Sequence[PartitionFile]
-) -> tuple[Baseline, int, float]:
-    """(baseline, labelled train rows, their share of positives)."""
-    matrices, labels = [], []
+) -> _Fitted:
+    matrices, labels, times = [], [], []
     for partition in train:
         rows = read_partition(store, partition)
         found, known = labels_of(rows, spec)
-        matrices.append(candidate.encode(candidate.features(inputs_of(rows, spec)))[known])
+        inputs = inputs_of(rows, spec)
+        features = candidate.features(inputs)
+        times.append(leakage.times_of(rows, features, spec))
+        matrices.append(candidate.encode(features)[known])
         labels.append(found[known])
     encoded, target = np.concatenate(matrices), np.concatenate(labels)
     if not 0 < int(target.sum()) < len(target):
@@ -316,7 +345,8 @@ def _fit_baseline(
         )
     baseline = Baseline.fit(encoded, target, candidate.encoder.cardinalities)
     log.info("evaluation: logistic regression fitted on %s rows of %s days", f"{len(target):,}", len(train))
-    return baseline, len(target), float(target.mean())
+    alone = SingleFeatures.fit(encoded, target, candidate.encoder)
+    return _Fitted(baseline, alone, len(target), float(target.mean()), times)
 
 
 def _score(
@@ -325,16 +355,17 @@ def _score(
     validation: Sequence[PartitionFile],
     candidate: Scorer,
     champion: Scorer | None,
-    baseline: Baseline,
-    train_rate: float,
+    fitted: _Fitted,
     champion_error: str | None,
-) -> tuple[ScoredDays, str | None]:
-    """Labelled rows of the validation days, scored by every model, and why the champion failed if it did."""
+) -> tuple[ScoredDays, str | None, list[tuple[FeatureTimes, ...]]]:
+    """Labelled rows of the validation days, scored by every model; why the champion failed if it did; feature times."""
     names = list(dict.fromkeys(spec.gates.slices))
     scores: dict[str, list[FloatArray]] = {CANDIDATE: [], CHAMPION: [], BASELINE: []}
     slices: dict[str, list[pa.Array]] = {name: [] for name in names}
     days: list[date] = []
     day_index, labels, unlabelled = [], [], 0
+    alone: dict[str, list[FloatArray]] = {}
+    times: list[tuple[FeatureTimes, ...]] = []
     for partition in validation:
         rows = read_partition(store, partition)
         found, known = labels_of(rows, spec)
@@ -346,7 +377,10 @@ def _score(
         features = candidate.features(inputs)
         encoded = candidate.encode(features)
         scores[CANDIDATE].append(candidate.predict(encoded).astype(np.float64)[known])
-        scores[BASELINE].append(baseline.predict(encoded[known]))
+        scores[BASELINE].append(fitted.baseline.predict(encoded[known]))
+        for name, values in fitted.alone.scores(encoded[known]).items():
+            alone.setdefault(name, []).append(values)
+        times.append(leakage.times_of(rows, features, spec))
         if champion is not None and champion_error is None:
             try:
                 theirs = champion.predict(champion.encode(champion.features(inputs)))
@@ -374,7 +408,7 @@ def _score(
     joined = {
         name: np.concatenate(parts) for name, parts in scores.items() if name != CHAMPION or keep_champion
     }
-    joined[CONSTANT] = np.full(len(joined[CANDIDATE]), train_rate)
+    joined[CONSTANT] = np.full(len(joined[CANDIDATE]), fitted.label_rate)
     log.info(
         "evaluation: scored %s labelled rows of %s validation days with %s",
         f"{len(joined[CANDIDATE]):,}", len(days), ", ".join(joined),
@@ -387,8 +421,10 @@ def _score(
             scores=joined,
             slices={name: slice_values(parts) for name, parts in slices.items()},
             unlabelled_rows=unlabelled,
+            alone={name: np.concatenate(parts) for name, parts in alone.items()},
         ),
         champion_error,
+        times,
     )
 
 

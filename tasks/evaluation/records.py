@@ -80,6 +80,44 @@ class Latency(JsonRecord):
 
 
 @dataclass(frozen=True)
+class FeatureAuc(JsonRecord):
+    """How well one feature alone ranks the labels of the validation days; fitted on the train days."""
+
+    feature: str
+    auc: Interval
+
+
+@dataclass(frozen=True)
+class FeatureTimes(JsonRecord):
+    """Whether one feature's values were known when the predictions were made; train and validation days."""
+
+    feature: str
+    column: str
+    """The source column that says since when the value is known."""
+    rows: int
+    """Rows in which the feature has a value."""
+    late_rows: int
+    undated_rows: int
+    """A value without a time: not shown to be known."""
+    largest_lateness_s: float
+
+
+@dataclass(frozen=True)
+class ScoreShape(JsonRecord):
+    """The distribution of the candidate's predictions."""
+
+    most_common: float
+    repeated_share: float
+    """Share of rows that get the commonest prediction, at six decimals."""
+    extreme_share: float
+    """Share of rows whose odds are beyond a thousand times the label rate's, either way."""
+    mean_ratio: Interval
+    """Mean prediction over label rate."""
+    champion_distance: float | None
+    """Kolmogorov-Smirnov distance to the champion's predictions of the same rows."""
+
+
+@dataclass(frozen=True)
 class Evaluation(JsonRecord):
     """Everything `judge` needs, and what the report shows."""
 
@@ -119,6 +157,10 @@ class Evaluation(JsonRecord):
     """Why the champion could not score these rows, when it could not."""
     evidence_key: str | None = None
     report_key: str | None = None
+    single_features: tuple[FeatureAuc, ...] = ()
+    """Every feature alone, highest AUC first; empty in evidence of earlier releases, which no longer passes."""
+    feature_times: tuple[FeatureTimes, ...] = ()
+    shape: ScoreShape | None = None
 
 
 @dataclass(frozen=True)

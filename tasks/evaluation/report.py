@@ -42,6 +42,8 @@ RULES = {
     "no_worse_than_champion": "No worse than the champion",
     "calibration": "Calibrated",
     "slices": "No weak slice",
+    "leakage": "No feature that alone tells the label",
+    "staleness": "Fresh data",
     "days": "Enough labelled days",
     "worse_than_champion": "Not worse than the champion",
     "no_worse_than_margin": "Within the margin",

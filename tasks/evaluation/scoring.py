@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -88,3 +88,5 @@ class ScoredDays:
     scores: dict[str, FloatArray]
     slices: dict[str, npt.NDArray[np.object_]]
     unlabelled_rows: int = 0
+    alone: dict[str, FloatArray] = field(default_factory=dict)
+    """What each feature alone says of a row (`leakage.SingleFeatures`)."""

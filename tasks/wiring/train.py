@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from tasks.core import Settings, Verdict
+from tasks.core import Settings, Verdict, utc_now
 from tasks.core.errors import DataError, GateFailed, NotFound
 from tasks.wiring.context import Context, in_short, open_context, parse_day, window
 
@@ -190,7 +190,8 @@ def gate_model(
 def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
     """The verdict on a kept evaluation: a pure function of its evidence and the pipeline's gates.
 
-    It carries the evidence's time, so that judging again is the same verdict and not one more.
+    It carries the evidence's time, so that judging again is the same verdict and not one more. Only the age of the
+    data (`gates.max_staleness_days`) is counted to today.
     """
     from tasks.evaluation import judge, load_evaluation
 
@@ -202,7 +203,12 @@ def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
             which=f"{context.spec.name} {evaluation_key}",
             fix="pass the evaluation_key that the evaluate step printed, or evaluate the model first",
         ) from error
-    return judge(context.spec, evaluation, clock=lambda: datetime.fromisoformat(evaluation.created_at_utc))
+    return judge(
+        context.spec,
+        evaluation,
+        clock=lambda: datetime.fromisoformat(evaluation.created_at_utc),
+        as_of=utc_now().date(),  # evidence is kept, but the data behind it grows old
+    )
 
 
 def _required_day(text: str, name: str) -> date:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -125,6 +126,61 @@ def test_planted_bad_models_are_refused_by_the_rule_made_for_them(
     found = run(toy_store, toy_store.snapshot(), toy_store.bundle(tmp_path / "bad", **fault))
     assert rule in failed(toy_store, found)
     assert judge(toy_store.spec, found).outcome == "fail"
+
+
+LEAKS = {
+    "the label itself, with noise": "pc.add(pc.cast(rows['hint'], pa.float64()), pc.divide(pc.fill_null(rows['price'], 0), 1e6))",
+    "missing exactly when the label is 0": "pc.if_else(pc.equal(rows['hint'], 1), pc.cast(rows['visits'], pa.float64()), None)",
+    "far from the middle when the label is 1": "pc.multiply(pc.cast(rows['hint'], pa.float64()), "
+    "pc.subtract(pc.multiply(pc.cast(pc.less(rows['visits'], 3), pa.float64()), 2), 1))",
+}
+
+
+@pytest.mark.parametrize("how", LEAKS)
+def test_a_planted_leak_is_refused_by_the_name_of_its_feature(
+    toy_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    plain = toy_store.rows
+
+    def with_hint(first: date, last: date) -> pa.Table:
+        rows = plain(first, last)
+        return rows.append_column("hint", pc.fill_null(rows["bought"], 0))
+
+    monkeypatch.setattr(toy_store, "rows", with_hint)
+    source = (
+        'import pyarrow as pa, pyarrow.compute as pc\nFEATURE_VERSION = "2"\n'
+        f"def features(rows):\n    leak = {LEAKS[how]}\n"
+        '    return rows.select(["price", "city", "device"]).append_column("visits", leak)\n'
+    )
+    found = run(toy_store, toy_store.snapshot(), toy_store.bundle(tmp_path / "a", features_source=source))
+    assert {name for name in failed(toy_store, found) if name.startswith("leakage")} == {"leakage: visits"}
+    assert found.single_features[0].auc.value > 0.95
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lead", "status"),
+    [(0, 0, "pass"), (-3600, 60, "pass"), (-3600, 61, "fail"), (1, 0, "fail"), (None, 0, "fail")],
+)
+def test_a_feature_newer_than_its_prediction_is_refused_and_an_undated_one_as_well(
+    toy_store: Any, tmp_path: Path, seconds: int | None, lead: int, status: str
+) -> None:
+    def dated(table: pa.Table) -> pa.Table:
+        if seconds is None:
+            return table.append_column("seen_at", pa.nulls(len(table), pa.timestamp("us", tz="UTC")))
+        moved = pc.add(table["asked_at"], pa.scalar(seconds * 1_000_000, pa.duration("us")))
+        return table.append_column("seen_at", moved)
+
+    regated(toy_store, known_at={"visits": "seen_at"}, prediction_lead_minutes=lead)
+    found = run(toy_store, toy_store.snapshot(change=dated), toy_store.bundle(tmp_path / "a"))
+    verdict = judge(toy_store.spec, found)
+    assert {item.name: item.status for item in verdict.findings}["known in time: visits"] == status
+    assert found.feature_times[0].rows == 35 * 120, "train days count as well"
+
+
+def test_a_time_that_is_no_timestamp_is_an_error_that_names_the_field(toy_store: Any, tmp_path: Path) -> None:
+    regated(toy_store, known_at={"visits": "city"})
+    with pytest.raises(ConfigError, match=r"gates.known_at.visits: city"):
+        run(toy_store, toy_store.snapshot(), toy_store.bundle(tmp_path / "a"))
 
 
 def test_features_that_depend_on_the_batch_are_refused(toy_store: Any, tmp_path: Path) -> None:

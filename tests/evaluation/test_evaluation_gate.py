@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from tasks.core import PipelineSpec, Verdict
 from tasks.evaluation import Evaluation, judge
 from tasks.evaluation.behaviour import sanity
+from tasks.evaluation.distribution import measure_shape
 from tasks.evaluation.evidence import measure
 from tasks.evaluation.gate import claim, holm, slice_findings
 from tasks.evaluation.records import Interval, SliceMetrics
+from tasks.evaluation.resampling import draw_days
 from tasks.evaluation.scoring import ScoredDays
 
 
@@ -55,6 +58,7 @@ def scored(seed: int = 0, days: int = 20, per_day: int = 200) -> ScoredDays:
             "constant": np.full(len(day), labels.mean()),
         },
         slices={"group": np.where(rng.random(len(day)) < 0.25, "small", "large").astype(object)},
+        alone={name: logit + rng.normal(0, 2.0, len(day)) for name in ("price", "visits", "city", "device")},
     )
 
 
@@ -118,7 +122,9 @@ def test_a_model_trained_on_shuffled_labels_fails(toy: PipelineSpec) -> None:
 
 def test_a_miscalibrated_model_fails_though_its_auc_is_perfect_for_the_gate(toy: PipelineSpec) -> None:
     world = scored()
-    verdict = verdict_on(gated(toy), with_candidate(world, world.scores["candidate"] ** 0.4))
+    verdict = verdict_on(
+        gated(toy, max_champion_distance=1.0), with_candidate(world, world.scores["candidate"] ** 0.4)
+    )
     assert verdict.outcome == "fail"
     assert [name for name, status in statuses(verdict).items() if status == "fail"] == ["calibration"]
 
@@ -165,6 +171,71 @@ def test_no_data_is_a_fail(toy: PipelineSpec) -> None:
         verdict = judge(gated(toy), empty)
         assert verdict.outcome == "fail"
         assert statuses(verdict) == {"data": "fail"}
+
+
+def test_a_feature_that_alone_tells_the_label_fails_and_is_named_with_its_number(toy: PipelineSpec) -> None:
+    world = scored()
+    leaking = world.labels + np.random.default_rng(5).normal(0, 0.2, len(world.labels))
+    verdict = verdict_on(gated(toy), replace(world, alone={**world.alone, "price": leaking}))
+    found = next(item for item in verdict.findings if item.name == "leakage: price")
+    assert found.status == "fail" and found.value is not None and found.value > 0.99
+    assert [item.name for item in verdict.findings if item.status != "pass"] == ["leakage: price"]
+
+
+def test_a_feature_above_the_limit_by_estimate_alone_is_inconclusive(toy: PipelineSpec) -> None:
+    found = evidence(gated(toy), scored())
+    first = replace(found.single_features[0], auc=Interval(0.86, 0.80, 0.92))
+    verdict = judge(gated(toy), replace(found, single_features=(first, *found.single_features[1:])))
+    assert statuses(verdict)[f"leakage: {first.feature}"] == "warn"
+    assert verdict.outcome == "inconclusive"
+
+
+def test_evidence_that_lacks_a_new_measurement_fails(toy: PipelineSpec) -> None:
+    found = evidence(gated(toy), scored())
+    for lacking, rule in (
+        (replace(found, single_features=()), "leakage"),
+        (replace(found, single_features=found.single_features[1:]), "leakage"),
+        (replace(found, shape=None), "distribution"),
+    ):
+        verdict = judge(gated(toy), lacking)
+        assert verdict.outcome == "fail" and statuses(verdict)[rule] == "fail"
+    dated = gated(toy, known_at={"price": "seen_at"})
+    assert statuses(judge(dated, found))["known in time: price"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda s: np.where(np.arange(len(s)) % 20 > 0, 0.3, s), "distribution: nearly constant"),
+        (lambda s: np.where(np.arange(len(s)) % 10 == 0, 1e-9, s), "distribution: extremes"),
+        (lambda s: 0.3 * s, "distribution: level"),
+        (lambda s: 0.8 + 0.2 * s, "distribution: distance to the champion"),
+    ],
+)
+def test_a_distribution_that_is_wrong_in_one_way_is_refused_for_it(
+    toy: PipelineSpec, change: Callable[[np.ndarray], np.ndarray], rule: str
+) -> None:
+    world = scored()
+    verdict = verdict_on(gated(toy), with_candidate(world, change(world.scores["candidate"])))
+    assert statuses(verdict)[rule] == "fail"
+
+
+def test_small_predictions_of_a_rare_event_are_not_extreme() -> None:
+    rng = np.random.default_rng(2)
+    day = np.repeat(np.arange(10), 2000)
+    truth = np.exp(rng.normal(-7.5, 0.8, len(day)))
+    labels = (rng.random(len(day)) < truth).astype(np.int8)
+    found = measure_shape(labels, truth, None, day, draw_days(10, 100), 0.95)
+    assert labels.sum() > 0 and found.extreme_share == 0
+
+
+def test_data_is_stale_by_the_day_of_the_verdict_and_not_by_that_of_the_evidence(toy: PipelineSpec) -> None:
+    found, spec = evidence(gated(toy), scored()), gated(toy, max_staleness_days=7)
+    newest = found.validation_last_day
+    for days, status in ((7, "pass"), (8, "fail"), (-1, "fail")):
+        verdict = judge(spec, found, as_of=newest + timedelta(days=days))
+        assert statuses(verdict)["staleness"] == status
+    assert "staleness" not in statuses(judge(gated(toy), found))
 
 
 def test_evidence_without_behavioural_checks_fails(toy: PipelineSpec) -> None:
