@@ -17,7 +17,7 @@ rows have one event time is found by its ids as any other.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.audit.archive import ArchivedDate
-from tasks.audit.rows import AUDIT_SCHEMA, rounded
+from tasks.audit.rows import (
+    AUDIT_SCHEMA,
+    EARLIER_COLUMNS,
+    TEXT_MAP,
+    FeatureSet,
+    feature_sets,
+    rounded,
+    with_texts,
+)
 from tasks.core.errors import DataError, DigestMismatch, NotFound
 from tasks.core.ids import canonical_json, digest_bytes
 from tasks.core.object_store import ObjectStore
@@ -125,8 +133,10 @@ def cold_rows(
         DataError: It is damaged.
     """
     with _opened(store, archived) as file:
-        read = _copied_rows if archived.format == 1 else _encoded_rows
-        table = read(file, low, high, columns)
+        if archived.format == 1:
+            table = _copied_rows(file, low, high, columns, feature_sets(store))
+        else:
+            table = _encoded_rows(file, low, high, columns)
     return table if columns is None else table.select(list(columns))
 
 
@@ -353,9 +363,17 @@ def _repeats(column: pa.ChunkedArray) -> bool:
 # -- reading
 
 
-def _copied_rows(file: pq.ParquetFile, low: str, high: str, columns: Sequence[str] | None) -> pa.Table:
+def _copied_rows(
+    file: pq.ParquetFile,
+    low: str,
+    high: str,
+    columns: Sequence[str] | None,
+    feature_set: Callable[[str], FeatureSet],
+) -> pa.Table:
     """Of a file of format 1: the table's rows as they were."""
-    wanted = None if columns is None else ["prediction_id", *(c for c in columns if c != "prediction_id")]
+    wanted = None if columns is None else list(dict.fromkeys(("prediction_id", *columns)))
+    if wanted is not None and "feature_texts" in wanted:
+        wanted += [TEXT_MAP, "feature_set_version"]
     place = file.schema_arrow.get_field_index("prediction_id")
     groups = []
     for number in range(file.metadata.num_row_groups):
@@ -365,7 +383,7 @@ def _copied_rows(file: pq.ParquetFile, low: str, high: str, columns: Sequence[st
     table = file.read_row_groups(groups, columns=wanted)
     ids = table.column("prediction_id")
     table = table.filter(pc.and_(pc.greater_equal(ids, low), pc.less_equal(ids, high)))
-    return _completed(table, columns)
+    return _completed(with_texts(table, feature_set), columns)
 
 
 def _completed(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
@@ -378,7 +396,7 @@ def _completed(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
         for field in fields
     }
     if columns is None:  # of a later release: not this one's to drop
-        later = (name for name in table.column_names if name not in found)
+        later = (name for name in table.column_names if name not in (*found, *EARLIER_COLUMNS))
         found |= {name: table.column(name) for name in later}
     return pa.table(found)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.audit.rows import AUDIT_SCHEMA
+from tasks.audit.rows import AUDIT_SCHEMA, TEXT_MAP
 from tasks.core.errors import DataError, NotFound
 from tasks.core.object_store import ObjectStore
 from tasks.core.table_files import AUDIT_GROUP_ROWS, UNREPEATED
@@ -35,9 +35,6 @@ ONE_VALUE = (
     "source_key",
 )
 """Text that a run repeats on each of its rows: read as a dictionary, which costs a third less."""
-
-TEXT_MAP = "feature_values_text"
-"""What an earlier release wrote instead of `feature_texts`: a map from feature name to text."""
 
 _PARSED_BYTES = 8
 """Memory of a parsed footer for each byte of it in the file (measured)."""

@@ -28,7 +28,14 @@ from tasks.audit.archive import (
 from tasks.audit.cold import COLD_FORMAT, EXPLANATION, check_copy, cold_rows, encode
 from tasks.audit.reader import forget_reader
 from tasks.audit.restore import is_copy, record_returned, standing_dates
-from tasks.audit.rows import AUDIT_SCHEMA, AUDIT_TABLE, online_scored_at
+from tasks.audit.rows import (
+    AUDIT_SCHEMA,
+    AUDIT_TABLE,
+    EARLIER_COLUMNS,
+    feature_sets,
+    online_scored_at,
+    with_texts,
+)
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import Change, LiveFile, TableView, commit_change, table_view
@@ -313,13 +320,13 @@ def _drop_unreferenced(store: ObjectStore, archived: ArchivedDate) -> None:
 def _read(store: ObjectStore, key: str) -> pa.Table:
     """All columns of a file: those of this release in its order and types, null where an earlier one wrote none."""
     with store.open(key) as file:
-        table = pq.read_table(file)
+        table = with_texts(pq.read_table(file), feature_sets(store))
     for field in AUDIT_SCHEMA:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     known = table.select(AUDIT_SCHEMA.names).cast(AUDIT_SCHEMA)
     for name in table.column_names:
-        if name not in AUDIT_SCHEMA.names:  # of a later release: not this one's to drop
+        if name not in (*AUDIT_SCHEMA.names, *EARLIER_COLUMNS):  # of a later release: not this one's to drop
             known = known.append_column(table.schema.field(name), table.column(name))
     return known
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +61,13 @@ AUDIT_SCHEMA = pa.schema(
     ]
 )
 """Columns of a file; the table has `event_date` (UTC) besides, which the file's folder says."""
+
+
+TEXT_MAP = "feature_values_text"
+"""What an earlier release wrote instead of `feature_texts`: a map from feature name to text."""
+
+EARLIER_COLUMNS = (TEXT_MAP, "topk_idx")
+"""Columns of earlier releases of which this one has the content in others."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,34 @@ def read_feature_set(store: ObjectStore, version: str) -> FeatureSet:
         raise DataError(
             f"is not a readable feature set: {error}", which=store.url(key), fix="restore it from a backup"
         ) from error
+
+
+def with_texts(table: pa.Table, feature_set: Callable[[str], FeatureSet]) -> pa.Table:
+    """The table with `feature_texts` in the place of the map that an earlier release wrote, if it has that.
+
+    Args:
+        table: With `feature_set_version`, where it has the map.
+        feature_set: The feature set of a version.
+    """
+    if TEXT_MAP not in table.column_names:
+        return table
+    found = [
+        None if texts is None else [dict(texts).get(name) for name in feature_set(version).textual]
+        for texts, version in zip(
+            table.column(TEXT_MAP).to_pylist(), table.column("feature_set_version").to_pylist(), strict=True
+        )
+    ]
+    lists: pa.Array | pa.ChunkedArray = pa.array(found, AUDIT_SCHEMA.field("feature_texts").type)
+    if "feature_texts" in table.column_names:  # files of two releases, merged
+        known = table.column("feature_texts").to_pylist()
+        lists = pa.array([new or old for new, old in zip(known, found, strict=True)], lists.type)
+        table = table.drop_columns(["feature_texts"])
+    return table.drop_columns([TEXT_MAP]).append_column("feature_texts", lists)
+
+
+def feature_sets(store: ObjectStore) -> Callable[[str], FeatureSet]:
+    """`read_feature_set` of this store, which reads each version once."""
+    return cache(lambda version: read_feature_set(store, version))
 
 
 @cache

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.audit.files import ONE_VALUE, TEXT_MAP, FileGone
+from tasks.audit.files import ONE_VALUE, FileGone
 from tasks.audit.query import Window
 from tasks.audit.reader import AuditReader
-from tasks.audit.rows import AUDIT_SCHEMA
+from tasks.audit.rows import AUDIT_SCHEMA, with_texts
 
 ROW_SCHEMA = pa.schema(
     [
@@ -115,12 +115,12 @@ def newest(rows: pa.Table) -> pa.Table:
 def _completed(reader: AuditReader, table: pa.Table, schema: pa.Schema) -> pa.Table:
     if table.schema.equals(schema):
         return table
+    if "feature_texts" in schema.names:
+        table = with_texts(table, reader.feature_set)
     columns = []
     for field in schema:
         if field.name in table.column_names:
             columns.append(_as_type(table.column(field.name), field.type))
-        elif field.name == "feature_texts" and TEXT_MAP in table.column_names:
-            columns.append(_texts_of_map(reader, table))
         else:
             columns.append(pa.nulls(table.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
@@ -133,16 +133,3 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         plain = column.cast(pa.string())
         return plain.dictionary_encode().cast(kind)
     return column.cast(kind)
-
-
-def _texts_of_map(reader: AuditReader, table: pa.Table) -> pa.Array:
-    """`feature_texts` of rows that an earlier release wrote."""
-    found = [
-        None
-        if texts is None
-        else [dict(texts).get(name) for name in reader.feature_set(version.as_py()).textual]
-        for texts, version in zip(
-            table.column(TEXT_MAP).to_pylist(), table.column("feature_set_version"), strict=True
-        )
-    ]
-    return pa.array(found, AUDIT_SCHEMA.field("feature_texts").type)

@@ -16,6 +16,8 @@ from audit_support import add_file, open_store, publish_days, write_batch
 from fault_proxy import FaultProxy
 
 from tasks.audit import AuditFilter, by_prediction, by_window, retain, window_table
+from tasks.audit.archive import ArchivedDate
+from tasks.audit.cold import cold_rows
 from tasks.audit.files import AuditFile, AuditFiles
 from tasks.audit.reader import reader_of
 from tasks.audit.rows import AUDIT_TABLE, read_feature_set
@@ -227,6 +229,27 @@ def test_a_file_of_an_earlier_release_is_read(settings: Settings, toy: PipelineS
     table = window_table(settings, toy, START, START + DAY, columns=["run_id", "feature_texts"])
     assert table.column("run_id").to_pylist() == ["ef" * 8] * 20
     assert table.column("feature_texts").to_pylist() == new.column("feature_texts").to_pylist()
+    # As the earlier release archived it: the table's columns as they were.
+    archived = ArchivedDate(
+        date(2024, 3, 1),
+        1,
+        "archived",
+        "archive/audit/2024-03-01/old.parquet",
+        20,
+        len(data),
+        "",
+        (),
+        "",
+        format=1,
+    )
+    store.put(archived.key, data)
+    assert cold_rows(store, archived, ids[4], ids[4]).to_pylist()[0]["feature_texts"] == [
+        found.features[name] for name in texts
+    ]
+    # And as this one archives it.
+    retain(settings, toy, as_of=date(2024, 6, 1), warm_days=10)
+    cold = by_prediction(settings, toy, ids[4], run_id="ef" * 8)
+    assert (cold.tier, cold.features) == ("cold", before.features)
 
 
 def test_many_threads_ask_one_reader(settings: Settings, toy: PipelineSpec) -> None:
