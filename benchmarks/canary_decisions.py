@@ -216,7 +216,7 @@ def _write(tables: dict[float, dict[str, dict[str, tuple[float, float, float]]]]
         "Made by `benchmarks/canary_decisions.py`, which says what is simulated. A challenger at the margin is worse: to roll it back is",
         "right, to promote it is the error; which comes first is the rule's. Rules on rows keep their promise only where rows of a day",
         "share nothing, and that cannot be known beforehand: so the pipeline's rule stands on day means, and pays for it with 50 to 100",
-        "rows until a decision.",
+        "rows until a decision. A day is its unit, and it decides after three at the earliest: with 1,000 rows a day after 3,000 rows.",
         "",
     ]
     for shocks, table in tables.items():
