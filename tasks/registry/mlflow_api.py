@@ -156,6 +156,8 @@ class MlflowRegistry:
                 problem = f"did not answer ({type(error).__name__}: {error})"
                 break  # a server that hangs is not asked twice: the caller waits for this
             else:
+                if left and _lost_a_race(answer):
+                    continue  # the row that the other call inserted is updated this time
                 if answer.status_code < 500 and answer.status_code != 429:
                     return self._understood(answer, f"{method} {path}")
                 problem = f"answered {answer.status_code}: {_message(answer)}"
@@ -195,6 +197,17 @@ class MlflowRegistry:
 
 class _AlreadyExists(TerminalError):
     """What was to be created is there."""
+
+
+def _lost_a_race(answer: httpx.Response) -> bool:
+    """MLflow sets aliases and tags by SELECT and INSERT: of two first calls at once one hits the unique key.
+
+    It answers HTTP 400 with the database's error in its message (`sqlite3.IntegrityError`,
+    `psycopg2.errors.UniqueViolation`), and nothing was written for the loser.
+    """
+    return answer.status_code == 400 and any(
+        name in _message(answer) for name in ("IntegrityError", "UniqueViolation")
+    )
 
 
 def _tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -126,6 +127,18 @@ def test_registering_one_bundle_from_many_threads_leaves_one_version(
     assert len(made) == 4 and len(set(made)) == 1
     assert mlflow.versions_with_tag(spec.model_name, "penstock.bundle_digest", "a" * 64) == made[:1]
     assert mlflow.aliases(spec.model_name) == {"challenger": made[0]}
+
+
+def test_an_alias_that_many_threads_set_for_the_first_time_is_set(
+    with_mlflow: Settings, spec: PipelineSpec, train: Train, mlflow: MlflowRegistry
+) -> None:
+    """MLflow answers the losers of such a race with its database's unique-key error."""
+    version = register(with_mlflow, spec, train("a")).version
+    names = [f"first-{number}" for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        for name in names:
+            list(pool.map(lambda _, name=name: mlflow.set_alias(spec.model_name, name, version), range(6)))
+    assert mlflow.aliases(spec.model_name) == {"challenger": version, **dict.fromkeys(names, version)}
 
 
 def test_a_version_that_another_process_found_and_recorded_is_kept_by_its_maker(
