@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks.core import Settings
@@ -237,12 +239,16 @@ def _deployment(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loads_and_scores(context: Context) -> Callable[[ModelVersion], None]:
-    """A check that fetches a version's bundle by digest, loads it and replays its golden rows."""
+    """A check that fetches a version's bundle by digest, loads it and replays its golden rows.
+
+    From the store, past this machine's cache: a copy that is good here says nothing about what the workers get.
+    """
 
     def check(version: ModelVersion) -> None:
         from tasks.model import Scorer, fetch_bundle
 
-        bundle = fetch_bundle(context.store, version.bundle_digest, context.settings.cache_dir)
-        Scorer(bundle).check_golden()
+        with TemporaryDirectory(prefix="penstock-check-") as fresh:
+            bundle = fetch_bundle(context.store, version.bundle_digest, Path(fresh))
+            Scorer(bundle).check_golden()
 
     return check

@@ -8,9 +8,10 @@ import pytest
 from wiring_support import Chain, Finished, edit, pipeline_file, score
 
 from tasks import wiring
-from tasks.core import Settings, load_pipeline
-from tasks.core.errors import PromotionConflict, ServiceUnavailable, TerminalError
+from tasks.core import Settings, load_pipeline, open_store
+from tasks.core.errors import DigestMismatch, PromotionConflict, ServiceUnavailable, TerminalError
 from tasks.metadata import MetadataStore
+from tasks.registry import version as registered
 
 
 def live(settings: Settings, **more: str) -> int | None:
@@ -79,6 +80,27 @@ def test_a_move_decided_on_another_champion_than_the_live_one_is_refused(
             after_second, "toy", version=first, expected=41, actor="ada", reason="late"
         )
     assert live(after_second) == new
+
+
+def test_a_rollback_to_a_bundle_that_was_changed_in_the_store_is_refused_though_this_machine_has_a_good_copy(
+    after_second: Settings, second: Chain
+) -> None:
+    from tasks.model import fetch_bundle
+
+    first, new = versions(second)
+    spec = load_pipeline(after_second, "toy")
+    store = open_store(after_second, prefix=spec.prefix)
+    digest = registered(after_second, spec, first).bundle_digest
+    fetch_bundle(store, digest, after_second.cache_dir)
+    weights = next((after_second.home / "store").rglob(f"bundles/{digest}/weights*"))
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    request = {"expected": new, "actor": "ada", "reason": "wrong on Mondays"}
+    with pytest.raises(DigestMismatch, match="weights"):
+        wiring.step("rollback_model")(after_second, "toy", **request)
+    assert live(after_second) == new
+    weights.write_bytes(good)
+    assert wiring.step("rollback_model")(after_second, "toy", **request)["version"] == first
 
 
 def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
