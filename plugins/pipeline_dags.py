@@ -131,18 +131,23 @@ def train_dag(spec: PipelineSpec) -> DAG:
                     "validation_last_day": snapshot.output["last_day"],
                 },
             )
+            asked = spec.promotion.mode == "approval"
+            approve = _approval(spec, register, evaluate, gate, canary) if asked else None
+            answer = {name: approve.output[name] for name in ("actor", "reason")} if approve else {}
             promote = _step(
                 spec,
                 "promote",
                 "promote_model",
-                {"version": register.output["version"], "expected": canary.output["champion_version"]},
-                from_run=("actor", "reason"),
+                {
+                    "version": register.output["version"],
+                    "expected": canary.output["champion_version"],
+                    **answer,
+                },
+                from_run=() if asked else ("actor", "reason"),
                 canary=canary.output,
                 outlets=[champion_asset(spec)],
             )
-            last: list[Any] = [canary, promote]
-            if spec.promotion.mode == "approval":
-                last.insert(1, _approval(spec, register, evaluate, gate, canary))
+            last = [canary, approve, promote] if asked else [canary, promote]
         chain(snapshot, validate, train, evaluate, gate, register, *last)
     return dag
 
@@ -274,12 +279,12 @@ def _approval(spec: PipelineSpec, register: Any, evaluate: Any, gate: Any, canar
     return PromotionApproval(
         task_id="approve",
         subject=f"Promote {spec.model_name} to champion?",
-        evidence={
-            "version": register.output["version"],
-            "metrics": evaluate.output["metrics"],
-            "gate": gate.output,
-        },
+        pipeline=spec.name,
+        version=register.output["version"],
+        evaluation_key=evaluate.output["evaluation_key"],
+        gate=gate.output,
         canary=canary.output,
+        approvers=spec.promotion.approvers,
         response_timeout=timedelta(hours=spec.promotion.approval_timeout_hours),
         doc_md=dag_docs.STEPS["approve"],
     )

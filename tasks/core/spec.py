@@ -203,6 +203,8 @@ class PromotionSpec(_Record):
 
     mode: Literal["automatic", "approval"] = "automatic"
     approval_timeout_hours: float = Field(48, gt=0)
+    approvers: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Ids of the Airflow users of whom any may answer; empty: whoever may answer at all."""
 
 
 class InferenceSpec(_Record):

@@ -141,6 +141,9 @@ def test_approval_stands_between_canary_and_promotion_only_when_asked_for(instal
     assert "release.canary" in approve.upstream_task_ids
     assert approve.downstream_task_ids == {"release.promote"}
     assert approve.defaults == ["Reject"]
+    promote = build(installed)[0]["toy.train"].get_task("release.promote")
+    assert {"actor", "reason"} <= set(promote.arguments), "the approver is the actor"
+    assert "actor" not in promote.from_run
 
 
 def test_building_twice_serialises_the_same_so_that_no_dag_version_is_made(installed: Settings) -> None:

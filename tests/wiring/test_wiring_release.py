@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -101,6 +102,34 @@ def test_a_rollback_to_a_bundle_that_was_changed_in_the_store_is_refused_though_
     assert live(after_second) == new
     weights.write_bytes(good)
     assert wiring.step("rollback_model")(after_second, "toy", **request)["version"] == first
+
+
+def test_a_person_who_approves_sees_both_models_with_intervals_and_what_is_live(second: Chain) -> None:
+    first, new = versions(second)
+    told = wiring.approval_evidence(
+        second.settings,
+        "toy",
+        version=new,
+        evaluation_key=second.done["evaluate_model"].first["evaluation_key"],
+    )
+    assert told["champion"]["version"] == live(second.settings)
+    auc = next(row for row in told["metrics"] if row["name"] == "AUC")
+    for column in ("candidate", "champion", "difference"):
+        assert re.fullmatch(r"-?\d\.\d{4} \[-?\d\.\d{4}, -?\d\.\d{4}\]", auc[column]), auc
+    shown = [float(row["candidate"].split()[0]) for row in told["slices"]]
+    assert shown and shown == sorted(shown)
+    assert [row["days"] for row in told["monitor"]], "the monitor has decided once in this chain"
+
+
+def test_a_refusal_is_one_event_of_the_run_and_moves_nothing(after_second: Settings, second: Chain) -> None:
+    first, new = versions(second)
+    request = {"version": first, "actor": "airflow:bob", "reason": "not now", "dag_run": "toy.train/m1"}
+    once = wiring.step("reject_model")(after_second, "toy", **request)
+    assert wiring.step("reject_model")(after_second, "toy", **request)["event_id"] == once["event_id"]
+    newest = wiring.step("deployment_history")(after_second, "toy")["events"][0]
+    assert (newest["kind"], newest["version"], newest["by"]) == ("reject", first, "airflow:bob")
+    assert newest["reason"] == "not now (toy.train/m1)"
+    assert live(after_second) == new
 
 
 def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
