@@ -22,7 +22,7 @@ def approval_evidence(
 
     Returns:
         `version`; `champion` (version, since, reason; None when none is live); `metrics`: rows of name, candidate,
-        champion and difference as text with intervals; `slices`: the same of the eight slices with the lowest AUC;
+        champion and difference as text with intervals; `slices`: the same of the eight judged slices with the lowest AUC;
         `monitor`: the last three decisions of the monitor; `report_url`.
     """
     from tasks.evaluation import load_evaluation
@@ -42,7 +42,7 @@ def approval_evidence(
         "validation": f"{evaluation.rows:,} labelled rows of {evaluation.validation_days} days, "
         f"{evaluation.validation_first_day} to {evaluation.validation_last_day}",
         "metrics": _metrics(evaluation),
-        "slices": _slices(evaluation),
+        "slices": _slices(evaluation, context.spec.gates.slice_min_rows),
         "monitor": _monitor(context),
         "report_url": context.report_url(evaluation.report_key),
     }
@@ -86,8 +86,8 @@ def _metrics(evaluation: Evaluation) -> list[dict[str, str]]:
     ]
 
 
-def _slices(evaluation: Evaluation) -> list[dict[str, str]]:
-    known = [item for item in evaluation.slices if item.auc.value is not None]
+def _slices(evaluation: Evaluation, least_rows: int) -> list[dict[str, str]]:
+    known = [item for item in evaluation.slices if item.auc.value is not None and item.rows >= least_rows]
     known.sort(key=lambda item: item.auc.value or 0.0)
     return [
         {
