@@ -10,9 +10,12 @@ from wiring_support import Chain, Finished, edit, pipeline_file, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
-from tasks.core.errors import DigestMismatch, PromotionConflict, ServiceUnavailable, TerminalError
+from tasks.core.errors import DigestMismatch, GateFailed, PromotionConflict, ServiceUnavailable, TerminalError
 from tasks.metadata import MetadataStore
+from tasks.registry import champion
 from tasks.registry import version as registered
+from tasks.wiring.context import open_context
+from tasks.wiring.train import evaluation_verdict
 
 
 def live(settings: Settings, **more: str) -> int | None:
@@ -105,11 +108,10 @@ def test_a_rollback_to_a_bundle_that_was_changed_in_the_store_is_refused_though_
 
 
 def test_a_person_who_approves_sees_both_models_with_intervals_and_what_is_live(second: Chain) -> None:
-    first, new = versions(second)
     told = wiring.approval_evidence(
         second.settings,
         "toy",
-        version=new,
+        version=versions(second)[1],
         evaluation_key=second.done["evaluate_model"].first["evaluation_key"],
     )
     assert told["champion"]["version"] == live(second.settings)
@@ -130,6 +132,40 @@ def test_a_refusal_is_one_event_of_the_run_and_moves_nothing(after_second: Setti
     assert (newest["kind"], newest["version"], newest["by"]) == ("reject", first, "airflow:bob")
     assert newest["reason"] == "not now (toy.train/m1)"
     assert live(after_second) == new
+
+
+def test_a_model_judged_on_rows_that_the_data_gate_has_not_seen_is_not_registered(
+    installation: Settings,
+) -> None:
+    windows = {
+        "train_first_day": "2024-01-02",
+        "train_last_day": "2024-01-27",
+        "validation_first_day": "2024-01-28",
+        "validation_last_day": "2024-02-04",
+    }
+    snapshot = wiring.step("snapshot_training")(installation, "toy", **windows)
+    live_now = champion(installation, load_pipeline(installation, "toy"))
+    assert live_now is not None
+    evaluated = wiring.step("evaluate_model")(
+        installation,
+        "toy",
+        snapshot_id=snapshot["snapshot_id"],
+        bundle_digest=live_now.bundle_digest,
+        validation_first_day="2024-01-28",
+    )
+    request = {"evaluation_key": evaluated["evaluation_key"]}
+    with pytest.raises(GateFailed, match=f"data gate: snapshot {snapshot['snapshot_id']}.*has not seen it"):
+        wiring.step("gate_model")(installation, "toy", **request)
+    with pytest.raises(GateFailed):
+        wiring.step("register_model")(installation, "toy", **request)
+    wiring.step("validate_snapshot")(installation, "toy", snapshot_id=snapshot["snapshot_id"])
+    findings = {
+        item.name: item.status
+        for item in evaluation_verdict(
+            open_context(installation, "toy"), evaluated["evaluation_key"]
+        ).findings
+    }
+    assert findings["data gate"] == "pass"
 
 
 def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
