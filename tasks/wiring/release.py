@@ -149,13 +149,18 @@ def rollback_model(
     reason: str,
     expected: int,
     to_version: int | None = None,
+    rescore: bool = False,
+    local: bool = False,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
     """Go back from version `expected` to an earlier champion, load-verified, and bar the version left (I7).
 
     Naming the version to leave makes a repeat safe: it finds the rollback done and does not go back one more.
+    The result says which published predictions came from the version left; with `rescore` they are then scored
+    anew, on Ray or in this process (`local`).
     """
     from tasks.registry import rollback
+    from tasks.wiring.rollback import blast_radius, in_short, rescore_version
 
     context = open_context(settings, pipeline)
     deployment = rollback(
@@ -168,7 +173,12 @@ def rollback_model(
         check=_loads_and_scores(context),
     )
     result = _deployment(deployment.to_json())
+    result |= in_short(blast_radius(settings, pipeline, version=expected))
     context.evidence(dag_run, "rollback", result)
+    if rescore:
+        result["rescored"] = rescore_version(
+            settings, pipeline, version=expected, local=local, dag_run=dag_run
+        )
     return result
 
 
@@ -184,11 +194,15 @@ def unbar_model(
 
 
 def reconcile_registry(settings: Settings, pipeline: str) -> dict[str, Any]:
-    """Make MLflow's aliases say what the event log says; a hand-moved alias is put back and recorded."""
+    """Make MLflow's aliases say what the event log says.
+
+    An alias that somebody moved by hand is recorded, and put back or adopted as `promotion.alias_policy` says.
+    """
     from tasks.registry import reconcile
 
     context = open_context(settings, pipeline)
-    return {"changes": reconcile(settings, context.spec)}
+    policy = context.spec.promotion.alias_policy
+    return {"changes": reconcile(settings, context.spec, policy=policy, check=_loads_and_scores(context))}
 
 
 def deployment_history(settings: Settings, pipeline: str) -> dict[str, Any]:

@@ -6,7 +6,16 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from wiring_support import Chain, Finished, edit, pipeline_file, score
+from wiring_support import (
+    Chain,
+    Finished,
+    edit,
+    ids_by_version,
+    pipeline_file,
+    plan_next_days,
+    score,
+    score_snapshot,
+)
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
@@ -14,6 +23,7 @@ from tasks.core.errors import DigestMismatch, GateFailed, PromotionConflict, Ser
 from tasks.metadata import MetadataStore
 from tasks.registry import champion
 from tasks.registry import version as registered
+from tasks.registry.mlflow_api import MlflowRegistry
 from tasks.wiring.context import open_context
 from tasks.wiring.train import evaluation_verdict
 
@@ -168,6 +178,25 @@ def test_a_model_judged_on_rows_that_the_data_gate_has_not_seen_is_not_registere
     assert findings["data gate"] == "pass"
 
 
+def test_the_pipeline_says_whether_a_champion_chosen_by_hand_in_mlflow_is_adopted(
+    after_second: Settings, second: Chain
+) -> None:
+    first, new = versions(second)
+    spec = load_pipeline(after_second, "toy")
+    edit(pipeline_file(after_second), {"canary:": "promotion: {alias_policy: adopt}\ncanary:"})
+    with MlflowRegistry(after_second.mlflow_url) as mlflow:
+        was = mlflow.aliases(spec.model_name).get("champion")
+        mlflow.set_alias(spec.model_name, "champion", first)
+        try:
+            changes = wiring.step("reconcile_registry")(after_second, "toy")["changes"]
+            assert live(after_second) == first, changes
+            newest = wiring.step("deployment_history")(after_second, "toy")["events"][0]
+            assert (newest["kind"], newest["was"]) == ("adopt", new)
+        finally:  # the server is shared with other tests
+            if was is not None:
+                mlflow.set_alias(spec.model_name, "champion", was)
+
+
 def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
     finished: Finished, after_second: Settings, second: Chain
 ) -> None:
@@ -209,6 +238,51 @@ def test_after_a_promotion_the_next_days_are_scored_by_the_new_version(
     after_second: Settings, second: Chain
 ) -> None:
     assert score(after_second)["model_version"] == versions(second)[1]
+
+
+def test_a_rollback_says_what_the_bad_version_published_and_rescores_exactly_that(
+    after_second: Settings, second: Chain
+) -> None:
+    first, new = versions(second)
+    before = wiring.step("blast_radius")(after_second, "toy", version=first)
+    bad = score(after_second)
+    radius = wiring.step("blast_radius")(after_second, "toy", version=new)
+    assert radius["visible_rows"] == radius["published_rows"] == bad["rows"]
+    assert [run["run_id"] for run in radius["runs"]] == [bad["run_id"]]
+    planned = plan_next_days(after_second)
+    request = {"expected": new, "actor": "ada", "reason": "wrong on Mondays"}
+    with pytest.raises(TerminalError, match="is live, so that its rows"):
+        wiring.step("plan_rescoring")(after_second, "toy", version=new)
+    went_back = wiring.step("rollback_model")(after_second, "toy", **request)
+    assert (went_back["affected_rows"], went_back["affected_days"]) == (bad["rows"], radius["visible_days"])
+    assert went_back["unfinished_runs"] == [planned], "planned with the bad version, and not published"
+    ids = ids_by_version(after_second)
+    again = wiring.step("rollback_model")(after_second, "toy", **request, rescore=True, local=True)
+    assert (again["event_id"], again["rescored"]["rows"]) == (went_back["event_id"], bad["rows"])
+    rescored = ids_by_version(after_second)
+    assert set(rescored) == {first}
+    assert sorted(rescored[first]) == sorted(ids[first] + ids[new]), "the same rows, each once"
+    assert wiring.step("blast_radius")(after_second, "toy", version=new)["visible_rows"] == 0
+    now = wiring.step("blast_radius")(after_second, "toy", version=first)
+    assert now["visible_rows"] == before["visible_rows"] + bad["rows"]
+    once_more = wiring.step("plan_rescoring")(after_second, "toy", version=new)
+    assert once_more["nothing_to_do"] and "no row of version" in once_more["reason"]
+
+
+def test_rescoring_brings_a_run_of_the_live_version_back_that_the_bad_one_had_replaced(
+    after_second: Settings, second: Chain, finished: Finished
+) -> None:
+    first, new = versions(second)
+    (good,) = wiring.step("blast_radius")(after_second, "toy", version=first)["runs"]
+    bad = score_snapshot(after_second, good["snapshot_id"])
+    assert wiring.step("blast_radius")(after_second, "toy", version=first)["visible_rows"] == 0
+    wiring.step("rollback_model")(
+        after_second, "toy", expected=new, actor="ada", reason="wrong", rescore=True, local=True
+    )
+    (back,) = wiring.step("blast_radius")(after_second, "toy", version=first)["runs"]
+    assert (back["run_id"], back["rows"]) == (good["run_id"], good["rows"])
+    assert bad["run_id"] != good["run_id"]
+    assert wiring.step("verify_run")(after_second, "toy", run_id=good["run_id"])["ok"]
 
 
 def test_scoring_needs_no_mlflow_and_training_says_at_once_that_it_does(installation: Settings) -> None:
