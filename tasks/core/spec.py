@@ -167,6 +167,8 @@ class GateSpec(_Record):
     """Columns to evaluate by; a source column or a feature."""
     slice_min_rows: int = Field(200, ge=10)
     slice_min_auc: Share = 0.5
+    slice_noninferiority_margin_auc: float = Field(0.02, ge=0)
+    """A slice's (AUC - AUC of champion) that is shown to be below minus this fails."""
     bootstrap_samples: int = Field(400, ge=100)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_single_feature_auc: Share = 0.85

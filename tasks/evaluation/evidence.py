@@ -51,9 +51,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the evidence changes for equal inputs, so that older evidence is not taken for it."""
 CANDIDATE, CHAMPION, BASELINE, CONSTANT = "candidate", "champion", "baseline", "constant"
+DIFFERENCE = f"{CANDIDATE}-{CHAMPION}"
 
 
 def evaluate(
@@ -239,18 +240,14 @@ def _measure_slices(spec: PipelineSpec, scored: ScoredDays, weights: FloatArray)
             labels, day = scored.labels[inside], scored.day[inside]
             days = len(np.unique(day))
 
-            def auc_of(
-                name: str,
-                inside: npt.NDArray[np.bool_] = inside,
-                labels: npt.NDArray[np.int8] = labels,
-                day: npt.NDArray[np.int64] = day,
-                days: int = days,
-            ) -> Interval | None:
-                if name not in scored.scores:
-                    return None
-                estimate = resampling.auc_estimate(labels, scored.scores[name][inside], day, weights)
-                return resampling.interval(estimate, days, confidence)
-
+            estimates = {
+                name: resampling.auc_estimate(labels, scored.scores[name][inside], day, weights)
+                for name in (CANDIDATE, CHAMPION, BASELINE)
+                if name in scored.scores
+            }
+            if CHAMPION in estimates:
+                estimates[DIFFERENCE] = estimates[CANDIDATE] - estimates[CHAMPION]
+            bounds = {name: resampling.interval(one, days, confidence) for name, one in estimates.items()}
             gap = resampling.mean_estimate(scored.scores[CANDIDATE][inside] - labels, day, weights)
             found.append(
                 SliceMetrics(
@@ -259,10 +256,11 @@ def _measure_slices(spec: PipelineSpec, scored: ScoredDays, weights: FloatArray)
                     rows=int(inside.sum()),
                     days=days,
                     positives=int(labels.sum()),
-                    auc=auc_of(CANDIDATE) or Interval(None),
+                    auc=bounds[CANDIDATE],
                     calibration_gap=resampling.interval(gap, days, confidence),
-                    champion_auc=auc_of(CHAMPION),
-                    baseline_auc=auc_of(BASELINE),
+                    champion_auc=bounds.get(CHAMPION),
+                    baseline_auc=bounds.get(BASELINE),
+                    champion_difference=bounds.get(DIFFERENCE),
                 )
             )
     return tuple(found)

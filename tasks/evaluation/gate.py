@@ -10,15 +10,12 @@ Finding statuses: `pass`; `warn` makes the verdict inconclusive; `fail` makes it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from datetime import date
 
 from tasks.core import Clock, Finding, PipelineSpec, Verdict, iso_utc, utc_now
-from tasks.evaluation.records import Evaluation, Interval, SliceMetrics
-
-MIN_SLICE_DAYS = 3
-"""A slice seen on fewer days has no usable interval and is not judged."""
+from tasks.evaluation.records import Evaluation, Interval
+from tasks.evaluation.slice_rules import slice_findings, slice_regressions
 
 
 def judge(
@@ -60,6 +57,7 @@ def _findings(spec: PipelineSpec, evaluation: Evaluation, as_of: date) -> Iterab
     yield _champion(spec, evaluation)
     yield _calibration(spec, evaluation)
     yield from slice_findings(spec, evaluation.slices)
+    yield from slice_regressions(spec, evaluation)
     yield from _leakage(spec, evaluation)
     yield from _feature_times(spec, evaluation)
     yield from _distribution(spec, evaluation)
@@ -140,90 +138,6 @@ def _calibration(spec: PipelineSpec, evaluation: Evaluation) -> Finding:
         value=bounds.value,
         limit=limit,
     )
-
-
-def slice_findings(spec: PipelineSpec, slices: Sequence[SliceMetrics]) -> Iterable[Finding]:
-    """One finding for each bad slice, and one that says what was judged.
-
-    The hypothesis of each slice is "its AUC is at least the floor". It is rejected with the family-wise error
-    held at (1 - confidence) / 2 by Holm's step-down procedure: with thirty slices one is low by chance.
-    """
-    if not slices:
-        if spec.gates.slices:
-            columns = ", ".join(spec.gates.slices)
-            yield Finding("slices", "fail", f"no slice of {columns} was measured")
-        return
-    floor, alpha = spec.gates.slice_min_auc, (1 - spec.gates.confidence) / 2
-    judged = [
-        item
-        for item in slices
-        if item.rows >= spec.gates.slice_min_rows
-        and item.days >= MIN_SLICE_DAYS
-        and item.auc.value is not None
-        and item.auc.se is not None
-    ]
-    skipped = len(slices) - len(judged)
-    apart = f"; {skipped} too small to judge" if skipped else ""
-    if not judged:
-        yield Finding(
-            "slices",
-            "warn",
-            f"none of {len(slices)} slices has {spec.gates.slice_min_rows:,} rows on {MIN_SLICE_DAYS} days "
-            "and both classes",
-            value=0.0,
-            limit=1.0,
-        )
-        return
-    rejected = holm([below_floor(item, floor) for item in judged], alpha)
-    bad = 0
-    for item, significant in zip(judged, rejected, strict=True):
-        assert item.auc.value is not None
-        if not significant and item.auc.value >= floor:
-            continue
-        bad += 1
-        yield Finding(
-            f"slice {item.name}",
-            "fail" if significant else "warn",
-            f"AUC {item.auc.text} of {item.rows:,} rows is below {floor:g}"
-            + (" (significant after Holm's correction)" if significant else ", not significantly"),
-            value=item.auc.value,
-            limit=floor,
-        )
-    if not bad:
-        worst = min(judged, key=lambda item: item.auc.value or 0.0)
-        yield Finding(
-            "slices",
-            "pass",
-            f"none of {len(judged)} slices is below {floor:g}; lowest {worst.name} with AUC {worst.auc.text}"
-            + apart,
-            value=worst.auc.value,
-            limit=floor,
-        )
-
-
-def below_floor(item: SliceMetrics, floor: float) -> float:
-    """One-sided p value of "the slice's AUC is at least `floor`": t with days - 1 degrees of freedom."""
-    from scipy import stats
-
-    assert item.auc.value is not None and item.auc.se is not None
-    distance = item.auc.value - floor
-    if item.auc.se <= 0:
-        return 0.0 if distance < 0 else 1.0
-    return float(stats.t.cdf(distance / item.auc.se, max(item.days - 1, 1)))
-
-
-def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which hypotheses are rejected with family-wise error at most `alpha`, in the given order.
-
-    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
-    """
-    known = [1.0 if math.isnan(value) else value for value in p_values]
-    rejected = [False] * len(known)
-    for step, index in enumerate(sorted(range(len(known)), key=known.__getitem__)):
-        if known[index] > alpha / (len(known) - step):
-            break
-        rejected[index] = True
-    return rejected
 
 
 def _leakage(spec: PipelineSpec, evaluation: Evaluation) -> Iterable[Finding]:

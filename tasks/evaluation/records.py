@@ -53,6 +53,8 @@ class SliceMetrics(JsonRecord):
     """Mean score minus label rate."""
     champion_auc: Interval | None = None
     baseline_auc: Interval | None = None
+    champion_difference: Interval | None = None
+    """AUC minus AUC of the champion, paired; None in evidence of earlier releases too, which no longer passes."""
 
     @property
     def name(self) -> str:

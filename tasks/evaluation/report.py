@@ -13,8 +13,8 @@ from tasks.core import Finding, PipelineSpec, Verdict
 from tasks.core.report_style import page
 from tasks.evaluation import metrics
 from tasks.evaluation.charts import Axes, forest
-from tasks.evaluation.gate import MIN_SLICE_DAYS
 from tasks.evaluation.records import CanaryBound, CanaryDay, Evaluation, Interval, SliceMetrics
+from tasks.evaluation.slice_rules import MIN_SLICE_DAYS
 from tasks.evaluation.slices import MONTH, QUARTILE
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ RULES = {
     "no_worse_than_champion": "No worse than the champion",
     "calibration": "Calibrated",
     "slices": "No weak slice",
+    "slices against the champion": "No slice worse than with the champion",
     "leakage": "No feature that alone tells the label",
     "staleness": "Fresh data",
     "days": "Enough labelled days",

@@ -17,10 +17,11 @@ from tasks.evaluation import Evaluation, judge
 from tasks.evaluation.behaviour import sanity
 from tasks.evaluation.distribution import measure_shape
 from tasks.evaluation.evidence import measure
-from tasks.evaluation.gate import claim, holm, slice_findings
+from tasks.evaluation.gate import claim
 from tasks.evaluation.records import Interval, SliceMetrics
 from tasks.evaluation.resampling import draw_days
 from tasks.evaluation.scoring import ScoredDays
+from tasks.evaluation.slice_rules import holm, slice_findings, slice_regressions
 
 
 def gated(toy: PipelineSpec, **changes: object) -> PipelineSpec:
@@ -275,19 +276,84 @@ def test_predictions_that_are_no_probabilities_fail_the_behavioural_check(bad: f
     assert not all(check.passed for check in sanity(scores))
 
 
+def test_a_model_that_is_better_overall_and_worse_on_one_slice_fails_for_that_slice(
+    toy: PipelineSpec,
+) -> None:
+    world = scored(per_day=400)
+    rng = np.random.default_rng(8)
+    small, logit = world.slices["group"] == "small", np.log(1 / (1 / world.scores["candidate"] - 1))
+    champion = 1 / (1 + np.exp(-logit - rng.normal(0, 0.7, len(logit))))
+    subtle = np.where(
+        small, 1 / (1 + np.exp(-logit - rng.normal(0, 1.5, len(logit)))), world.scores["candidate"]
+    )
+    spec = gated(toy, max_ece=1.0, auc_margin_baseline=-1.0)
+    worse = replace(world, scores={**world.scores, "champion": champion, "candidate": subtle})
+    verdict = verdict_on(spec, worse)
+    found = statuses(verdict)
+    assert found["no_worse_than_champion"] == "pass"
+    assert [name for name, status in found.items() if status == "fail"] == [
+        "slice group=small against the champion"
+    ]
+    allowed = verdict_on(
+        gated(toy, max_ece=1.0, auc_margin_baseline=-1.0, slice_noninferiority_margin_auc=0.5), worse
+    )
+    assert allowed.passed, allowed.reasons()
+    better = verdict_on(spec, with_candidate(worse, world.scores["candidate"]))
+    assert better.passed and statuses(better)["slices against the champion"] == "pass"
+
+
+def test_slices_measured_without_the_paired_difference_fail(toy: PipelineSpec) -> None:
+    found = evidence(gated(toy), scored())
+    lacking = replace(found, slices=tuple(replace(item, champion_difference=None) for item in found.slices))
+    assert statuses(judge(gated(toy), lacking))["slices against the champion"] == "fail"
+
+
+def in_slices(differences: list[float], *, se: float, auc: float = 0.8) -> tuple[SliceMetrics, ...]:
+    return tuple(
+        SliceMetrics(
+            "g", str(number), 500, 30, 100, Interval(auc, None, None, 0.02), Interval(0.0),
+            champion_difference=Interval(difference, None, None, se),
+        )
+        for number, difference in enumerate(differences)
+    )  # fmt: skip
+
+
+def test_a_slice_that_is_worse_by_an_amount_that_is_not_shown_is_inconclusive(toy: PipelineSpec) -> None:
+    found = replace(evidence(gated(toy), scored()), slices=in_slices([0.0, 0.0, -0.035], se=0.01))
+    verdict = judge(gated(toy), found)
+    assert verdict.outcome == "inconclusive"
+    assert statuses(verdict)["slice g=2 against the champion"] == "warn"
+    noisy = replace(found, slices=in_slices([0.0, 0.0, -0.035], se=0.03))
+    assert judge(gated(toy), noisy).passed, "an estimate beyond the margin alone says nothing"
+
+
+def test_thirty_slices_equal_to_the_champion_rarely_keep_a_model_from_passing(toy: PipelineSpec) -> None:
+    rng, found = np.random.default_rng(4), evidence(gated(toy), scored())
+    kept = 0
+    for _ in range(200):
+        slices = in_slices(list(rng.normal(0, 0.02, 30)), se=0.02)
+        kept += any(
+            item.status != "pass" for item in slice_regressions(gated(toy), replace(found, slices=slices))
+        )
+    assert kept / 200 <= 0.05
+
+
 def test_thirty_equal_slices_are_rarely_refused_by_chance(toy: PipelineSpec) -> None:
     """Slices whose true AUC is the floor: without correction half of the worlds would lose one."""
     rng = np.random.default_rng(3)
     spec = gated(toy, slice_min_auc=0.6)
-    refused = 0
+    refused, kept = 0, 0
     for _ in range(200):
         slices = tuple(
             SliceMetrics("g", str(i), 500, 30, 100, Interval(float(rng.normal(0.6, 0.02)), None, None, 0.02),
                          Interval(0.0))
             for i in range(30)
         )  # fmt: skip
-        refused += any(item.status == "fail" for item in slice_findings(spec, slices))
+        found = {item.status for item in slice_findings(spec, slices)}
+        refused += "fail" in found
+        kept += found != {"pass"}
     assert refused / 200 <= 0.06
+    assert kept / 200 <= 0.17
 
 
 @given(p=st.lists(st.floats(0, 1), min_size=1, max_size=20), alpha=st.floats(0.001, 0.2))
