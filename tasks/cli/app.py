@@ -31,6 +31,7 @@ from tasks.cli.options import (
 )
 from tasks.cli.output import console, show
 from tasks.cli.services import cli_settings
+from tasks.cli.waivers import add_waiver_commands
 from tasks.core.errors import ConfigError
 
 
@@ -61,6 +62,7 @@ registry = _group("registry", "Challenger, champion and their history.")
 inference = _group("inference", "Batch scoring: plan, score, publish, verify.")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 add_online_commands(audit)
+add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")
 
 

@@ -136,6 +136,13 @@ class Finding(JsonRecord):
     detail: str
     value: float | None = None
     limit: float | None = None
+    waived: str | None = None
+    """`waived by ACTOR until DATE: REASON` when a person lets it pass; the status stays what was found."""
+
+    @property
+    def shown(self) -> str:
+        """The detail, with the waiver when there is one."""
+        return f"{self.detail} ({self.waived})" if self.waived else self.detail
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,12 @@ class Verdict(JsonRecord):
     def passed(self) -> bool:
         return self.outcome == "pass"
 
+    @property
+    def waived(self) -> tuple[Finding, ...]:
+        """Findings that were let pass by a person; the outcome does not count them."""
+        return tuple(finding for finding in self.findings if finding.waived)
+
     def reasons(self) -> list[str]:
         """The findings that are not passes, or all when there is none, one line each."""
         bad = [finding for finding in self.findings if finding.status != "pass"]
-        return [f"[{item.status}] {item.name}: {item.detail}" for item in (bad or self.findings)]
+        return [f"[{item.status}] {item.name}: {item.shown}" for item in (bad or self.findings)]

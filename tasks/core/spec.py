@@ -169,6 +169,8 @@ class GateSpec(_Record):
     slice_min_auc: Share = 0.5
     slice_noninferiority_margin_auc: float = Field(0.02, ge=0)
     """A slice's (AUC - AUC of champion) that is shown to be below minus this fails."""
+    max_waiver_days: int = Field(30, ge=1)
+    """Longest time for which a person may waive a finding."""
     bootstrap_samples: int = Field(400, ge=100)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_single_feature_auc: Share = 0.85

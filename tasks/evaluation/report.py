@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -155,12 +156,25 @@ def _verdict(verdict: Verdict, headline: str) -> str:
     if bad:
         ordered = sorted(bad, key=lambda item: item.status != "fail")
         items = "".join(
-            f"<li>{escape(_rule(item))}: {escape(_minus_numbers(item.detail))}</li>" for item in ordered
+            f"<li>{escape(_rule(item))}: {escape(_minus_numbers(item.shown))}</li>" for item in ordered
         )
         reasons = f"<ul>{items}</ul>"
     else:
         reasons = f"<p>All {len(verdict.findings)} rules hold.</p>"
     return f'<div class="verdict {OUTCOME[verdict.outcome][0]}"><h2>{escape(headline)}</h2>{reasons}</div>'
+
+
+def render_waived(report: str, verdict: Verdict) -> str:
+    """The report of an evaluation with a notice above it: which findings a person lets pass, and the outcome with them."""
+    opens = '<div class="verdict '
+    notice = _verdict(
+        replace(verdict, findings=verdict.waived),
+        "Passed by waiver only: a person lets these findings pass"
+        if verdict.passed
+        else "Not passed, though a person lets these findings pass",
+    )
+    head, found, rest = report.partition(opens)
+    return head + notice + found + rest if found else notice + report
 
 
 def _cards(evaluation: Evaluation) -> str:

@@ -45,6 +45,11 @@ def version_card(trained: Mapping[str, Any], verdict: Verdict, links: Mapping[st
     lines = [
         f"**Gate `{verdict.gate}`: {verdict.outcome.upper()}** on {_text(_when(verdict.decided_at_utc))}",
     ]
+    if verdict.waived:
+        lines += [
+            "",
+            f"⚠ **Passed by waiver only**: {len(verdict.waived)} of its findings were let pass by a person, see below.",
+        ]
     metrics = dict(trained.get("metrics") or {})
     if metrics:
         lines += ["", *_metric_lines(metrics)]
@@ -55,7 +60,7 @@ def version_card(trained: Mapping[str, Any], verdict: Verdict, links: Mapping[st
         lines += ["", f"#### Why: {passed} of {len(verdict.findings)} checks passed", ""]
         for item in sorted(verdict.findings, key=lambda finding: _ORDER.get(finding.status, 3)):
             mark = _MARKS.get(item.status, item.status)
-            lines.append(f"- {mark} **{_text(item.name.replace('_', ' '))}**: {_text(item.detail)}")
+            lines.append(f"- {mark} **{_text(item.name.replace('_', ' '))}**: {_text(item.shown)}")
     lines += [
         "",
         "#### Made of",
@@ -123,7 +128,7 @@ def version_tags(
         "penstock.training_id": trained["training_id"],
         "penstock.pipeline": spec.name,
         "penstock.tenant": spec.tenant,
-        "penstock.gate": f"{verdict.gate}: {verdict.outcome}",
+        "penstock.gate": f"{verdict.gate}: {verdict.outcome}" + (" by waiver" if verdict.waived else ""),
         **{f"penstock.link.{_slug(label)}": url for label, url in links.items() if url},
     }
 

@@ -80,8 +80,9 @@ def in_short(verdict: Verdict) -> dict[str, Any]:
     """A verdict for a page: how many checks passed, and as reasons only the findings that did not."""
     bad = [finding for finding in verdict.findings if finding.status != "pass"]
     total = len(verdict.findings)
+    waived = f", {len(verdict.waived)} waived" if verdict.waived else ""
     return {
-        "checks": f"{total - len(bad)} of {total} checks passed",
+        "checks": f"{total - len(bad)} of {total} checks passed{waived}",
         "reasons": verdict.reasons() if bad or not verdict.passed else [],
     }
 

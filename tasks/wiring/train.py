@@ -8,6 +8,7 @@ from typing import Any
 from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.core.errors import DataError, GateFailed, NotFound
 from tasks.wiring.context import Context, in_short, open_context, parse_day, window
+from tasks.wiring.waivers import waived_verdict
 
 
 def snapshot_training(
@@ -181,8 +182,8 @@ def gate_model(
         raise GateFailed(
             f"the evaluation gate says {verdict.outcome}; the champion stays:\n  {reasons}",
             which=f"{pipeline}, model {verdict.subject[:16]}",
-            fix=f"read the evaluation report {url}; then improve the model, or change gates in pipeline.yaml "
-            "in a reviewed commit",
+            fix=f"read the evaluation report {url}; then improve the model, change gates in pipeline.yaml "
+            f"in a reviewed commit, or waive a finding (penstock evaluation waive {pipeline}) and run this step again",
         )
     return {**verdict.to_json(), "reasons": verdict.reasons()}
 
@@ -191,7 +192,7 @@ def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
     """The verdict on a kept evaluation: a pure function of its evidence, the data gate's word and the pipeline's gates.
 
     It carries the evidence's time, so that judging again is the same verdict and not one more. Only the age of the
-    data (`gates.max_staleness_days`) is counted to today.
+    data (`gates.max_staleness_days`) is counted to today, and waivers as they stand now: judged after one, it is a new verdict.
     """
     from tasks.evaluation import judge, load_evaluation
 
@@ -203,13 +204,14 @@ def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
             which=f"{context.spec.name} {evaluation_key}",
             fix="pass the evaluation_key that the evaluate step printed, or evaluate the model first",
         ) from error
-    return judge(
+    verdict = judge(
         context.spec,
         evaluation,
         clock=lambda: datetime.fromisoformat(evaluation.created_at_utc),
         as_of=utc_now().date(),  # evidence is kept, but the data behind it grows old
         further=(_data_gate(context, evaluation.snapshot_id),),
     )
+    return waived_verdict(context, verdict)
 
 
 def _data_gate(context: Context, snapshot_id: str) -> Finding:
