@@ -361,11 +361,13 @@ def _slices(spec: PipelineSpec, evaluation: Evaluation) -> str:
         if judged or item.rows >= gates.slice_min_rows // 4:
             words = f"{item.rows:,} rows" if judged else f"{item.rows:,} rows, not judged"
             rows.append((item.value[:26], words, item.auc.value, low, high, style))
+        against = _cell(item.champion_auc) + _cell(item.champion_difference, signed=True)
+        against = against if evaluation.champion_digest else ""
         table.append(
             f"<tr><td>{escape(item.name)}</td>"
             f'<td class="num">{item.rows:,}</td><td class="num">{item.days}</td>'
             f'<td class="num">{_percent(item.positives / item.rows)}</td>{_cell(item.auc)}'
-            f"{_cell(item.champion_auc) if evaluation.champion_digest else ''}{_cell(item.baseline_auc)}"
+            f"{against}{_cell(item.baseline_auc)}"
             f"{_cell(item.calibration_gap, signed=True)}</tr>"
         )
     plot = forest(
@@ -374,7 +376,8 @@ def _slices(spec: PipelineSpec, evaluation: Evaluation) -> str:
         label="AUC by slice",
         reference=evaluation.models["candidate"]["auc"].value,
     )
-    champion_head = '<th class="num">Champion AUC</th>' if evaluation.champion_digest else ""
+    heads = '<th class="num">Champion AUC</th><th class="num">AUC − champion</th>'
+    champion_head = heads if evaluation.champion_digest else ""
     head = (
         '<tr><th>Slice</th><th class="num">Rows</th><th class="num">Days</th><th class="num">Positive</th>'
         f'<th class="num">AUC</th>{champion_head}<th class="num">Logistic AUC</th>'

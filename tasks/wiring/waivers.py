@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.core import Settings, Verdict, utc_now
+from tasks.core.errors import NotFound
 from tasks.core.ids import digest_json
 from tasks.core.waivers import place_waiver, release_waiver, waivers, with_waivers
 from tasks.wiring.context import Context, open_context, parse_day
@@ -25,10 +26,26 @@ def waive_finding(
     """Let a finding of the evaluation gate pass up to a day (UTC), included; then run the gate again.
 
     `candidate` limits it to one bundle digest.
+
+    Raises:
+        NotFound: No kept verdict has such a finding that is not a pass: nothing is waived in advance, or by a misspelt name.
+        ConfigError: It cannot be waived, or not for so long.
     """
     context = open_context(settings, pipeline)
     last = parse_day(until, "until")
     assert last is not None
+    known = context.metadata.verdicts(context.spec, gate="evaluation", subject=candidate)
+    opened = dict.fromkeys(
+        item.name for one in known for item in one.verdict.findings if item.status != "pass"
+    )
+    if finding not in opened:
+        raise NotFound(
+            "is no finding that kept a model of this pipeline from passing",
+            which=f"{pipeline} finding {finding!r}",
+            fix=f"choose one of: {', '.join(opened)}"
+            if opened
+            else "judge a model first: nothing was refused",
+        )
     waiver = place_waiver(
         context.store,
         finding=finding,

@@ -176,6 +176,15 @@ def test_the_gate_run_again_after_a_waiver_gives_a_new_verdict_and_after_its_rel
     refused = metadata.verdicts(spec, gate="evaluation", limit=1)[0].verdict
     names = [item.name for item in refused.findings if item.status != "pass"]
     assert "calibration" in names
+    with pytest.raises(NotFound, match="calibration"):
+        wiring.step("waive_finding")(
+            settings,
+            "toy",
+            finding="calibraton",
+            until=utc_now().date().isoformat(),
+            actor="ada",
+            reason="misspelt",
+        )
     ids = [
         wiring.step("waive_finding")(
             settings, "toy", finding=name, until=utc_now().date().isoformat(), actor="ada", reason="a <trial>"
