@@ -32,6 +32,7 @@ COMMANDS = {
     "train_model": f"training run toy {S} --validation-first-day {DAY}",
     "evaluate_model": f"evaluation run toy {S} {'d' * 64} --validation-first-day {DAY}",
     "gate_model": f"evaluation gate toy {K}",
+    "reproduce_training": f"evaluation reproduce-training toy --snapshot {S} --validation-first-day {DAY} --sample-rows 900",
     "register_model": f"registry register toy {K}",
     "canary_model": f"registry canary toy 2 --after {DAY}",
     "promote_model": f"registry promote toy 2 --replacing 1 {WHO}",

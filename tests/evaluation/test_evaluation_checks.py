@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from checks_support import COLUMNS, sound_checks
 
 from tasks.core import Finding, PipelineSpec
 from tasks.core.clean_process import run_python
+from tasks.evaluation import Evaluation, evaluate
 from tasks.evaluation.check_findings import model_findings
 from tasks.evaluation.check_records import Dependency, Footprint, ModelChecks
+from tasks.evaluation.check_records import TestFailure as CheckFailure
+from tasks.evaluation.check_report import model_section
 from tasks.evaluation.folder_tests import run_folder_tests
 from tasks.evaluation.footprint import ModelProcess, measure_footprint
 from tasks.evaluation.load_process import imported_dependencies, licence_of
@@ -322,3 +326,36 @@ def test_model_checks_survive_json_and_rows_are_told_by_their_types(toy_store: A
     )
     changed = toy_store.check(toy_store.settings, toy_store.spec, other, scorer, None)
     assert bad(judged(toy_store.spec, changed, champion=None)) == {"signature: inputs": "fail"}
+
+
+def test_the_report_shows_what_was_measured_and_nothing_of_it_for_older_evidence() -> None:
+    failed = replace(
+        sound_checks().tests,
+        digest="d",
+        failed=1,
+        failures=(CheckFailure("test_a<b>", "assert 1 <= 0"),),
+        output="<script>",
+    )
+    shown = model_section(sound_checks(tests=failed))
+    for text in ("BSD-3-Clause", "50,000", "price (double)", "test_a&lt;b&gt;", "&lt;script&gt;"):
+        assert text in shown
+    assert "<script>" not in shown
+    broken = Footprint(None, candidate_error="did not finish within 180 s")
+    assert "did not finish within 180 s" in model_section(sound_checks(footprint=broken))
+    assert model_section(None) == ""
+
+
+def test_evidence_of_earlier_releases_is_still_read(toy_store: Any, tmp_path: Path) -> None:
+    digest = toy_store.bundle(tmp_path / "a", steps=1)
+    found = evaluate(
+        toy_store.settings,
+        toy_store.spec,
+        toy_store.snapshot(),
+        candidate_digest=digest,
+        champion_digest=None,
+        validation_first_day=date(2024, 1, 29),
+        check=toy_store.check,
+    )
+    old = {key: value for key, value in found.to_json().items() if key != "model_checks"}
+    read = Evaluation.from_json(old)
+    assert read.model_checks is None and read.models == found.models

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from wiring_support import Chain, Finished, edit, pipeline_file, score
 
 from tasks import wiring
-from tasks.core import Settings, load_pipeline
+from tasks.core import Settings, load_pipeline, open_store
 from tasks.core.errors import PromotionConflict, ServiceUnavailable, TerminalError
 from tasks.metadata import MetadataStore
 
@@ -79,6 +80,21 @@ def test_a_move_decided_on_another_champion_than_the_live_one_is_refused(
             after_second, "toy", version=first, expected=41, actor="ada", reason="late"
         )
     assert live(after_second) == new
+
+
+def test_a_promotion_says_whether_the_version_that_it_replaces_can_be_gone_back_to(
+    finished: Finished, after_second: Settings, second: Chain
+) -> None:
+    assert finished.chain.done["promote_model"].first["rollback_target"] == "none: nothing was live before"
+    assert second.done["promote_model"].first["rollback_target"] == "loaded"
+    first, new = versions(second)
+    spec = load_pipeline(after_second, "toy")
+    digest = MetadataStore.open(after_second).model_version(spec, new).bundle_digest
+    shutil.rmtree(after_second.cache_dir / "bundles" / digest, ignore_errors=True)
+    open_store(after_second, prefix=spec.prefix).put(f"bundles/{digest}/weights.pt", b"rot")
+    cure = wiring.step("promote_model")(after_second, "toy", version=first, actor="ada", reason="broken")
+    assert cure["version"] == first == live(after_second)
+    assert cure["rollback_target"].startswith(f"not loadable: version {new}: has SHA-256")
 
 
 def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
