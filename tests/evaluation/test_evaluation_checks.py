@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from checks_support import COLUMNS, sound_checks
+from checks_support import COLUMNS, sound_checks, start_here
 
 from tasks.core import Finding, PipelineSpec
 from tasks.core.clean_process import run_python
@@ -84,6 +84,8 @@ def test_candidate_and_champion_are_measured_in_clean_processes_with_what_they_i
     assert {"torch", "numpy", "pyarrow"} <= names
     assert not names & {"pytest", "ray", "mlflow"}, "nothing but what scoring needs"
     assert all(item.version for item in found.dependencies)
+    small = judged(gated(toy_store.spec, max_memory_mb=20), sound_checks(footprint=found.footprint))
+    assert bad(small) == {"memory": "fail"}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,21 @@ def test_a_process_that_dies_hangs_or_lacks_memory_is_a_failed_finding_with_its_
     broken = next(item for item in findings if item.name == "footprint")
     assert broken.status == "fail" and reason in broken.detail
     assert bad(findings)["dependencies"] == "fail", "what was not told is not known to be fine"
+
+
+def test_a_candidate_that_costs_far_more_than_the_champion_is_measured_longer_and_refused(
+    toy_store: Any, tmp_path: Path
+) -> None:
+    slow = FEATURES.format("sum(range(300_000))  # work that nobody needs")
+    candidate = toy_store.bundle(tmp_path / "a", features_source=slow, steps=1)
+    champion = toy_store.bundle(tmp_path / "b", steps=1)
+    where = folder_of(toy_store, candidate), folder_of(toy_store, champion)
+    found = measure_footprint(toy_store.spec, *where, start=start_here)
+    assert found.footprint.candidate is not None and found.footprint.candidate.rounds == 15
+    findings = judged(toy_store.spec, sound_checks(footprint=found.footprint))
+    assert bad(findings) == {"cost beside the champion": "fail"}
+    back = measure_footprint(toy_store.spec, *reversed(where), start=start_here)
+    assert bad(judged(toy_store.spec, sound_checks(footprint=back.footprint))) == {}
 
 
 def test_budgets_are_judged_each_by_its_own_limit(toy: PipelineSpec) -> None:
