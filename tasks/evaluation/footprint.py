@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from tasks.evaluation.check_records import Dependency, Footprint, ProcessLoad
 ROUNDS, MORE_ROUNDS = 5, 10
 MOST_BATCH_ROWS = 16_384
 DEADLINE_S = 180.0
-"""For loading and all rounds of one process."""
+"""That one process may be waited for: to load, and in all its rounds."""
 _LAST_WORDS_S = 10.0
 """A process that has closed its answers is let end by itself for so long: how it ends is the reason."""
 _MEMORY_FACTOR = 3
@@ -58,7 +59,7 @@ class ModelProcess:
         self, folder: Path, digest: str, spec: PipelineSpec, *, deadline_s: float = DEADLINE_S
     ) -> None:
         self._which = f"bundle {digest[:16]} under load"
-        self._deadline_s = deadline_s
+        self._deadline_s = self._left_s = deadline_s
         self._late = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         request = {
@@ -75,9 +76,6 @@ class ModelProcess:
             env=environment(),
             start_new_session=True,
         )
-        self._timer = threading.Timer(deadline_s, self._give_up)
-        self._timer.daemon = True
-        self._timer.start()
 
     def hello(self) -> dict[str, Any]:
         """What it says once the bundle is loaded and has scored."""
@@ -95,7 +93,6 @@ class ModelProcess:
 
     def close(self) -> None:
         """End the process; it holds nothing that matters."""
-        self._timer.cancel()
         kill(self._child)
         for pipe in (self._child.stdin, self._child.stdout, self._errors):
             if pipe is not None:
@@ -106,7 +103,15 @@ class ModelProcess:
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
-        line = self._child.stdout.readline()
+        # Only the time in which this process is waited for counts: the other one's rounds are not its fault.
+        timer, started = threading.Timer(self._left_s, self._give_up), time.monotonic()
+        timer.daemon = True
+        timer.start()
+        try:
+            line = self._child.stdout.readline()
+        finally:
+            timer.cancel()
+        self._left_s = max(0.0, self._left_s - (time.monotonic() - started))
         try:
             found: dict[str, Any] = json.loads(line)
         except ValueError:
