@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tasks.core.errors import TerminalError
+from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context
 
 if TYPE_CHECKING:
@@ -16,16 +18,20 @@ log = logging.getLogger(__name__)
 LOADED, NONE = "loaded", "none: nothing was live before"
 
 
-def rollback_target(context: Context, live: Deployment | None, version: int) -> str:
+def rollback_target(
+    context: Context, live: Deployment | None, version: int, check: Callable[[ModelVersion], None]
+) -> str:
     """`loaded` when the live version loads and its golden rows score as in training; else why there is no way back.
 
     A champion that is broken for good does not stop its own replacement, which may be the cure: the answer, in the
     promotion's record, warns. A store that does not answer now stops the promotion, which is tried again.
 
+    Args:
+        check: What a promotion checks its own version with.
+
     Raises:
         TransientError: The bundle could not be looked at.
     """
-    from tasks.model import Scorer, fetch_bundle
     from tasks.registry import version as registered
 
     if live is None:
@@ -35,8 +41,7 @@ def rollback_target(context: Context, live: Deployment | None, version: int) -> 
     if number is None:
         return NONE
     try:
-        digest = registered(context.settings, context.spec, number).bundle_digest
-        Scorer(fetch_bundle(context.store, digest, context.settings.cache_dir)).check_golden()
+        check(registered(context.settings, context.spec, number))
     except TerminalError as error:
         log.warning("%s: version %d cannot be gone back to: %s", context.spec.name, number, error)
         return f"not loadable: version {number}: {error.what}"

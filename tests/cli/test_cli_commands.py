@@ -70,6 +70,9 @@ COMMANDS = {
     "fold_online": "audit fold toy --seal",
     "hot_online": "audit hot toy",
     "maintain": "maintain toy",
+    "blast_radius": "registry blast-radius toy 2",
+    "rescore_version": "registry rescore toy 2 --local",
+    "plan_rescoring": "registry rescore toy 2 --plan-only",
 }
 
 
