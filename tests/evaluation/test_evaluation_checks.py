@@ -102,7 +102,7 @@ def test_a_process_that_dies_hangs_or_lacks_memory_is_a_failed_finding_with_its_
 ) -> None:
     source = ELSEWHERE + FEATURES.format(fault)
     digest = toy_store.bundle(tmp_path / "a", features_source=source, steps=1)
-    deadline_s = 3 if "within" in reason else 120
+    deadline_s = 1 if "within" in reason else 120
     found = measure_footprint(toy_store.spec, folder_of(toy_store, digest), None, start=within(deadline_s))
     assert found.footprint.candidate is None
     findings = judged(toy_store.spec, sound_checks(footprint=found.footprint, dependencies=()))
@@ -114,7 +114,7 @@ def test_a_process_that_dies_hangs_or_lacks_memory_is_a_failed_finding_with_its_
 def test_a_candidate_that_costs_far_more_than_the_champion_is_measured_longer_and_refused(
     toy_store: Any, tmp_path: Path
 ) -> None:
-    slow = FEATURES.format("sum(range(150_000))  # work that nobody needs")
+    slow = FEATURES.format("sum(range(100_000))  # work that nobody needs")
     candidate = toy_store.bundle(tmp_path / "a", features_source=slow, steps=1)
     champion = toy_store.bundle(tmp_path / "b", steps=1)
     where = folder_of(toy_store, candidate), folder_of(toy_store, champion)
@@ -297,7 +297,7 @@ def test_without_a_model_what_needs_one_is_skipped(toy_store: Any) -> None:
 )
 def test_tests_that_do_not_come_to_their_end_have_failed(toy_store: Any, text: str, reason: str) -> None:
     put_tests(toy_store, text)
-    timeout_s = 3 if "within" in reason else 120
+    timeout_s = 1 if "within" in reason else 120
     tests = run_folder_tests(toy_store.settings, gated(toy_store.spec, tests_timeout_s=timeout_s), None)
     findings = judged(toy_store.spec, sound_checks(tests=tests))
     assert bad(findings) == {"tests": "fail"}
