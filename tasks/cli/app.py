@@ -276,6 +276,33 @@ def evaluation_gate(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: 
     run("gate_model", pipeline, as_json, evaluation_key=evaluation_key)
 
 
+@evaluation.command("reproduce-training")
+def evaluation_reproduce_training(
+    pipeline: Pipeline,
+    snapshot_id: Annotated[
+        str | None,
+        typer.Option("--snapshot", help="Default: that of the newest training.", show_default=False),
+    ] = None,
+    validation_first_day: Day = None,
+    sample_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Train on days with about so many rows; default 50,000.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train twice with the same seed in clean processes, keep nothing, and compare; exit code 2 when they differ."""
+    run(
+        "reproduce_training",
+        pipeline,
+        as_json,
+        snapshot_id=snapshot_id,
+        validation_first_day=validation_first_day,
+        sample_rows=sample_rows,
+    )
+
+
 @registry.command("history")
 def registry_history(pipeline: Pipeline, as_json: Json = False) -> None:
     """Every promotion and rollback: when, what, who and why."""

@@ -12,26 +12,31 @@ if TYPE_CHECKING:
     from tasks.evaluation.canary import compare_canary, run_canary
     from tasks.evaluation.evidence import evaluate, load_evaluation
     from tasks.evaluation.gate import judge
+    from tasks.evaluation.model_checks import FolderTests, run_folder_tests
     from tasks.evaluation.records import CanaryDay, Evaluation
 
 _HOME = {
     "CanaryDay": "records",
     "Evaluation": "records",
+    "FolderTests": "model_checks",
     "compare_canary": "canary",
     "evaluate": "evidence",
     "judge": "gate",
     "load_evaluation": "evidence",
     "run_canary": "canary",
+    "run_folder_tests": "model_checks",
 }
 
 __all__ = [
     "CanaryDay",
     "Evaluation",
+    "FolderTests",
     "compare_canary",
     "evaluate",
     "judge",
     "load_evaluation",
     "run_canary",
+    "run_folder_tests",
 ]
 
 

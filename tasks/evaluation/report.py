@@ -14,6 +14,7 @@ from tasks.core import Finding, PipelineSpec, Verdict
 from tasks.core.report_style import page
 from tasks.evaluation import metrics
 from tasks.evaluation.charts import Axes, forest
+from tasks.evaluation.check_report import model_section
 from tasks.evaluation.records import CanaryBound, CanaryDay, Evaluation, Interval, SliceMetrics
 from tasks.evaluation.slice_rules import MIN_SLICE_DAYS
 from tasks.evaluation.slices import MONTH, QUARTILE
@@ -81,6 +82,7 @@ def render_evaluation(
             _slices(spec, evaluation),
             "<h2>Behaviour</h2>",
             _behaviour(evaluation),
+            model_section(evaluation.model_checks),
             "<h2>Provenance</h2>",
             _provenance(evaluation, verdict),
         ]
@@ -415,7 +417,7 @@ def _behaviour(evaluation: Evaluation) -> str:
         f"({item.rows_per_s:,.0f} rows/s)"
         for item in evaluation.latency
     )
-    note = f'<p class="note">Latency on the machine that evaluated, features to prediction: {speed}. Not judged.</p>'
+    note = f'<p class="note">Latency on the machine that evaluated, features to prediction: {speed}. Not judged; what is judged was measured in a clean process.</p>'
     return (
         '<div class="scroll"><table><thead><tr><th>Check</th><th>Result</th><th>What was found</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{note if speed else ''}"

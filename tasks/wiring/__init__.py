@@ -27,6 +27,7 @@ _STEPS = {
     "release_waived": "waivers",
     "list_waivers": "waivers",
     "list_verdicts": "waivers",
+    "reproduce_training": "reproduce",
     "register_model": "release",
     "canary_model": "release",
     "promote_model": "release",

@@ -11,6 +11,7 @@ from tasks.core import Settings
 from tasks.core.errors import NotFound
 from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
+from tasks.wiring.rollback_target import rollback_target
 from tasks.wiring.train import evaluation_verdict
 
 NOTHING_LIVE = 0
@@ -121,12 +122,14 @@ def promote_model(
     """Make a registered version the champion, after loading it and replaying its golden rows (I6, I7).
 
     `expected` is the version believed to be live (0: none is), so that a promotion run again after somebody else's
-    is refused instead of undoing it; left out, it is read now.
+    is refused instead of undoing it; left out, it is read now. The version that is live, to which a rollback would go
+    back, is loaded first as well: `rollback_target` says `loaded`, or why it does not.
     """
     from tasks.registry import champion, promote
 
     context = open_context(settings, pipeline)
     live = champion(settings, context.spec)
+    target = rollback_target(context, live, version, _loads_and_scores(context))
     deployment = promote(
         settings,
         context.spec,
@@ -136,7 +139,7 @@ def promote_model(
         reason=reason,
         check=_loads_and_scores(context),
     )
-    result = _deployment(deployment.to_json())
+    result = {**_deployment(deployment.to_json()), "rollback_target": target}
     context.evidence(dag_run, "promotion", result)
     return result
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "release_waived": f"evaluation unwaive toy 0123abcd {WHO}",
     "list_waivers": "evaluation waivers toy",
     "list_verdicts": "evaluation verdicts toy --gate evaluation --limit 20",
+    "reproduce_training": f"evaluation reproduce-training toy --snapshot {S} --validation-first-day {DAY} --sample-rows 900",
     "register_model": f"registry register toy {K}",
     "canary_model": f"registry canary toy 2 --after {DAY}",
     "promote_model": f"registry promote toy 2 --replacing 1 {WHO}",

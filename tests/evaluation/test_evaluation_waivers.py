@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import VALIDATION_DAY, Toy
+from toy_support import VALIDATION_DAY, Toy
 
 from tasks import wiring
 from tasks.core import Finding, ObjectStore, Settings, Verdict, open_store, utc_now

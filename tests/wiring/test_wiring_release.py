@@ -96,6 +96,20 @@ def test_a_move_decided_on_another_champion_than_the_live_one_is_refused(
     assert live(after_second) == new
 
 
+def test_a_promotion_says_whether_the_version_that_it_replaces_can_be_gone_back_to(
+    finished: Finished, after_second: Settings, second: Chain
+) -> None:
+    assert finished.chain.done["promote_model"].first["rollback_target"] == "none: nothing was live before"
+    assert second.done["promote_model"].first["rollback_target"] == "loaded"
+    first, new = versions(second)
+    spec = load_pipeline(after_second, "toy")
+    digest = MetadataStore.open(after_second).model_version(spec, new).bundle_digest
+    open_store(after_second, prefix=spec.prefix).put(f"bundles/{digest}/weights.pt", b"rot")
+    cure = wiring.step("promote_model")(after_second, "toy", version=first, actor="ada", reason="broken")
+    assert cure["version"] == first == live(after_second)
+    assert cure["rollback_target"].startswith(f"not loadable: version {new}: has SHA-256")
+
+
 def test_a_rollback_to_a_bundle_that_was_changed_in_the_store_is_refused_though_this_machine_has_a_good_copy(
     after_second: Settings, second: Chain
 ) -> None:
