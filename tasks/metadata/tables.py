@@ -241,3 +241,13 @@ audit_actions = Table(
     Index("ix_penstock_audit_actions_day", "tenant", "pipeline", "day"),
     Index("ix_penstock_audit_actions_recent", "tenant", "pipeline", "at_utc"),
 )
+
+HISTORY = (
+    "penstock_deployment_events",
+    "penstock_model_versions",
+    "penstock_trainings",
+    "penstock_verdicts",
+    "penstock_decisions",
+    "penstock_audit_actions",
+)
+"""Tables that refuse UPDATE and DELETE by trigger."""

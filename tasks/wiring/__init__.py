@@ -72,6 +72,8 @@ _OTHERS = {
     "training_distribution": "audit_pages",
     "utc_bounds": "audit_pages",
     "decode_prediction_id": "audit",
+    "check_metadata": "metadata",
+    "copy_metadata": "metadata",
     "dag_run_evidence": "pages",
     "new_pipeline": "pages",
     "overview": "pages",
