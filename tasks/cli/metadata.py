@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import sys
+from dataclasses import fields
 from typing import Annotated
 
 import typer
 
-from tasks.cli.options import DryRun, Json
+from tasks.cli.options import DryRun, Json, Pipeline, call
 from tasks.cli.output import console, show
 from tasks.cli.services import cli_settings
+from tasks.metadata import MetricPoint
 
 metadata = typer.Typer(
     help="The database of deployments, verdicts, runs and decisions.", no_args_is_help=True
@@ -63,6 +67,48 @@ def metadata_check(
         show(found["problems"], as_json=False, title="Problems")
     if found["problems"]:
         raise typer.Exit(2)
+
+
+@metadata.command("series")
+def metadata_series(
+    pipeline: Pipeline,
+    metric: Annotated[
+        str | None,
+        typer.Argument(help="Name of a metric; left out: lists the names there are.", show_default=False),
+    ] = None,
+    version: Annotated[int | None, typer.Option(help="Of this version alone.", show_default=False)] = None,
+    since: Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD.", show_default=False)] = None,
+    until: Annotated[str | None, typer.Option(help="Last day, YYYY-MM-DD.", show_default=False)] = None,
+    source: Annotated[
+        str | None, typer.Option(help="training, evaluation, canary or monitor.", show_default=False)
+    ] = None,
+    superseded: Annotated[bool, typer.Option("--superseded", help="Also earlier measurements.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for programs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A metric of a pipeline's models by day, from training to production."""
+    found = call(
+        "metric_series",
+        pipeline,
+        metric=metric,
+        version=version,
+        since=since,
+        until=until,
+        source=source,
+        superseded=superseded,
+    )
+    if as_json:
+        show(found, as_json=True)
+    elif metric is None:
+        show(found["metrics"], as_json=False, title=f"{pipeline}: metrics")
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, [item.name for item in fields(MetricPoint)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found["points"])
+    else:
+        columns = ("day", "model_version", "value", "low", "high", "rows", "source", "measurement")
+        rows = [{name: point[name] for name in columns} for point in found["points"]]
+        show(rows, as_json=False, title=f"{pipeline}: {metric}")
 
 
 def _short(tables: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -13,9 +13,10 @@ from tasks.metadata.fleet import Fleet
 from tasks.metadata.monitoring import Monitoring
 from tasks.metadata.runs import Runs
 from tasks.metadata.schema import ensure_current
+from tasks.metadata.series import Series
 
 
-class MetadataStore(Evidence, Runs, Deployments, Monitoring, Fleet):
+class MetadataStore(Evidence, Runs, Deployments, Monitoring, Fleet, Series):
     """Everything that is asked later, in SQL. Open it wherever it is needed; there is nothing to close.
 
     Every method takes the owner of the rows first: a `PipelineSpec` or a `Scope`; those about all pipelines take a tenant. Every method raises

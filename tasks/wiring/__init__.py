@@ -31,6 +31,7 @@ _STEPS = {
     "reconcile_registry": "release",
     "deployment_history": "release",
     "live_model": "release",
+    "metric_series": "series",
     "snapshot_scoring": "score",
     "plan_scoring": "score",
     "score_run": "score",

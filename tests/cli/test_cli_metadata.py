@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import sqlite3
+from datetime import date
 from pathlib import Path
 
 from cli_support import Penstock
 
 from tasks.core import Settings
-from tasks.metadata import MetadataStore, Scope
+from tasks.metadata import MetadataStore, NewMetric, Scope
 
 
 def linked(settings: Settings) -> None:
@@ -52,3 +54,22 @@ def test_a_target_that_is_down_is_exit_code_75_and_its_password_is_not_shown(
     linked(settings)
     ended = penstock("metadata", "copy", "--to", "postgresql://ada:s3cr3t@127.0.0.1:9/penstock")
     assert ended.code == 75 and "127.0.0.1:9" in ended.err and "s3cr3t" not in ended.err + ended.out
+
+
+def test_a_series_is_a_table_csv_or_json_and_an_unknown_metric_names_those_there_are(
+    penstock: Penstock, settings: Settings
+) -> None:
+    empty = penstock("metadata", "series", "toy", "auc")
+    assert empty.code == 2 and "has no metric 'auc'" in empty.err
+    points = [
+        NewMetric("auc", 1, date(2024, 3, day), day / 16, "monitor", "r1", rows=day * 100)
+        for day in (1, 2, 3)
+    ]
+    MetadataStore.open(settings).record_metrics(Scope("toy"), points)
+    assert penstock("metadata", "series", "toy", "--json").json["metrics"] == ["auc"]
+    table = penstock("metadata", "series", "toy", "auc", "--since", "2024-03-02").out
+    assert "2024-03-03" in table and "0.1875" in table and "2024-03-01" not in table
+    lines = penstock("metadata", "series", "toy", "auc", "--csv").out.splitlines()
+    assert [line["value"] for line in csv.DictReader(lines)] == ["0.0625", "0.125", "0.1875"]
+    unknown = penstock("metadata", "series", "toy", "aux")
+    assert unknown.code == 2 and "use one of: auc" in unknown.err

@@ -7,7 +7,7 @@ from datetime import date
 from sqlalchemy import create_engine, text
 
 from tasks.core import Finding, Verdict, utc_now
-from tasks.metadata import MetadataStore, ModelVersion, Scope
+from tasks.metadata import MetadataStore, ModelVersion, NewMetric, Scope
 from tasks.metadata.deployments import NewEvent
 from tasks.metadata.tables import metadata
 
@@ -51,6 +51,7 @@ def populate(store: MetadataStore) -> None:
         store.record_publication(of, "r1", table_version=3, rows=5, files=1, days=[DAY])
         store.record_signals(of, day=DAY, run_id="r1", model_version=1, signals={"psi": 0.25})
         store.record_decision(of, action="nothing", verdict="healthy", reasons=["quiet"], first_day=DAY)
+        store.record_metrics(of, [NewMetric("auc", 1, DAY, 0.7 + 1e-16, "evaluation", "e.json", 0.6, 0.8, 9)])
         store.record_audit_action(of, kind="archived", day=DAY, rows=9, key="a.parquet")
 
 

@@ -58,6 +58,7 @@ def test_every_row_arrives_and_answers_as_before(settings: Settings, target: str
             lambda store, of: store.signals(of),
             lambda store, of: store.decisions(of),
             lambda store, of: store.audit_actions(of),
+            lambda store, of: store.series(of, "auc"),
         ):
             assert ask(after, of) == ask(before, of) != []
 

@@ -9,7 +9,7 @@ from sqlalchemy import event, insert, text
 from sqlalchemy.engine import Engine
 
 from tasks.core import Settings
-from tasks.metadata import MetadataStore, Scope
+from tasks.metadata import MetadataStore, NewMetric, Scope
 from tasks.metadata.tables import deployment_events
 
 NOON = datetime(2024, 3, 1, 12, 0, tzinfo=UTC)
@@ -23,6 +23,13 @@ QUESTIONS = {
         since=NOON + timedelta(minutes=190)
     ),
     "the last 24 hours": lambda store, of: store.history(of, since=NOON + timedelta(minutes=190)),
+}
+
+SERIES = {
+    "of a version": lambda store, of: store.series(of, "auc", model_version=3),
+    "of a version, some days": lambda store, of: store.series(of, "auc", model_version=3, since=NOON.date()),
+    "of all versions, some days": lambda store, of: store.series(of, "auc", since=NOON.date()),
+    "newest of every pipeline": lambda store, of: store.latest_metric("auc"),
 }
 
 
@@ -49,6 +56,36 @@ def test_a_question_of_the_monitor_never_reads_the_whole_log(settings: Settings,
         assert "at_utc<" in plan or "at_utc >=" in plan or "at_utc <=" in plan or "at_utc>" in plan, plan
     assert "Seq Scan" not in plan and "SCAN penstock_deployment_events" not in plan, plan
     assert "penstock_deployment_events" in plan and "Index" in plan.replace("INDEX", "Index"), plan
+
+
+@pytest.mark.parametrize("question", SERIES)
+def test_a_metric_series_is_read_from_an_index_by_metric(settings: Settings, question: str) -> None:
+    store = MetadataStore.open(settings)
+    for of in range(12):
+        points = [
+            NewMetric(name, version, (NOON + timedelta(days=day)).date(), day / 100, "monitor", "r")
+            for name in ("auc", "brier", "drift_alarms")
+            for version in (1, 2, 3)
+            for day in range(-30, 10)
+        ]
+        assert store.record_metrics(Scope(f"p{of}"), points) == 360
+    with store._database.write() as connection:
+        connection.execute(text("ANALYZE"))
+    asked: list[tuple[str, object]] = []
+    engine = store._database._engine
+
+    def keep(_c: object, _cursor: object, statement: str, values: object, *_rest: object) -> None:
+        asked.append((statement, values))
+
+    event.listen(engine, "before_cursor_execute", keep)
+    SERIES[question](store, Scope("p7"))
+    event.remove(engine, "before_cursor_execute", keep)
+    [(statement, values)] = [(said, given) for said, given in asked if said.startswith(("SELECT", "WITH"))]
+    plan = _plan(engine, statement, values)
+    assert "Seq Scan" not in plan and "SCAN penstock_metrics" not in plan, plan
+    assert "(metric)::text = " in plan or "metric=?" in plan, plan
+    if "some days" in question:
+        assert "day >= " in plan or "day>?" in plan, plan
 
 
 def _plan(engine: Engine, statement: str, values: object) -> str:
