@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from tasks.metadata.tables import metadata
 
 _COPYING = 0x70656E74  # any fixed number: PostgreSQL's advisory lock of "a copy reads or fills this database"
 _TARGET = "--to"
+_CLAIM_S = 5.0
+"""So long a server may take to notice that the process of an earlier copy is gone."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +170,16 @@ def _claim(connection: Connection, database: Database) -> None:
     """One copy a database at a time; also how a database that is its own target shows itself under another URL."""
     if database.is_sqlite:
         return
-    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _COPYING}).scalar():
-        raise ServiceUnavailable(
-            "a copy already reads or fills it, or it is the database that is copied from",
-            which=database.shown_url,
-            fix="wait for the other copy, or name another database",
-        )
+    asked = text("SELECT pg_try_advisory_xact_lock(:lock)")
+    deadline = time.monotonic() + min(_CLAIM_S, database.patience_s)
+    while not connection.execute(asked, {"lock": _COPYING}).scalar():
+        if time.monotonic() > deadline:
+            raise ServiceUnavailable(
+                "a copy already reads or fills it, or it is the database that is copied from",
+                which=database.shown_url,
+                fix="wait for the other copy, or name another database",
+            )
+        time.sleep(0.05)
 
 
 def _refuse_one_file(source: URL, target: URL) -> None:

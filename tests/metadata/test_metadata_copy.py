@@ -127,7 +127,7 @@ def test_a_database_is_not_copied_into_itself(settings: Settings) -> None:
     else:
         other_name = settings.metadata_url.replace("127.0.0.1", "localhost")
         with pytest.raises(ServiceUnavailable, match="copied from"):
-            copy_metadata(settings.metadata_url, other_name)
+            copy_metadata(settings.metadata_url, other_name, patience_s=0.2)
 
 
 def test_nobody_writes_to_the_source_while_it_is_copied_and_readers_go_on(
