@@ -7,6 +7,9 @@ filled with equal numbers of events for `--pipelines` pipelines, a minute apart,
 
 - each question of the monitor, `--repeats` times on one open connection, for another pipeline or moment each time;
 - "latest of every pipeline" as a seek a pipeline and as one DISTINCT or GROUP BY over the log;
+- "of every pipeline" as the store asks it, one statement with its connection;
+- a copy of a fifth of the events from SQLite to PostgreSQL and back, as `penstock metadata copy` does it;
+- other designs with the same events and questions (`benchmarks/metadata_designs.py`);
 - four processes inserting at once, a durable transaction an event, and 200 events a transaction.
 """
 
@@ -24,9 +27,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import metadata_designs as designs
 import numpy as np
 from sqlalchemy import Connection, func, insert, select, text
 
+from tasks.metadata import MetadataStore
+from tasks.metadata.copying import copy_metadata
 from tasks.metadata.database import Database
 from tasks.metadata.schema import ensure_current
 from tasks.metadata.tables import deployment_events as log
@@ -56,10 +62,49 @@ def main() -> None:
         url, server = services.start_postgres(Path(folder), durable=True)
         try:
             found["PostgreSQL"] = measure(url, asked)
+            copies = copied(f"sqlite:///{folder}/copy.db", services.new_postgres_database(url), folder, asked)
+            others = compared(folder, services.new_postgres_database(url), asked)
         finally:
             services.stop(server)
-    asked.results.write_text(report(found, asked))
+    lines = [report(found, asked), *copies, *others]
+    asked.results.write_text("\n".join(lines).rstrip("\n") + "\n")
     print(asked.results.read_text())
+
+
+def copied(first: str, second: str, folder: str, asked: argparse.Namespace) -> list[str]:
+    """Lines on a copy there and back."""
+    database = Database(first)
+    ensure_current(database)
+    each = asked.events // asked.pipelines // 5
+    for number in range(asked.pipelines):
+        with database.write() as connection:
+            connection.execute(insert(log), rows(f"pipeline_{number:03}", 1, each))
+    lines = [
+        "## A copy to another database",
+        "",
+        "| from | to | rows | wall s | rows a second |",
+        "|---|---|---|---|---|",
+    ]
+    third = f"sqlite:///{folder}/back.db"
+    for source, target, names in (
+        (first, second, "SQLite | PostgreSQL"),
+        (second, third, "PostgreSQL | SQLite"),
+    ):
+        started = time.perf_counter()
+        found = copy_metadata(source, target)
+        wall_s = time.perf_counter() - started
+        lines.append(f"| {names} | {found.rows:,} | {wall_s:.1f} | {found.rows / wall_s:,.0f} |")
+    return [*lines, ""]
+
+
+def compared(folder: str, url: str, asked: argparse.Namespace) -> list[str]:
+    """Lines on the other designs."""
+    size = designs.Asked(asked.events, asked.pipelines, asked.repeats)
+    found = {}
+    for kind in designs.DESIGNS:
+        found[kind.name] = designs.measure(kind, url if issubclass(kind, designs.Postgres) else folder, size)
+        print(f"{kind.name}: measured", flush=True)
+    return designs.section(found, size)
 
 
 def rows(pipeline: str, first: int, count: int) -> list[dict[str, Any]]:
@@ -102,6 +147,19 @@ def measure(url: str, asked: argparse.Namespace) -> Any:
     with database.read() as connection:
         for name, (ask, repeats) in questions(names, each, asked.repeats).items():
             timings[name] = quantiles(timed(connection, ask, repeats))
+    store = MetadataStore(database)
+    since = START + timedelta(minutes=each) - timedelta(minutes=15)
+    timings |= {
+        "what is live of every pipeline, as the store asks": quantiles(
+            calls(lambda: store.live_everywhere(), 20)
+        ),
+        "what was live of every pipeline at T, as the store asks": quantiles(
+            calls(lambda: store.live_everywhere(at=START + timedelta(minutes=each // 2)), 20)
+        ),
+        "1,000 newest events of all pipelines, as the store asks": quantiles(
+            calls(lambda: store.events_everywhere(since=since), 20)
+        ),
+    }
     writes = {label: write(url, batch) for label, batch in (("one event", 1), (f"{BATCH} events", BATCH))}
     return timings, writes, size_mb
 
@@ -177,6 +235,10 @@ def timed(connection: Connection, ask: Callable[[Connection], None], repeats: in
         started = time.perf_counter()
         ask(connection)
         yield (time.perf_counter() - started) * 1000
+
+
+def calls(ask: Callable[[], object], repeats: int) -> Iterator[float]:
+    return timed(None, lambda _: ask(), repeats)  # type: ignore[arg-type]
 
 
 def quantiles(found: Iterator[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import typer
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
 from tasks.cli.logs import log_to_stderr
+from tasks.cli.metadata import metadata
 from tasks.cli.options import (
     Actor,
     AsOf,
@@ -64,6 +65,7 @@ monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")
+app.add_typer(metadata, name="metadata")
 
 
 @app.callback()

@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
-from tasks.core.errors import CommitOutcomeUnknown, ConfigError, PenstockError, ServiceUnavailable
+from tasks.core.errors import CommitOutcomeUnknown, ConfigError, NotFound, PenstockError, ServiceUnavailable
 
 _WRITE = "penstock_write"
 _SECRET_QUERY = ("password", "sslpassword", "passfile")
@@ -36,14 +36,16 @@ class Database:
     Args:
         url: SQLAlchemy URL: `sqlite:///<absolute path>` or `postgresql://...` (driver psycopg 3).
         patience_s: How long to wait for a lock or a connection before `ServiceUnavailable`.
+        named: Where the URL was given, for errors.
 
     Raises:
         ConfigError: The URL is malformed, or names a database or driver that this installation cannot use.
     """
 
-    def __init__(self, url: str, *, patience_s: float = 30.0) -> None:
-        self.url = _parsed(url)
-        self.shown_url = _without_secrets(self.url)
+    def __init__(self, url: str, *, patience_s: float = 30.0, named: str = "PENSTOCK_METADATA_URL") -> None:
+        self.url = parsed_url(url, named)
+        self.shown_url = without_secrets(self.url)
+        self._named = named
         self.patience_s = patience_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         try:
@@ -51,9 +53,18 @@ class Database:
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise ConfigError(
                 f"needs a database driver that is not installed ({error})",
-                which=f"PENSTOCK_METADATA_URL {self.shown_url}",
+                which=f"{named} {self.shown_url}",
                 fix="use sqlite:///<path> or postgresql://, and install psycopg[binary] for the latter",
             ) from None
+
+    def require(self) -> None:
+        """Raises `NotFound` for an SQLite file that is not there, which connecting would create."""
+        if self.is_sqlite and not Path(self.url.database or "").is_file():
+            raise NotFound(
+                "there is no such database",
+                which=self.shown_url,
+                fix=f"correct {self._named}, or PENSTOCK_HOME for the default",
+            )
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -106,7 +117,7 @@ class Database:
                 raise ConfigError(
                     "exists but is not an SQLite database",
                     which=self.shown_url,
-                    fix="point PENSTOCK_METADATA_URL elsewhere, or restore the file from a backup",
+                    fix=f"point {self._named} elsewhere, or restore the file from a backup",
                 ) from error
             if error.connection_invalidated:
                 raise ServiceUnavailable(
@@ -120,7 +131,7 @@ class Database:
         if not self.url.database or self.url.database == ":memory:":
             raise ConfigError(
                 "an SQLite database in memory cannot be shared between processes",
-                which="PENSTOCK_METADATA_URL",
+                which=self._named,
                 fix="give a file: sqlite:////absolute/path/metadata.db",
             )
         folder = Path(self.url.database).parent
@@ -183,18 +194,20 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
-def _parsed(url: str) -> URL:
+def parsed_url(url: str, named: str) -> URL:
+    """The URL's parts. Raises `ConfigError`, which never shows the text: it may hold a password."""
     try:
         return make_url(url)
     except (ArgumentError, ValueError):
         raise ConfigError(
             "is not a database URL",
-            which="PENSTOCK_METADATA_URL",
+            which=named,
             fix="write it as sqlite:////absolute/path.db or postgresql://user:password@host:5432/name",
         ) from None  # the cause may print the password
 
 
-def _without_secrets(url: URL) -> str:
+def without_secrets(url: URL) -> str:
+    """The URL as it may be shown."""
     return url.set(password=None).difference_update_query(_SECRET_QUERY).render_as_string(hide_password=True)
 
 

@@ -199,3 +199,32 @@ class AuditAction(JsonRecord):
     reason: str
     record: dict[str, Any]
     at_utc: datetime
+
+
+@dataclass(frozen=True)
+class NewMetric(JsonRecord):
+    """A measured value that is about to be kept. Its key: metric, model version, day, source."""
+
+    metric: str
+    model_version: int
+    day: date
+    """The day that it is about; of a window its last day."""
+    value: float
+    source: str
+    """`training`, `evaluation`, `canary` or `monitor`."""
+    source_run: str
+    """What measured it: a training's id, a key of evidence, a scoring run."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of its interval, where one was measured."""
+    rows: int | None = None
+    """How many rows it stands on."""
+
+
+@dataclass(frozen=True)
+class MetricPoint(NewMetric):
+    """A measured value as it is kept."""
+
+    measurement: int = 1
+    """1, 2, 3, ... within its key; the highest holds."""
+    measured_at_utc: datetime | None = None

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Date,
+    Double,
     Float,
     Index,
     Integer,
@@ -241,3 +242,35 @@ audit_actions = Table(
     Index("ix_penstock_audit_actions_day", "tenant", "pipeline", "day"),
     Index("ix_penstock_audit_actions_recent", "tenant", "pipeline", "at_utc"),
 )
+
+metrics = Table(
+    "penstock_metrics",
+    metadata,
+    *_owner(key=True),
+    Column("metric", String(250), primary_key=True),
+    Column("model_version", Integer, primary_key=True, autoincrement=False),
+    Column("day", Date, primary_key=True),
+    Column("source", String(32), primary_key=True),
+    Column("measurement", Integer, primary_key=True, autoincrement=False),
+    Column("value", Double, nullable=False),
+    Column("low", Double),
+    Column("high", Double),
+    Column("rows", BigId),
+    Column("source_run", String(250), nullable=False),
+    Column("measured_at_utc", UtcDateTime, nullable=False),
+    Index(
+        "ix_penstock_metrics_by_day",
+        *("tenant", "pipeline", "metric", "day", "model_version", "source", "measurement"),
+    ),
+)
+
+HISTORY = (
+    "penstock_deployment_events",
+    "penstock_model_versions",
+    "penstock_trainings",
+    "penstock_verdicts",
+    "penstock_decisions",
+    "penstock_audit_actions",
+    "penstock_metrics",
+)
+"""Tables that refuse UPDATE and DELETE by trigger."""

@@ -16,6 +16,7 @@ from tasks.core import Settings, utc_now
 from tasks.core.errors import LabelsNotMature, NotFound
 from tasks.core.ids import canonical_json
 from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.series import keep_drift, keep_performance
 
 if TYPE_CHECKING:
     from tasks.metadata import ScoringRun
@@ -64,6 +65,7 @@ def measure_window(
                 model_version=run.model_version or 0,
                 signals=signals.to_json(),
             )
+        keep_drift(context, found, runs)
         measured += len(found)
         faults += sum(bool(signals.faults) for signals in found)
         alarms += sum(bool(signals.alarms) for signals in found)
@@ -100,11 +102,14 @@ def join_labels(
     labels = _labels(context, days, asked)
     states: dict[str, int] = defaultdict(int)
     rows = 0
+    performances = []
     for day, run_id in days.items():
         found = performance(context.spec, day=day, scored=_scored(context, day), labels=labels, as_of=asked)
         context.store.put(_performance_key(day, run_id), canonical_json(found.to_json()))
         states[found.state] += 1
         rows += found.labelled_rows
+        performances.append(found)
+    keep_performance(context, performances, _run_by_day(context, days))
     result = {
         "first_day": first.isoformat(),
         "last_day": last.isoformat(),

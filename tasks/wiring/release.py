@@ -12,6 +12,7 @@ from tasks.core.errors import NotFound
 from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
 from tasks.wiring.rollback_target import rollback_target
+from tasks.wiring.series import keep_canary, keep_registered
 from tasks.wiring.train import evaluation_verdict
 
 NOTHING_LIVE = 0
@@ -38,6 +39,7 @@ def register_model(
     trained = trained or _training_of(context, verdict.subject)
     reports = {"Evaluation report": context.report_url(verdict.report_key)}
     version = register_challenger(settings, context.spec, trained, verdict, {**(links or {}), **reports})
+    keep_registered(context, version.version, trained, evaluation_key)
     result = {"version": version.version, "bundle_digest": version.bundle_digest, "url": version.url}
     context.evidence(dag_run, "registration", result)
     return result
@@ -97,6 +99,7 @@ def canary_model(
         champion_digest=live.bundle_digest,
     )
     context.metadata.record_verdict(context.spec, verdict, dag_run=dag_run)
+    keep_canary(context, version, verdict)
     result = {
         "outcome": verdict.outcome,
         "reasons": verdict.reasons(),

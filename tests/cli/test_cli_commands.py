@@ -44,6 +44,7 @@ COMMANDS = {
     "unbar_model": f"registry unbar toy 2 {WHO}",
     "reconcile_registry": "registry reconcile toy",
     "live_model": "registry live toy --at 2024-02-05T10:00:00",
+    "metric_series": f"metadata series toy auc --version 1 --since {DAY} --until {DAY} --source monitor --superseded",
     "snapshot_scoring": f"data snapshot toy --scoring --first-day {DAY} --last-day {DAY}",
     "plan_scoring": f"inference plan toy {S}",
     "score_run": f"inference run toy {R} --local",

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from tasks.core import Finding, Settings, Verdict, utc_now
-from tasks.metadata import MetadataStore, ModelVersion, Scope, schema
+from tasks.metadata import MetadataStore, ModelVersion, NewMetric, Scope, schema
 from tasks.metadata.deployments import NewEvent
 
 TOY = Scope("toy")
@@ -23,6 +23,7 @@ HISTORY = [
     "penstock_verdicts",
     "penstock_decisions",
     "penstock_audit_actions",
+    "penstock_metrics",
 ]
 
 
@@ -41,6 +42,7 @@ def fill(store: MetadataStore) -> None:
     )
     store.record_decision(TOY, action="nothing", verdict="healthy", reasons=["quiet"])
     store.record_audit_action(TOY, kind="archived", day=date(2024, 3, 1), rows=9, key="a.parquet")
+    store.record_metrics(TOY, [NewMetric("auc", 1, date(2024, 3, 1), 0.7, "evaluation", "e.json")])
 
 
 @pytest.mark.parametrize(

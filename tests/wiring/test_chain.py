@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlflow
 import pytest
 from sqlalchemy import create_engine, text
@@ -91,6 +93,24 @@ def test_what_a_run_cost_stays_when_it_is_asked_for_again(finished: Finished) ->
     asked = wiring.step("run_status")(settings, "toy", run_id=finished.run_id)
     assert run.cpu_seconds == asked["cpu_seconds"] > 0
     assert run.wall_s == finished.chain.done["score_run"].first["wall_s"]
+
+
+def test_the_series_of_a_model_runs_from_training_over_evaluation_to_production(finished: Finished) -> None:
+    def points(metric: str, **narrowed: Any) -> list[dict[str, Any]]:
+        found = wiring.step("metric_series")(finished.settings, "toy", metric=metric, **narrowed)["points"]
+        assert {point["model_version"] for point in found} == {finished.version}
+        return found
+
+    evaluated, *measured = points("auc")
+    assert evaluated["source"] == "evaluation" and evaluated["low"] < evaluated["value"] < evaluated["high"]
+    assert evaluated["value"] == finished.chain.done["evaluate_model"].first["metrics"]["auc"]
+    labelled = finished.chain.done["join_labels"].first
+    assert len(measured) == labelled["days_labelled"] > 0
+    assert {(point["source"], point["source_run"]) for point in measured} == {("monitor", finished.run_id)}
+    assert sum(point["rows"] for point in measured) <= labelled["rows_labelled"]
+    assert len(points("score_mean")) == finished.chain.done["measure_window"].first["days"]
+    [trained] = points("validation_auc", source="training")
+    assert trained["value"] == finished.chain.done["train_model"].first["metrics"]["validation_auc"]
 
 
 def test_archived_days_are_recorded_once_with_their_rows_and_where_they_went(finished: Finished) -> None:

@@ -1,0 +1,64 @@
+"""An installation's worth of rows, written by the calls that the steps make."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from sqlalchemy import create_engine, text
+
+from tasks.core import Finding, Verdict, utc_now
+from tasks.metadata import MetadataStore, ModelVersion, NewMetric, Scope
+from tasks.metadata.deployments import NewEvent
+from tasks.metadata.tables import metadata
+
+TOY, OTHER = Scope("toy"), Scope("other", "acme")
+DAY = date(2024, 3, 1)
+
+
+def event(version: int, kind: str = "promote") -> NewEvent:
+    return NewEvent(kind, version, f"{version:064x}", "1", version - 1 or None, "ada", "müde, “quoted”, 東京")
+
+
+def register(store: MetadataStore, of: Scope, version: int) -> None:
+    digest = f"{version:064x}"
+    made = ModelVersion(
+        version, digest, "1", "s", "t", of.name, None, None, "http://x", utc_now(), {"auc": 0.7}
+    )
+    store.record_model_version(of, made)
+
+
+def verdict(subject: str, pipeline: str = "toy") -> Verdict:
+    finding = Finding("rows", "pass", "détail", 1.0, 2.0)
+    return Verdict(
+        "data", pipeline, subject, "pass", (finding,), "2024-03-01T12:00:00.000Z", "e.json", "r.html"
+    )
+
+
+def populate(store: MetadataStore) -> None:
+    """At least one row in every table, of two tenants."""
+    for of in (TOY, OTHER):
+        for version in (1, 2):
+            register(store, of, version)
+            store.append_events(of, lambda _, version=version: [event(version)])  # type: ignore[misc]
+        store.append_events(of, lambda _: [event(1, "rollback"), event(2, "bar")])
+        store.record_projection(of, "champion", 1, event_id=4)
+        trained = dict.fromkeys(("bundle_digest", "snapshot_id", "feature_version"), "x")
+        store.record_training(of, {**trained, "training_id": "t1", "loss": [0.1, 1e-300, 3]})
+        for subject in ("s1", "s2", "s3"):
+            store.record_verdict(of, verdict(subject, of.name), dag_run="run 1")
+        store.record_link(of, dag_id="d", dag_run_id="r", task_id="t", kind="k", summary={"z": 1, "a": None})
+        store.record_run(of, "r1", status="planned", first_day=DAY, rows=2**40, cpu_seconds=0.1 + 0.2)
+        store.record_publication(of, "r1", table_version=3, rows=5, files=1, days=[DAY])
+        store.record_signals(of, day=DAY, run_id="r1", model_version=1, signals={"psi": 0.25})
+        store.record_decision(of, action="nothing", verdict="healthy", reasons=["quiet"], first_day=DAY)
+        store.record_metrics(of, [NewMetric("auc", 1, DAY, 0.7 + 1e-16, "evaluation", "e.json", 0.6, 0.8, 9)])
+        store.record_audit_action(of, kind="archived", day=DAY, rows=9, key="a.parquet")
+
+
+def held(url: str) -> dict[str, int]:
+    """Rows of each table, by plain SQL."""
+    with create_engine(url).connect() as connection:
+        return {
+            name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one()
+            for name in metadata.tables
+        }
