@@ -10,6 +10,7 @@ import typer
 
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
+from tasks.cli.ci import ci
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.options import (
     Actor,
@@ -60,6 +61,7 @@ evaluation = _group("evaluation", "Measure a model and judge it.")
 registry = _group("registry", "Challenger, champion and their history.")
 inference = _group("inference", "Batch scoring: plan, score, publish, verify.")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
+app.command("ci")(ci)
 add_online_commands(audit)
 app.add_typer(audit, name="audit")
 

@@ -57,6 +57,7 @@ _STEPS = {
     "audit_events": "audit_upkeep",
     "fold_online": "audit_online",
     "hot_online": "audit_online",
+    "run_ci": "ci",
     "audit_prediction": "audit",
     "audit_predictions": "audit",
     "reproduce_prediction": "audit",

@@ -24,7 +24,7 @@ def snapshot_training(
     from tasks.data import take_snapshot
 
     context = open_context(settings, pipeline)
-    defaults = _windows(context)
+    defaults = split_windows(context)
     asked = (train_first_day, train_last_day, validation_first_day, validation_last_day)
     names = ("train_first_day", "train_last_day", "validation_first_day", "validation_last_day")
     first, train_last, validation_first, last = (
@@ -218,7 +218,7 @@ def _required_day(text: str, name: str) -> date:
     return day
 
 
-def _windows(context: Context) -> tuple[date, date, date, date]:
+def split_windows(context: Context) -> tuple[date, date, date, date]:
     """First and last training day, first and last validation day, as pipeline.yaml says."""
     split = context.spec.split
     if split.train and split.validation:

@@ -69,6 +69,7 @@ COMMANDS = {
     "fold_online": "audit fold toy --seal",
     "hot_online": "audit hot toy",
     "maintain": "maintain toy",
+    "run_ci": "ci toy --sample-days 14 --keep",
 }
 
 
@@ -237,3 +238,21 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(settings: Settings) 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == "" and "Traceback" not in err
+
+
+def test_ci_writes_junit_and_markdown_and_ends_with_the_code_of_the_checks(
+    penstock: Penstock, settings: Settings
+) -> None:
+    features = toy_folder(settings) / "features.py"
+    features.write_text(features.read_text() + "\nraise RuntimeError('broken on purpose')\n")
+    made = settings.project / "out"
+    files = ["--junit", str(made / "ci.xml"), "--markdown", str(made / "ci.md")]
+    ended = penstock("ci", "toy", *files)
+    assert ended.code == 2
+    assert "broken on purpose" in ended.out and "Fix: correct that line" in ended.out
+    assert "fail     code" in ended.err
+    assert (
+        "broken on purpose" in (made / "ci.xml").read_text()
+        and "features.py:" in (made / "ci.md").read_text()
+    )
+    assert not settings.home.exists()
