@@ -249,6 +249,16 @@ def training_run(
     run("train_model", pipeline, as_json, snapshot_id=snapshot_id, validation_first_day=validation_first_day)
 
 
+@training.command("due")
+def training_due(
+    pipeline: Pipeline,
+    trigger: Annotated[str, typer.Option(help="new_data, drift or code.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Whether a trigger asks for a training now, and why; starts none."""
+    run("training_due", pipeline, as_json, trigger=trigger)
+
+
 @evaluation.command("run")
 def evaluation_run(
     pipeline: Pipeline,

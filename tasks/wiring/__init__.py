@@ -23,6 +23,7 @@ _STEPS = {
     "train_model": "train",
     "evaluate_model": "train",
     "gate_model": "train",
+    "training_due": "triggers",
     "register_model": "release",
     "canary_model": "release",
     "promote_model": "release",

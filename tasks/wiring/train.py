@@ -18,10 +18,15 @@ def snapshot_training(
     train_last_day: str | None = None,
     validation_first_day: str | None = None,
     validation_last_day: str | None = None,
+    causes: list[str] | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Freeze the training and validation windows, by default those of pipeline.yaml, into one snapshot."""
+    """Freeze the training and validation windows, by default those of pipeline.yaml, into one snapshot.
+
+    `causes` says why the run was started; it is kept on its page.
+    """
     from tasks.data import take_snapshot
+    from tasks.wiring.triggers import note_start
 
     context = open_context(settings, pipeline)
     defaults = split_windows(context)
@@ -48,6 +53,9 @@ def snapshot_training(
         "validation_first_day": validation_first.isoformat(),
         "url": context.store.url(f"snapshots/{snapshot.snapshot_id}.json"),
     }
+    if causes:
+        context.evidence(dag_run, "started by", {"causes": causes})
+    note_start(context, dag_run=dag_run, own_days=any(asked))
     context.evidence(dag_run, "snapshot", result)
     return result
 
@@ -116,8 +124,13 @@ def train_model(
         context.snapshot(snapshot_id),
         validation_first_day=_required_day(validation_first_day, "validation_first_day"),
     ).to_json()
-    context.metadata.record_training(context.spec, trained, dag_run=dag_run)
-    context.evidence(dag_run, "training", trained)
+    is_new = context.metadata.record_training(context.spec, trained, dag_run=dag_run)
+    found = (
+        {}
+        if is_new
+        else {"note": f"training {trained['training_id']} had the same inputs: nothing was trained"}
+    )
+    context.evidence(dag_run, "training", {**found, **trained})
     return trained
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "show_snapshot": f"data show toy {S}",
     "validate_snapshot": f"validation run toy {S}",
     "train_model": f"training run toy {S} --validation-first-day {DAY}",
+    "training_due": "training due toy --trigger code",
     "evaluate_model": f"evaluation run toy {S} {'d' * 64} --validation-first-day {DAY}",
     "gate_model": f"evaluation gate toy {K}",
     "register_model": f"registry register toy {K}",
