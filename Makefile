@@ -10,13 +10,16 @@ DEV_READY := $(VENV)/.ready-dev
 S3_READY := $(STATE)/venv-s3/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint up down status lock clean
+.PHONY: help demo challengers test test-fast check lint up down status lock clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (about 5 minutes after the install)
 	@$(BIN)/penstock demo
+
+challengers: $(RUN_READY) ## good and bad models on real flights through the real DAG: which are promoted, which refused and why
+	@$(BIN)/python benchmarks/challengers.py
 
 test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included
 	@$(BIN)/pytest

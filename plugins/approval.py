@@ -2,55 +2,179 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param
 
+from plugins.errors import airflow_error
 from plugins.links import run_page_url
+from plugins.run_context import dag_run_name
 from plugins.steps import require_promotable
+from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
+
+NOBODY = "nobody"
+"""Actor of a refusal because the time to answer had passed."""
 
 
 class PromotionApproval(ApprovalOperator):
     """Ask for approval in the Airflow UI, with the evidence in the question.
 
     Skipped without asking when the canary already decided against a promotion. No answer within the time given
-    counts as "Reject": the champion stays.
+    counts as "Reject": the champion stays. Whoever answers is the promotion's actor, with the reason of the form; a
+    refusal is an event of the deployment log too.
+
+    Args:
+        pipeline: Name of the pipeline.
+        version: The challenger's version (templated).
+        evaluation_key: Its evaluation (templated).
+        gate: The gate's verdict (templated).
+        canary: The canary's result (templated).
+        approvers: Ids of the Airflow users of whom any may answer; empty: everybody who may answer at all.
     """
 
-    template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "evidence", "canary")
+    template_fields: Sequence[str] = (
+        *ApprovalOperator.template_fields,
+        "version",
+        "evaluation_key",
+        "gate",
+        "canary",
+    )
     ui_color = "#fcf2d9"
 
-    def __init__(self, *, evidence: Mapping[str, Any], canary: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        pipeline: str,
+        version: Any,
+        evaluation_key: Any,
+        gate: Any = None,
+        canary: Any = None,
+        approvers: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("defaults", ApprovalOperator.REJECT)
-        super().__init__(**kwargs)
-        self.evidence = dict(evidence)
+        kwargs.setdefault("multiple_outputs", True)
+        kwargs.setdefault(
+            "params",
+            {
+                "reason": Param(
+                    "",
+                    type="string",
+                    maxLength=400,
+                    title="Reason",
+                    description="Goes into the deployment log with your name.",
+                )
+            },
+        )
+        users = [{"id": name, "name": name} for name in approvers]
+        super().__init__(assigned_users=users or None, **kwargs)
+        self.pipeline = pipeline
+        self.version = version
+        self.evaluation_key = evaluation_key
+        self.gate = gate
         self.canary = canary
 
     def execute(self, context: Any) -> Any:
         require_promotable(self.canary, self.log)
-        ti = context["ti"]
-        url = run_page_url(Settings.from_environment(), ti.dag_id, ti.run_id)
-        self.body = approval_body(self.evidence, self.canary, url)
+        settings, ti = Settings.from_environment(), context["ti"]
+        try:
+            evidence = importlib.import_module("tasks.wiring").approval_evidence(
+                settings, self.pipeline, version=int(self.version), evaluation_key=self.evaluation_key
+            )
+        except PenstockError as error:
+            self.log.error("%s", error)
+            raise airflow_error(error) from None
+        url = run_page_url(settings, ti.dag_id, ti.run_id)
+        self.body = approval_body(evidence, self.gate, self.canary, url)
         return super().execute(context)
 
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        """Airflow's answer with `actor` and `reason` added; a refusal is recorded before the promotion is skipped."""
+        answered = event.get("responded_by_user") or {}
+        actor = f"airflow:{answered.get('name') or answered['id']}" if answered else NOBODY
+        reason = str((event.get("params_input") or {}).get("reason") or "").strip()
+        approved = event.get("chosen_options") == [self.APPROVE]
+        if answered:
+            reason = f"{'approved' if approved else 'rejected'}: {reason or 'no reason was given'}"
+        else:
+            reason = "nobody answered in time"
+        if "error" not in event and not approved:
+            try:
+                importlib.import_module("tasks.wiring").reject_model(
+                    Settings.from_environment(),
+                    self.pipeline,
+                    version=int(self.version),
+                    actor=actor,
+                    reason=reason,
+                    dag_run=dag_run_name(context),
+                )
+            except PenstockError as error:
+                self.log.error("%s", error)
+                raise airflow_error(error) from None
+        answer = super().execute_complete(context, event)
+        return {**answer, "actor": actor, "reason": reason}
 
-def approval_body(evidence: Mapping[str, Any], canary: Mapping[str, Any] | None, url: str) -> str:
-    """The question's text in Markdown: version, metrics, gate and canary with their reasons, and the full evidence."""
+
+def approval_body(
+    evidence: Mapping[str, Any],
+    gate: Mapping[str, Any] | None,
+    canary: Mapping[str, Any] | None,
+    url: str,
+) -> str:
+    """The question's text in Markdown: what is live, metrics with intervals, slices, gate, canary, drift of late."""
+    live = evidence.get("champion")
     lines = [f"**Version {evidence.get('version')}** asks to become champion.", ""]
-    metrics = evidence.get("metrics") or {}
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    if numbers:
-        lines += ["| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
-        lines.append("")
-    for title, verdict in (("Evaluation gate", evidence.get("gate")), ("Canary", canary)):
+    if live:
+        lines += [
+            f"Live now: version {live['version']}, since {live['since']} ({_cell(live['reason'])}).",
+            "",
+        ]
+    else:
+        lines += ["Nothing is live yet.", ""]
+    lines += [f"Measured on {evidence['validation']}; in brackets, intervals over days.", ""]
+    lines += _table(
+        ("metric", "challenger", "champion", "difference"),
+        ("name", "candidate", "champion", "difference"),
+        evidence["metrics"],
+    )
+    if evidence["slices"]:
+        lines += ["**Weakest slices, by AUC**", ""]
+        lines += _table(
+            ("slice", "rows", "challenger", "champion"),
+            ("name", "rows", "candidate", "champion"),
+            evidence["slices"],
+        )
+    for title, verdict in (("Evaluation gate", gate), ("Canary", canary)):
         if not isinstance(verdict, Mapping):
             continue
         lines.append(f"**{title}: {verdict.get('outcome', 'unknown')}**")
+        lines.append("")
         findings = [f"{item.get('name')}: {item.get('detail')}" for item in verdict.get("findings") or ()]
         lines += [f"- {reason}" for reason in (verdict.get("reasons") or findings)]
         lines.append("")
-    lines.append(f"[All evidence of this run]({url})")
+    if evidence["monitor"]:
+        lines += ["**What the monitor said of late**", ""]
+        lines += _table(
+            ("days", "verdict", "decision", "because"),
+            ("days", "verdict", "action", "reasons"),
+            evidence["monitor"],
+        )
+    lines.append(f"[Evaluation report]({evidence['report_url']}), [all evidence of this run]({url})")
     return "\n".join(lines)
+
+
+def _table(titles: Sequence[str], fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    return [
+        *head,
+        *("| " + " | ".join(_cell(row.get(name, "")) for name in fields) + " |" for row in rows),
+        "",
+    ]
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -24,6 +24,11 @@ STEPS: dict[str, str] = {
     "No answer in time counts as Reject.",
     "promote_model": "Loads the challenger, scores its golden rows, and moves the champion by compare-and-swap on "
     "the deployment log. Starts scoring through the champion asset.",
+    "rollback_model": "Loads an earlier champion, scores its golden rows, moves the champion back to it and bars the version "
+    "left. Says which published predictions came from that version. Repeating is safe.",
+    "plan_rescoring": "Plans the rows that the version left still shows for the version that is live now, on the same "
+    "snapshots. Skipped when re-scoring was not asked for or nothing is to do.",
+    "rescore_version": "Scores them on Ray, in a job of its own, and puts each run in its place in one transaction; verified.",
     "snapshot_scoring": "Freezes the oldest days that are not published yet (or the days of the form), without "
     "labels. With nothing to score the run is skipped.",
     "plan_scoring": "Pins champion, features and snapshot under one run id and cuts the rows into shards. Equal "
@@ -49,6 +54,7 @@ PURPOSES: dict[str, str] = {
     "score": "Scores days with the champion, exactly once.",
     "monitor": "Measures drift and realised performance, and decides.",
     "watch": "Starts a training when there is new data or changed code.",
+    "rollback": "Goes back to an earlier model, and re-scores what the bad one published.",
 }
 """What each kind of DAG is for; the pipeline's own description follows it."""
 
@@ -63,6 +69,15 @@ FIELDS: dict[str, tuple[str, str]] = {
     "first_day": ("First day", "First day to work on. Empty: the oldest one that is still to do."),
     "last_day": ("Last day", "Last day, included. Empty: as many as the pipeline allows in one run."),
     "as_of": ("As of", "Pretend that today is this day: only labels known by then count. Empty: today."),
+    "expected": (
+        "Version to leave",
+        "The version that is live and wrong. Something else live: nothing moves.",
+    ),
+    "to_version": (
+        "Version to go back to",
+        "Empty: the last different version that was live and is not barred.",
+    ),
+    "rescore": ("Re-score", "Score anew what the version left has published and readers still see."),
     "reason": ("Reason", "Why this run is started; kept with the promotion it leads to."),
     "actor": ("On behalf of", "Who asked for it, when that is not the person logged in."),
 }
@@ -122,6 +137,21 @@ measure drift → join late labels → decide → report, and archive explanatio
 
 Runs when `{predictions_asset_name(spec)}` is updated{_or_cron(spec.schedule.monitor)}, or by hand. Labels of a day are
 known {spec.label.delay_days} day(s) after it; days without labels are measured and not judged on performance.
+"""
+
+
+def rollback_doc(spec: PipelineSpec) -> str:
+    """Markdown of `<name>.rollback`."""
+    return f"""### {spec.name}.rollback
+
+{spec.description}
+
+roll back → (plan re-scoring → re-score on Ray).
+
+Trigger it with the version to leave. The earlier version is loaded and its golden rows are scored before anything moves;
+the version left is barred until somebody unbars it. With *Re-score*, the predictions that it published and that readers
+still see are scored anew by the version that is live then, from the same snapshots, and each run is replaced in one
+transaction. Clearing a task is safe.
 """
 
 

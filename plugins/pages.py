@@ -149,6 +149,16 @@ def _achieved(items: list[dict[str, Any]]) -> str:
     made = {item.get("kind"): item["summary"] for item in items if isinstance(item.get("summary"), dict)}
     if (promoted := made.get("promotion")) and "version" in promoted:
         return f"Every gate passed: version {promoted['version']} is the champion."
+    if (back := made.get("rollback")) and "version" in back:
+        went = f"Rolled back: version {back['version']} is the champion"
+        left, anew = back.get("affected rows") or 0, (made.get("re-scoring") or {}).get("rows")
+        if anew:
+            return f"{went}, and {anew:,} predictions of version {back.get('previous version')} were scored anew."
+        return (
+            f"{went}; readers still see {left:,} predictions of version {back.get('previous version')}."
+            if left
+            else f"{went}."
+        )
     if (published := made.get("publication")) and isinstance(published.get("rows"), int):
         return f"{published['rows']:,} predictions are published."
     if decided := made.get("decision"):

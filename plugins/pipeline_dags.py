@@ -53,7 +53,7 @@ def build_all(settings: Settings) -> tuple[dict[str, DAG], dict[str, PenstockErr
         except PenstockError as error:
             broken[name] = error
             continue
-        dags |= {dag.dag_id: dag for dag in (train_dag(spec), score_dag(spec), monitor_dag(spec))}
+        dags |= {dag.dag_id: dag for dag in (make(spec) for make in PIPELINE_DAGS)}
         if {"new_data", "code"} & set(spec.training.triggers):
             dags[f"{name}.watch"] = watch_dag(spec)
     return dags, broken
@@ -134,18 +134,23 @@ def train_dag(spec: PipelineSpec) -> DAG:
                     "validation_last_day": snapshot.output["last_day"],
                 },
             )
+            asked = spec.promotion.mode == "approval"
+            approve = _approval(spec, register, evaluate, gate, canary) if asked else None
+            answer = {name: approve.output[name] for name in ("actor", "reason")} if approve else {}
             promote = _step(
                 spec,
                 "promote",
                 "promote_model",
-                {"version": register.output["version"], "expected": canary.output["champion_version"]},
-                from_run=("actor", "reason"),
+                {
+                    "version": register.output["version"],
+                    "expected": canary.output["champion_version"],
+                    **answer,
+                },
+                from_run=() if asked else ("actor", "reason"),
                 canary=canary.output,
                 outlets=[champion_asset(spec)],
             )
-            last: list[Any] = [canary, promote]
-            if spec.promotion.mode == "approval":
-                last.insert(1, _approval(spec, register, evaluate, gate, canary))
+            last = [canary, approve, promote] if asked else [canary, promote]
         chain(snapshot, validate, train, evaluate, gate, register, *last)
     return dag
 
@@ -199,6 +204,43 @@ def watch_dag(spec: PipelineSpec) -> DAG:
             if trigger != "drift":
                 _due(spec, trigger)
     return dag
+
+
+def rollback_dag(spec: PipelineSpec) -> DAG:
+    """`<name>.rollback`."""
+    with _dag(
+        spec,
+        "rollback",
+        doc=dag_docs.rollback_doc(spec),
+        schedule=None,
+        params={
+            "expected": _number("expected", required=True),
+            "to_version": _number("to_version"),
+            "rescore": Param(
+                False,
+                type="boolean",
+                title=dag_docs.FIELDS["rescore"][0],
+                description=dag_docs.FIELDS["rescore"][1],
+            ),
+            **_text("reason", "actor"),
+        },
+    ) as dag:
+        rollback = _step(
+            spec,
+            "rollback",
+            "rollback_model",
+            from_params=("expected", "to_version"),
+            from_run=("actor", "reason"),
+            outlets=[champion_asset(spec)],
+        )
+        left = {"version": rollback.output["previous_version"]}
+        plan = _step(spec, "plan_rescoring", "plan_rescoring", left, from_params=("rescore",))
+        rescore = _ray(spec, "rescore", "rescore_version", left, outlets=[predictions_asset(spec)])
+        chain(rollback, plan, rescore)
+    return dag
+
+
+PIPELINE_DAGS = (train_dag, score_dag, monitor_dag, rollback_dag)
 
 
 def maintenance_dag(settings: Settings) -> DAG:
@@ -280,7 +322,9 @@ def _due(spec: PipelineSpec, trigger: str, window: Any = None) -> PenstockStepOp
     )
 
 
-def _ray(spec: PipelineSpec, task_id: str, step: str, arguments: Any) -> PenstockRayJobOperator:
+def _ray(
+    spec: PipelineSpec, task_id: str, step: str, arguments: Any, **kwargs: Any
+) -> PenstockRayJobOperator:
     return PenstockRayJobOperator(
         task_id=task_id,
         step=step,
@@ -290,6 +334,7 @@ def _ray(spec: PipelineSpec, task_id: str, step: str, arguments: Any) -> Penstoc
         from_run=("dag_run",),
         pool=RAY_POOL,
         doc_md=dag_docs.STEPS[step],
+        **kwargs,
     )
 
 
@@ -299,12 +344,12 @@ def _approval(spec: PipelineSpec, register: Any, evaluate: Any, gate: Any, canar
     return PromotionApproval(
         task_id="approve",
         subject=f"Promote {spec.model_name} to champion?",
-        evidence={
-            "version": register.output["version"],
-            "metrics": evaluate.output["metrics"],
-            "gate": gate.output,
-        },
+        pipeline=spec.name,
+        version=register.output["version"],
+        evaluation_key=evaluate.output["evaluation_key"],
+        gate=gate.output,
         canary=canary.output,
+        approvers=spec.promotion.approvers,
         response_timeout=timedelta(hours=spec.promotion.approval_timeout_hours),
         doc_md=dag_docs.STEPS["approve"],
     )
@@ -321,6 +366,13 @@ def _days(*names: str) -> dict[str, Param]:
         )
         for name in names
     }
+
+
+def _number(name: str, *, required: bool = False) -> Param:
+    title, description = dag_docs.FIELDS[name]
+    if required:  # without a default the form and the REST API ask for it
+        return Param(type="integer", minimum=1, title=title, description=description)
+    return Param(None, type=["null", "integer"], minimum=1, title=title, description=description)
 
 
 def _text(*names: str) -> dict[str, Param]:

@@ -360,9 +360,13 @@ def registry_rollback(
     to_version: Annotated[
         int | None, typer.Option("--to", help="Default: the version live before.", show_default=False)
     ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Then score anew what the version left has published.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Re-score in this process, without Ray.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Go back to an earlier version, load-verified; the version left is barred."""
+    """Go back to an earlier version, load-verified; the version left is barred, and its published rows are counted."""
     if leaving is None:
         live = call("live_model", pipeline)["version"]
         raise ConfigError(
@@ -380,7 +384,32 @@ def registry_rollback(
         to_version=to_version,
         actor=actor,
         reason=reason,
+        rescore=rescore,
+        local=local,
     )
+
+
+@registry.command("blast-radius")
+def registry_blast_radius(pipeline: Pipeline, version: Version, as_json: Json = False) -> None:
+    """Which predictions of a version were published, and which of them readers still see."""
+    run("blast_radius", pipeline, as_json, version=version)
+
+
+@registry.command("rescore")
+def registry_rescore(
+    pipeline: Pipeline,
+    version: Version,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Plan the runs and stop: `inference resume` does the rest.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Score anew with the live version what a version that was left still shows; each run is replaced at once."""
+    if plan_only:
+        run("plan_rescoring", pipeline, as_json, version=version)
+    else:
+        run("rescore_version", pipeline, as_json, version=version, local=local)
 
 
 @registry.command("unbar")

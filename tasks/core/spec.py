@@ -207,6 +207,10 @@ class PromotionSpec(_Record):
 
     mode: Literal["automatic", "approval"] = "automatic"
     approval_timeout_hours: float = Field(48, gt=0)
+    approvers: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Ids of the Airflow users of whom any may answer; empty: whoever may answer at all."""
+    alias_policy: Literal["revert", "adopt"] = "revert"
+    """What becomes of a `champion` alias that somebody moved by hand in MLflow."""
 
 
 class InferenceSpec(_Record):

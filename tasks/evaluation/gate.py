@@ -22,14 +22,20 @@ MIN_SLICE_DAYS = 3
 
 
 def judge(
-    spec: PipelineSpec, evaluation: Evaluation, *, clock: Clock = utc_now, as_of: date | None = None
+    spec: PipelineSpec,
+    evaluation: Evaluation,
+    *,
+    clock: Clock = utc_now,
+    as_of: date | None = None,
+    further: Sequence[Finding] = (),
 ) -> Verdict:
     """The verdict of the gates in `spec.gates` on this evidence; `clock` stamps it.
 
-    `as_of` is the day on which the age of the data is counted; default: that of `clock`.
+    `as_of` is the day on which the age of the data is counted; default: that of `clock`. `further` are findings
+    about what the evidence does not hold.
     `outcome` is `pass`, `fail` or `inconclusive`; `findings` name every rule with its value and limit.
     """
-    findings = tuple(_findings(spec, evaluation, as_of or clock().date()))
+    findings = (*_findings(spec, evaluation, as_of or clock().date()), *further)
     statuses = {finding.status for finding in findings}
     outcome = "fail" if "fail" in statuses else "inconclusive" if "warn" in statuses else "pass"
     return Verdict(

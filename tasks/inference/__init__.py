@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from tasks.inference.maintenance import Swept, Vacuumed, sweep_orphans, vacuum
     from tasks.inference.optimizing import Optimized, optimize
     from tasks.inference.planning import plan
-    from tasks.inference.publishing import publish, published_days, published_records, read_predictions
+    from tasks.inference.publishing import (
+        publish,
+        published_days,
+        published_records,
+        read_predictions,
+        visible_rows,
+    )
     from tasks.inference.records import Plan, Published, RunReport, ShardRecord
     from tasks.inference.replaying import Replayed, replay
     from tasks.inference.verification import RunStatus, Verification, status, verify
@@ -46,6 +52,7 @@ _HOME = {
     "sweep_orphans": "maintenance",
     "vacuum": "maintenance",
     "verify": "verification",
+    "visible_rows": "publishing",
 }
 
 __all__ = [
@@ -75,6 +82,7 @@ __all__ = [
     "tombstone",
     "vacuum",
     "verify",
+    "visible_rows",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -179,6 +180,22 @@ def published_days(settings: Settings, spec: PipelineSpec) -> dict[date, str]:
             holders.setdefault(name.day, set()).add(name.run_id)
     roots = roots_of(store, {run for runs in holders.values() if len(runs) > 1 for run in runs})
     return {day: min(roots.get(run, run) for run in runs) for day, runs in sorted(holders.items())}
+
+
+def visible_rows(settings: Settings, spec: PipelineSpec) -> dict[tuple[str, date], int]:
+    """(run, source day) -> rows that readers of the predictions table see; a replay's rows count for its run."""
+    store = open_store(settings, prefix=spec.prefix)
+    view = table_view(store, PREDICTIONS)
+    found: Counter[tuple[str, date]] = Counter()
+    for file in view.files if view else ():
+        if file.name is not None:
+            found[file.name.run_id, file.name.day] += file.rows
+    holders = Counter(day for _, day in found)
+    roots = roots_of(store, {run for run, day in found if holders[day] > 1})  # a replay shares its day
+    of_roots: Counter[tuple[str, date]] = Counter()
+    for (run, day), rows in found.items():
+        of_roots[roots.get(run, run), day] += rows
+    return dict(of_roots)
 
 
 def published_records(settings: Settings, spec: PipelineSpec, days: Sequence[date]) -> list[ShardRecord]:

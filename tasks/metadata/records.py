@@ -10,8 +10,8 @@ from tasks.core.records import JsonRecord, Verdict
 
 POINTER_KINDS = ("promote", "rollback", "adopt")
 """Kinds of deployment event that move the champion."""
-KINDS = (*POINTER_KINDS, "bar", "unbar", "revert")
-"""All kinds; `revert` says that an alias moved by hand in MLflow was put back."""
+KINDS = (*POINTER_KINDS, "bar", "unbar", "revert", "reject")
+"""All kinds; `revert`: an alias moved by hand in MLflow was put back; `reject`: a person refused a promotion."""
 
 
 class Owner(Protocol):

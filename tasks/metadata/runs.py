@@ -104,6 +104,28 @@ class Runs(StorePart):
         with self._database.read() as connection:
             return [ScoringRun(**without_owner(row)) for row in connection.execute(query).mappings()]
 
+    def runs_of(self, of: Owner, version: int) -> list[ScoringRun]:
+        """Every scoring run of a model version, oldest plan first."""
+        table = scoring_runs
+        query = select(table).where(owned(table, of), table.c.model_version == version)
+        query = query.order_by(table.c.planned_at_utc)
+        with self._database.read() as connection:
+            return [ScoringRun(**without_owner(row)) for row in connection.execute(query).mappings()]
+
+    def publications_of(self, of: Owner, version: int) -> list[Publication]:
+        """Publications of every run of a model version, oldest first."""
+        made = publications.join(
+            scoring_runs,
+            (publications.c.tenant == scoring_runs.c.tenant)
+            & (publications.c.pipeline == scoring_runs.c.pipeline)
+            & (publications.c.run_id == scoring_runs.c.run_id),
+        )
+        query = select(publications).select_from(made)
+        query = query.where(owned(publications, of), scoring_runs.c.model_version == version)
+        query = query.order_by(publications.c.published_at_utc)
+        with self._database.read() as connection:
+            return [_publication(row) for row in connection.execute(query).mappings()]
+
     def record_publication(
         self,
         of: Owner,
@@ -147,10 +169,7 @@ class Runs(StorePart):
         query = select(publications).where(owned(publications, of))
         query = query.order_by(publications.c.published_at_utc.desc()).limit(limit)
         with self._database.read() as connection:
-            return [
-                Publication(**{**without_owner(row), "days": tuple(map(date.fromisoformat, row["days"]))})
-                for row in connection.execute(query).mappings()
-            ]
+            return [_publication(row) for row in connection.execute(query).mappings()]
 
     def published_days(self, of: Owner) -> dict[date, str]:
         """Every published day and the run whose predictions are visible for it."""
@@ -167,3 +186,7 @@ class Runs(StorePart):
         found = connection.execute(select(table.c.table_version).where(*mine).with_for_update()).scalar()
         if table_version >= found:
             upsert(connection, table, values)
+
+
+def _publication(row: Any) -> Publication:
+    return Publication(**{**without_owner(row), "days": tuple(map(date.fromisoformat, row["days"]))})

@@ -103,21 +103,44 @@ def _answer_hand_moves(
     check: Callable[[ModelVersion], None] | None,
     actor: str,
 ) -> list[str]:
-    found = _present(mlflow, spec).get(CHAMPION)
+    present = _present(mlflow, spec)
+    lines = _answer_moved_challenger(store, spec, present.get(CHALLENGER), actor=actor)
+    found = present.get(CHAMPION)
     head = store.head(spec)
     live = head.live.version if head.live else None
     ours = store.projection(spec, CHAMPION)
     if found == live or found in _may_be_behind(store, spec, ours):
-        return []
+        return lines
     shown = f"version {found}" if found is not None else "nothing"
     moved = f"alias champion was moved by hand in MLflow to {shown}; the log says {_shown(live)}"
     if policy == "adopt" and found is not None:
         refusal = _adopt(store, spec, found, live=live, check=check, actor=actor)
         if refusal is None:
-            return [f"{moved}: adopted version {found}"]
+            return [*lines, f"{moved}: adopted version {found}"]
         moved = f"{moved}; not adopted: {refusal}"
     if head.live is not None:
         _record_revert(store, spec, head.live, reason=moved, actor=actor)
+    return [*lines, f"{moved}: put back"]
+
+
+def _answer_moved_challenger(
+    store: MetadataStore, spec: PipelineSpec, found: int | None, *, actor: str
+) -> list[str]:
+    """Record that somebody moved `challenger`; it says which version waits, so there is nothing to adopt."""
+    wanted = _wanted(store, spec).aliases[CHALLENGER]
+    ours = store.projection(spec, CHALLENGER)
+    if found == wanted or found == (ours.version if ours else None):
+        return []
+    newest = next(iter(store.model_versions(spec, limit=1)), None)
+    # Between the registration of a version and the note that the alias was set, a crash leaves it unrecorded.
+    if newest is None or (found == newest.version and ours is None):
+        return []
+    shown = f"version {found}" if found is not None else "nothing"
+    moved = f"alias challenger was moved by hand in MLflow to {shown}; {_shown(wanted)} waits"
+    event = NewEvent(
+        "revert", newest.version, newest.bundle_digest, newest.feature_version, None, actor, moved
+    )
+    store.append_events(spec, lambda _head: [event])
     return [f"{moved}: put back"]
 
 

@@ -230,6 +230,31 @@ def unbar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, r
         _alias_pending(settings, store, spec)
 
 
+def reject(
+    settings: Settings, spec: PipelineSpec, version: int, *, actor: str, reason: str
+) -> DeploymentEvent:
+    """Record that `actor` refused to promote `version`; nothing moves, and it may be asked for again.
+
+    The same refusal again (version, actor and reason equal) is the one that is there.
+
+    Raises:
+        NotFound: It is not registered.
+    """
+    store = MetadataStore.open(settings)
+    model = _registered(store, spec, version)
+
+    def recorded() -> DeploymentEvent | None:
+        said = (version, actor, reason)
+        past = store.history(spec, kinds=("reject",))
+        return next((item for item in past if (item.version, item.actor, item.reason) == said), None)
+
+    found = recorded()
+    if found is not None:
+        return found
+    event = _event("reject", model, expected=None, actor=actor, reason=reason)
+    return store.append_events(spec, lambda _head: [event])[0]
+
+
 def _event(kind: str, model: ModelVersion, *, expected: int | None, actor: str, reason: str) -> NewEvent:
     return NewEvent(kind, model.version, model.bundle_digest, model.feature_version, expected, actor, reason)
 

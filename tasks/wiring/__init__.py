@@ -29,6 +29,10 @@ _STEPS = {
     "promote_model": "release",
     "rollback_model": "release",
     "unbar_model": "release",
+    "blast_radius": "rollback",
+    "plan_rescoring": "rollback",
+    "rescore_version": "rollback",
+    "reject_model": "approval",
     "reconcile_registry": "release",
     "deployment_history": "release",
     "live_model": "release",
@@ -64,6 +68,7 @@ _STEPS = {
     "reproduce_prediction": "audit",
 }
 _OTHERS = {
+    "approval_evidence": "approval",
     "archive_tenant": "audit_upkeep",
     "audit_record": "audit_pages",
     "audit_records": "audit_pages",

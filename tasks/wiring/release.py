@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks.core import Settings
@@ -147,13 +149,18 @@ def rollback_model(
     reason: str,
     expected: int,
     to_version: int | None = None,
+    rescore: bool = False,
+    local: bool = False,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
     """Go back from version `expected` to an earlier champion, load-verified, and bar the version left (I7).
 
     Naming the version to leave makes a repeat safe: it finds the rollback done and does not go back one more.
+    The result says which published predictions came from the version left; with `rescore` they are then scored
+    anew, on Ray or in this process (`local`).
     """
     from tasks.registry import rollback
+    from tasks.wiring.rollback import blast_radius, in_short, rescore_version
 
     context = open_context(settings, pipeline)
     deployment = rollback(
@@ -166,7 +173,12 @@ def rollback_model(
         check=_loads_and_scores(context),
     )
     result = _deployment(deployment.to_json())
+    result |= in_short(blast_radius(settings, pipeline, version=expected))
     context.evidence(dag_run, "rollback", result)
+    if rescore:
+        result["rescored"] = rescore_version(
+            settings, pipeline, version=expected, local=local, dag_run=dag_run
+        )
     return result
 
 
@@ -182,11 +194,15 @@ def unbar_model(
 
 
 def reconcile_registry(settings: Settings, pipeline: str) -> dict[str, Any]:
-    """Make MLflow's aliases say what the event log says; a hand-moved alias is put back and recorded."""
+    """Make MLflow's aliases say what the event log says.
+
+    An alias that somebody moved by hand is recorded, and put back or adopted as `promotion.alias_policy` says.
+    """
     from tasks.registry import reconcile
 
     context = open_context(settings, pipeline)
-    return {"changes": reconcile(settings, context.spec)}
+    policy = context.spec.promotion.alias_policy
+    return {"changes": reconcile(settings, context.spec, policy=policy, check=_loads_and_scores(context))}
 
 
 def deployment_history(settings: Settings, pipeline: str) -> dict[str, Any]:
@@ -237,12 +253,16 @@ def _deployment(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loads_and_scores(context: Context) -> Callable[[ModelVersion], None]:
-    """A check that fetches a version's bundle by digest, loads it and replays its golden rows."""
+    """A check that fetches a version's bundle by digest, loads it and replays its golden rows.
+
+    From the store, past this machine's cache: a copy that is good here says nothing about what the workers get.
+    """
 
     def check(version: ModelVersion) -> None:
         from tasks.model import Scorer, fetch_bundle
 
-        bundle = fetch_bundle(context.store, version.bundle_digest, context.settings.cache_dir)
-        Scorer(bundle).check_golden()
+        with TemporaryDirectory(prefix="penstock-check-") as fresh:
+            bundle = fetch_bundle(context.store, version.bundle_digest, Path(fresh))
+            Scorer(bundle).check_golden()
 
     return check

@@ -269,7 +269,7 @@ def maintain(
     `registry`, it is no failure.
     """
     from tasks.inference import optimize, sweep_orphans, vacuum
-    from tasks.registry import reconcile
+    from tasks.wiring.release import reconcile_registry
 
     context = open_context(settings, pipeline)
     last_commit = timedelta(seconds=2 * context.spec.inference.shard_timeout_s)
@@ -278,7 +278,7 @@ def maintain(
     )
     vacuumed = vacuum(settings, context.spec, retention=_VACUUM_AGE)
     try:
-        registry = reconcile(settings, context.spec) or ["in line with the log"]
+        registry = reconcile_registry(settings, pipeline)["changes"] or ["in line with the log"]
     except ServiceUnavailable as error:
         registry = [f"not reconciled, the next maintenance will: {error.which}: {error.what}"]
     folded = fold_for_upkeep(settings, context.spec)

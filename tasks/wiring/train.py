@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from tasks.core import Settings, Verdict, utc_now
+from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.core.errors import DataError, GateFailed, NotFound
 from tasks.wiring.context import Context, in_short, open_context, parse_day, window
 
@@ -201,7 +201,7 @@ def gate_model(
 
 
 def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
-    """The verdict on a kept evaluation: a pure function of its evidence and the pipeline's gates.
+    """The verdict on a kept evaluation: a pure function of its evidence, the data gate's word and the pipeline's gates.
 
     It carries the evidence's time, so that judging again is the same verdict and not one more. Only the age of the
     data (`gates.max_staleness_days`) is counted to today.
@@ -221,6 +221,24 @@ def evaluation_verdict(context: Context, evaluation_key: str) -> Verdict:
         evaluation,
         clock=lambda: datetime.fromisoformat(evaluation.created_at_utc),
         as_of=utc_now().date(),  # evidence is kept, but the data behind it grows old
+        further=(_data_gate(context, evaluation.snapshot_id),),
+    )
+
+
+def _data_gate(context: Context, snapshot_id: str) -> Finding:
+    """Whether the data gate has let the snapshot through on which the model was trained and judged."""
+    judged = context.snapshot(snapshot_id).parent_snapshot_id or snapshot_id
+    known = context.metadata.verdicts(context.spec, subject=judged, gate="data")
+    passed = next((item.verdict for item in known if item.verdict.passed), None)
+    if passed is not None:
+        detail = f"snapshot {judged} passed on {passed.decided_at_utc[:10]}"
+        return Finding("data gate", "pass", f"{detail}; {len(passed.findings)} findings")
+    why = f"the data gate says {known[0].verdict.outcome}" if known else "the data gate has not seen it"
+    return Finding(
+        "data gate",
+        "fail",
+        f"snapshot {judged}: {why}; run `penstock validation run {context.spec.name} {judged}`, and train and "
+        "evaluate on the snapshot that it prints",
     )
 
 

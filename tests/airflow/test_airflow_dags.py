@@ -33,6 +33,7 @@ CHAINS = {
         "inference.verify",
     ],
     "toy.monitor": ["measure", "labels", "decide", "report"],
+    "toy.rollback": ["rollback", "plan_rescoring", "rescore"],
 }
 
 
@@ -112,6 +113,20 @@ def test_a_day_of_the_form_must_be_a_date(installed: Settings, value: object) ->
     assert param.description
 
 
+def test_a_rollback_needs_the_version_to_leave_and_starts_scoring_and_monitoring(installed: Settings) -> None:
+    from airflow.sdk.exceptions import AirflowException
+
+    dag = build(installed)[0]["toy.rollback"]
+    expected = dag.params.get_param("expected")
+    with pytest.raises((AirflowException, ValueError)):
+        expected.resolve()
+    assert expected.resolve(3) == 3
+    assert dag.params["rescore"] is False and dag.params["to_version"] is None
+    assert {asset.name for asset in dag.get_task("rollback").outlets} == {"toy.champion"}
+    assert {asset.name for asset in dag.get_task("rescore").outlets} == {"toy.predictions"}
+    assert dag.timetable.can_be_scheduled is False
+
+
 def test_a_promotion_starts_scoring_and_a_publication_starts_monitoring(installed: Settings) -> None:
     dags = build(installed)[0]
     promoted = {asset.name for asset in dags["toy.train"].get_task("release.promote").outlets}
@@ -141,6 +156,9 @@ def test_approval_stands_between_canary_and_promotion_only_when_asked_for(instal
     assert "release.canary" in approve.upstream_task_ids
     assert approve.downstream_task_ids == {"release.promote"}
     assert approve.defaults == ["Reject"]
+    promote = build(installed)[0]["toy.train"].get_task("release.promote")
+    assert {"actor", "reason"} <= set(promote.arguments), "the approver is the actor"
+    assert "actor" not in promote.from_run
 
 
 def test_building_twice_serialises_the_same_so_that_no_dag_version_is_made(installed: Settings) -> None:
@@ -159,7 +177,7 @@ def test_a_broken_pipeline_leaves_the_others_and_names_file_field_and_fix(instal
 
     break_pipeline(installed)
     bag = DagBag(dag_folder=str(DAGS), include_examples=False, collect_dags=True)
-    assert set(bag.dags) == {"toy.train", "toy.score", "toy.monitor", "platform.maintenance"}
+    assert set(bag.dags) == {*CHAINS, "platform.maintenance"}
     assert bag.dags["platform.maintenance"].task_ids == ["maintain_toy"]
     (where, error), *more = bag.import_errors.items()
     assert not more

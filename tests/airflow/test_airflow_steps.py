@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +12,10 @@ from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_fakes import context_of
 
-from plugins.approval import approval_body
+from plugins.approval import PromotionApproval, approval_body
 from plugins.steps import PenstockStepOperator, in_words
 from tasks.core import Settings
-from tasks.core.errors import CommitOutcomeUnknown, DataGateFailed, StoreUnavailable
+from tasks.core.errors import CommitOutcomeUnknown, DataGateFailed, NotFound, StoreUnavailable
 
 
 @pytest.fixture
@@ -141,19 +142,116 @@ def test_results_read_well_in_the_log() -> None:
     assert text == "rows=990, auc=0.712346, days=30 entries, m={a=1}"
 
 
+EVIDENCE: dict[str, Any] = {
+    "version": 3,
+    "champion": {"version": 2, "since": "2024-01-01 10:00 UTC", "reason": "better | faster"},
+    "validation": "9,000 labelled rows of 7 days, 2024-01-01 to 2024-01-07",
+    "metrics": [
+        {
+            "name": "AUC",
+            "candidate": "0.7123 [0.7000, 0.7200]",
+            "champion": "0.7000 [0.6900, 0.7100]",
+            "difference": "0.0123 [0.0010, 0.0200]",
+        }
+    ],
+    "slices": [{"name": "shop=7", "rows": "300", "candidate": "0.6100 [0.5500, 0.6600]", "champion": ""}],
+    "monitor": [
+        {
+            "days": "2024-01-01 to 2024-01-07",
+            "verdict": "noise",
+            "action": "none",
+            "reasons": "within its band",
+        }
+    ],
+    "report_url": "http://x/penstock/report/toy/evaluation/a",
+}
+
+
 def test_the_approval_question_holds_the_evidence() -> None:
     gate = {"outcome": "pass", "findings": [{"name": "auc", "detail": "0.71 >= 0.6"}]}
-    body = approval_body(
-        {"version": 3, "metrics": {"auc": 0.7123, "slices": {}}, "gate": gate},
-        {"outcome": "skipped", "reasons": ["no champion yet"]},
-        "http://x/penstock/run/a/b",
-    )
+    canary = {"outcome": "skipped", "reasons": ["no champion yet"]}
+    body = approval_body(EVIDENCE, gate, canary, "http://x/penstock/run/a/b")
     for part in (
         "Version 3",
-        "| auc | 0.7123 |",
+        "version 2, since 2024-01-01 10:00 UTC (better \\| faster)",
+        "| AUC | 0.7123 [0.7000, 0.7200] | 0.7000 [0.6900, 0.7100] | 0.0123 [0.0010, 0.0200] |",
+        "| shop=7 | 300 | 0.6100 [0.5500, 0.6600] |  |",
         "auc: 0.71 >= 0.6",
         "Canary: skipped",
         "no champion yet",
-        "http://x",
+        "| 2024-01-01 to 2024-01-07 | noise | none | within its band |",
+        "http://x/penstock/report/toy/evaluation/a",
+        "http://x/penstock/run/a/b",
     ):
         assert part in body
+
+
+def answer(chosen: str, user: dict[str, str] | None, reason: str = "") -> dict[str, Any]:
+    return {
+        "chosen_options": [chosen],
+        "params_input": {"reason": reason},
+        "responded_at": datetime(2024, 1, 1, tzinfo=UTC),
+        "responded_by_user": user,
+    }
+
+
+def approval() -> PromotionApproval:
+    return PromotionApproval(
+        task_id="t", subject="Promote?", pipeline="toy", version=3, evaluation_key="evaluation/a"
+    )
+
+
+def test_whoever_approves_becomes_the_actor_of_the_promotion(installed: Settings, wiring: ModuleType) -> None:
+    told = approval().execute_complete(
+        context_of(), answer("Approve", {"id": "7", "name": "bob"}, " it is better on Mondays ")
+    )
+    assert (told["actor"], told["reason"]) == ("airflow:bob", "approved: it is better on Mondays")
+
+
+@pytest.mark.parametrize(
+    ("user", "reason", "actor", "recorded"),
+    [
+        (
+            {"id": "7", "name": "bob"},
+            "not before the holiday",
+            "airflow:bob",
+            "rejected: not before the holiday",
+        ),
+        ({"id": "7", "name": ""}, "", "airflow:7", "rejected: no reason was given"),
+        (None, "", "nobody", "nobody answered in time"),
+    ],
+)
+def test_a_refusal_is_recorded_with_who_and_why(
+    installed: Settings,
+    wiring: ModuleType,
+    user: dict[str, str] | None,
+    reason: str,
+    actor: str,
+    recorded: str,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def reject_model(settings: Settings, pipeline: str, **kwargs: Any) -> dict[str, Any]:
+        seen.update(kwargs, pipeline=pipeline)
+        return {}
+
+    wiring.reject_model = reject_model
+    approval().execute_complete(context_of(), answer("Reject", user, reason))
+    assert seen == {
+        "pipeline": "toy",
+        "version": 3,
+        "actor": actor,
+        "reason": recorded,
+        "dag_run": "toy.train/manual__1",
+    }
+
+
+def test_a_wrong_evaluation_ends_the_question_with_what_and_fix(
+    installed: Settings, wiring: ModuleType
+) -> None:
+    def approval_evidence(*_: Any, **__: Any) -> dict[str, Any]:
+        raise NotFound("is not a kept evaluation", which="toy evaluation/a", fix="evaluate the model first")
+
+    wiring.approval_evidence = approval_evidence
+    with pytest.raises(AirflowFailException, match="Fix: evaluate the model first"):
+        approval().execute(context_of())

@@ -37,7 +37,7 @@ def test_without_triggers_nothing_is_added(installed: Settings) -> None:
     from plugins.pipeline_dags import build_all
 
     dags = build_all(installed)[0]
-    assert set(dags) == {"toy.train", "toy.score", "toy.monitor"}
+    assert "toy.watch" not in dags
     assert dags["toy.train"].timetable.can_be_scheduled is False
     assert not dags["toy.monitor"].has_task("train_for_drift")
 

@@ -89,6 +89,20 @@ def test_a_run_that_passed_says_what_it_brought_about() -> None:
     assert summary_of([published]) == ("pass", "28,796 predictions are published.")
 
 
+def test_a_rollback_says_what_readers_still_see_of_the_version_left() -> None:
+    back = {"version": 1, "previous version": 2, "affected rows": 6517}
+    item = {"kind": "rollback", "outcome": "", "summary": back}
+    said_now = "Rolled back: version 1 is the champion"
+    assert summary_of([item])[1] == f"{said_now}; readers still see 6,517 predictions of version 2."
+    anew = {"kind": "re-scoring", "outcome": "", "summary": {"rows": 6517}}
+    published = {"kind": "publication", "outcome": "", "summary": {"rows": 6517}}
+    assert summary_of([item, published, anew])[1] == (
+        f"{said_now}, and 6,517 predictions of version 2 were scored anew."
+    )
+    item["summary"] = {**back, "affected rows": 0}
+    assert summary_of([item])[1] == f"{said_now}."
+
+
 def test_a_verification_that_found_a_problem_fails_the_run() -> None:
     broken = {"kind": "verification", "title": "Verification", "summary": {"ok": False}}
     assert said(broken) == "fail"

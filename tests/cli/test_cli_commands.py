@@ -71,6 +71,9 @@ COMMANDS = {
     "hot_online": "audit hot toy",
     "maintain": "maintain toy",
     "run_ci": "ci toy --sample-days 14 --keep",
+    "blast_radius": "registry blast-radius toy 2",
+    "rescore_version": "registry rescore toy 2 --local",
+    "plan_rescoring": "registry rescore toy 2 --plan-only",
 }
 
 

@@ -287,6 +287,24 @@ def test_an_alias_moved_by_hand_is_put_back_and_recorded(
     assert registry.reconcile(two, spec) == []
 
 
+def test_a_challenger_alias_moved_by_hand_is_put_back_and_recorded_once(
+    two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
+) -> None:
+    mlflow.set_alias(spec.model_name, "challenger", 1)
+    (said, *_) = registry.reconcile(two, spec, actor="maintenance")
+    assert said == "alias challenger was moved by hand in MLflow to version 1; version 2 waits: put back"
+    assert mlflow.aliases(spec.model_name) == {"champion": 1, "challenger": 2}
+    newest = registry.history(two, spec)[0]
+    assert (newest.kind, newest.actor, newest.reason) == (
+        "revert",
+        "maintenance",
+        said.removesuffix(": put back"),
+    )
+    assert registry.reconcile(two, spec) == []
+    mlflow.delete_alias(spec.model_name, "challenger")
+    assert "to nothing" in registry.reconcile(two, spec)[0]
+
+
 def test_an_alias_moved_by_hand_may_be_adopted_after_its_check(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
 ) -> None:

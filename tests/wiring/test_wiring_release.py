@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from wiring_support import Chain, Finished, edit, pipeline_file, score
+from wiring_support import (
+    Chain,
+    Finished,
+    edit,
+    ids_by_version,
+    pipeline_file,
+    plan_next_days,
+    score,
+    score_snapshot,
+)
 
 from tasks import wiring
-from tasks.core import Settings, load_pipeline
-from tasks.core.errors import PromotionConflict, ServiceUnavailable, TerminalError
+from tasks.core import Settings, load_pipeline, open_store
+from tasks.core.errors import DigestMismatch, GateFailed, PromotionConflict, ServiceUnavailable, TerminalError
 from tasks.metadata import MetadataStore
+from tasks.registry import champion
+from tasks.registry import version as registered
+from tasks.registry.mlflow_api import MlflowRegistry
+from tasks.wiring.context import open_context
+from tasks.wiring.train import evaluation_verdict
 
 
 def live(settings: Settings, **more: str) -> int | None:
@@ -81,6 +96,107 @@ def test_a_move_decided_on_another_champion_than_the_live_one_is_refused(
     assert live(after_second) == new
 
 
+def test_a_rollback_to_a_bundle_that_was_changed_in_the_store_is_refused_though_this_machine_has_a_good_copy(
+    after_second: Settings, second: Chain
+) -> None:
+    from tasks.model import fetch_bundle
+
+    first, new = versions(second)
+    spec = load_pipeline(after_second, "toy")
+    store = open_store(after_second, prefix=spec.prefix)
+    digest = registered(after_second, spec, first).bundle_digest
+    fetch_bundle(store, digest, after_second.cache_dir)
+    weights = next((after_second.home / "store").rglob(f"bundles/{digest}/weights*"))
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    request = {"expected": new, "actor": "ada", "reason": "wrong on Mondays"}
+    with pytest.raises(DigestMismatch, match="weights"):
+        wiring.step("rollback_model")(after_second, "toy", **request)
+    assert live(after_second) == new
+    weights.write_bytes(good)
+    assert wiring.step("rollback_model")(after_second, "toy", **request)["version"] == first
+
+
+def test_a_person_who_approves_sees_both_models_with_intervals_and_what_is_live(second: Chain) -> None:
+    told = wiring.approval_evidence(
+        second.settings,
+        "toy",
+        version=versions(second)[1],
+        evaluation_key=second.done["evaluate_model"].first["evaluation_key"],
+    )
+    assert told["champion"]["version"] == live(second.settings)
+    auc = next(row for row in told["metrics"] if row["name"] == "AUC")
+    for column in ("candidate", "champion", "difference"):
+        assert re.fullmatch(r"-?\d\.\d{4} \[-?\d\.\d{4}, -?\d\.\d{4}\]", auc[column]), auc
+    shown = [float(row["candidate"].split()[0]) for row in told["slices"]]
+    assert shown and shown == sorted(shown)
+    assert [row["days"] for row in told["monitor"]], "the monitor has decided once in this chain"
+
+
+def test_a_refusal_is_one_event_of_the_run_and_moves_nothing(after_second: Settings, second: Chain) -> None:
+    first, new = versions(second)
+    request = {"version": first, "actor": "airflow:bob", "reason": "not now", "dag_run": "toy.train/m1"}
+    once = wiring.step("reject_model")(after_second, "toy", **request)
+    assert wiring.step("reject_model")(after_second, "toy", **request)["event_id"] == once["event_id"]
+    newest = wiring.step("deployment_history")(after_second, "toy")["events"][0]
+    assert (newest["kind"], newest["version"], newest["by"]) == ("reject", first, "airflow:bob")
+    assert newest["reason"] == "not now (toy.train/m1)"
+    assert live(after_second) == new
+
+
+def test_a_model_judged_on_rows_that_the_data_gate_has_not_seen_is_not_registered(
+    installation: Settings,
+) -> None:
+    windows = {
+        "train_first_day": "2024-01-02",
+        "train_last_day": "2024-01-27",
+        "validation_first_day": "2024-01-28",
+        "validation_last_day": "2024-02-04",
+    }
+    snapshot = wiring.step("snapshot_training")(installation, "toy", **windows)
+    live_now = champion(installation, load_pipeline(installation, "toy"))
+    assert live_now is not None
+    evaluated = wiring.step("evaluate_model")(
+        installation,
+        "toy",
+        snapshot_id=snapshot["snapshot_id"],
+        bundle_digest=live_now.bundle_digest,
+        validation_first_day="2024-01-28",
+    )
+    request = {"evaluation_key": evaluated["evaluation_key"]}
+    with pytest.raises(GateFailed, match=f"data gate: snapshot {snapshot['snapshot_id']}.*has not seen it"):
+        wiring.step("gate_model")(installation, "toy", **request)
+    with pytest.raises(GateFailed):
+        wiring.step("register_model")(installation, "toy", **request)
+    wiring.step("validate_snapshot")(installation, "toy", snapshot_id=snapshot["snapshot_id"])
+    findings = {
+        item.name: item.status
+        for item in evaluation_verdict(
+            open_context(installation, "toy"), evaluated["evaluation_key"]
+        ).findings
+    }
+    assert findings["data gate"] == "pass"
+
+
+def test_the_pipeline_says_whether_a_champion_chosen_by_hand_in_mlflow_is_adopted(
+    after_second: Settings, second: Chain
+) -> None:
+    first, new = versions(second)
+    spec = load_pipeline(after_second, "toy")
+    edit(pipeline_file(after_second), {"canary:": "promotion: {alias_policy: adopt}\ncanary:"})
+    with MlflowRegistry(after_second.mlflow_url) as mlflow:
+        was = mlflow.aliases(spec.model_name).get("champion")
+        mlflow.set_alias(spec.model_name, "champion", first)
+        try:
+            changes = wiring.step("reconcile_registry")(after_second, "toy")["changes"]
+            assert live(after_second) == first, changes
+            newest = wiring.step("deployment_history")(after_second, "toy")["events"][0]
+            assert (newest["kind"], newest["was"]) == ("adopt", new)
+        finally:  # the server is shared with other tests
+            if was is not None:
+                mlflow.set_alias(spec.model_name, "champion", was)
+
+
 def test_an_old_promotion_run_again_does_not_undo_a_newer_one(
     finished: Finished, after_second: Settings, second: Chain
 ) -> None:
@@ -122,6 +238,51 @@ def test_after_a_promotion_the_next_days_are_scored_by_the_new_version(
     after_second: Settings, second: Chain
 ) -> None:
     assert score(after_second)["model_version"] == versions(second)[1]
+
+
+def test_a_rollback_says_what_the_bad_version_published_and_rescores_exactly_that(
+    after_second: Settings, second: Chain
+) -> None:
+    first, new = versions(second)
+    before = wiring.step("blast_radius")(after_second, "toy", version=first)
+    bad = score(after_second)
+    radius = wiring.step("blast_radius")(after_second, "toy", version=new)
+    assert radius["visible_rows"] == radius["published_rows"] == bad["rows"]
+    assert [run["run_id"] for run in radius["runs"]] == [bad["run_id"]]
+    planned = plan_next_days(after_second)
+    request = {"expected": new, "actor": "ada", "reason": "wrong on Mondays"}
+    with pytest.raises(TerminalError, match="is live, so that its rows"):
+        wiring.step("plan_rescoring")(after_second, "toy", version=new)
+    went_back = wiring.step("rollback_model")(after_second, "toy", **request)
+    assert (went_back["affected_rows"], went_back["affected_days"]) == (bad["rows"], radius["visible_days"])
+    assert went_back["unfinished_runs"] == [planned], "planned with the bad version, and not published"
+    ids = ids_by_version(after_second)
+    again = wiring.step("rollback_model")(after_second, "toy", **request, rescore=True, local=True)
+    assert (again["event_id"], again["rescored"]["rows"]) == (went_back["event_id"], bad["rows"])
+    rescored = ids_by_version(after_second)
+    assert set(rescored) == {first}
+    assert sorted(rescored[first]) == sorted(ids[first] + ids[new]), "the same rows, each once"
+    assert wiring.step("blast_radius")(after_second, "toy", version=new)["visible_rows"] == 0
+    now = wiring.step("blast_radius")(after_second, "toy", version=first)
+    assert now["visible_rows"] == before["visible_rows"] + bad["rows"]
+    once_more = wiring.step("plan_rescoring")(after_second, "toy", version=new)
+    assert once_more["nothing_to_do"] and "no row of version" in once_more["reason"]
+
+
+def test_rescoring_brings_a_run_of_the_live_version_back_that_the_bad_one_had_replaced(
+    after_second: Settings, second: Chain, finished: Finished
+) -> None:
+    first, new = versions(second)
+    (good,) = wiring.step("blast_radius")(after_second, "toy", version=first)["runs"]
+    bad = score_snapshot(after_second, good["snapshot_id"])
+    assert wiring.step("blast_radius")(after_second, "toy", version=first)["visible_rows"] == 0
+    wiring.step("rollback_model")(
+        after_second, "toy", expected=new, actor="ada", reason="wrong", rescore=True, local=True
+    )
+    (back,) = wiring.step("blast_radius")(after_second, "toy", version=first)["runs"]
+    assert (back["run_id"], back["rows"]) == (good["run_id"], good["rows"])
+    assert bad["run_id"] != good["run_id"]
+    assert wiring.step("verify_run")(after_second, "toy", run_id=good["run_id"])["ok"]
 
 
 def test_scoring_needs_no_mlflow_and_training_says_at_once_that_it_does(installation: Settings) -> None:

@@ -201,7 +201,36 @@ def score(settings: Settings, **days: str) -> dict[str, Any]:
     if snapshot["nothing_to_do"]:
         return snapshot
     clean = wiring.step("validate_snapshot")(settings, "toy", snapshot_id=snapshot["snapshot_id"])
-    planned = wiring.step("plan_scoring")(settings, "toy", snapshot_id=clean["snapshot_id"])
+    return score_snapshot(settings, clean["snapshot_id"])
+
+
+def score_snapshot(settings: Settings, snapshot_id: str) -> dict[str, Any]:
+    """The same from a clean snapshot on."""
+    planned = wiring.step("plan_scoring")(settings, "toy", snapshot_id=snapshot_id)
     wiring.step("score_run")(settings, "toy", run_id=planned["run_id"], local=True)
     published = wiring.step("publish_run")(settings, "toy", run_id=planned["run_id"])
     return {**published, "model_version": planned["model_version"]}
+
+
+def plan_next_days(settings: Settings) -> str:
+    """Plan what comes next and stop there; the run's id."""
+    snapshot = wiring.step("snapshot_scoring")(settings, "toy")
+    clean = wiring.step("validate_snapshot")(settings, "toy", snapshot_id=snapshot["snapshot_id"])
+    run_id: str = wiring.step("plan_scoring")(settings, "toy", snapshot_id=clean["snapshot_id"])["run_id"]
+    return run_id
+
+
+def ids_by_version(settings: Settings) -> dict[int, list[str]]:
+    """Model version -> ids of the predictions that a reader of the table sees."""
+    from deltalake import DeltaTable
+
+    from tasks.core import load_pipeline
+
+    store = open_store(settings, prefix=load_pipeline(settings, "toy").prefix)
+    table = DeltaTable(store.url("tables/predictions").removeprefix("file://")).to_pyarrow_table()
+    found: dict[int, list[str]] = {}
+    for version, identifier in zip(
+        table["model_version"].to_pylist(), table["prediction_id"].to_pylist(), strict=True
+    ):
+        found.setdefault(int(version), []).append(identifier)
+    return found

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 EPOCHS = 20
 """At most; on so few days it is the days that say little, not the epochs."""
 _STATISTICAL = re.compile(
-    r"min_auc|better_than_|no_worse_than_|calibration|slice|distribution|staleness|latency|memory"
+    r"min_auc|better_than_|no_worse_than_|calibration|slice|distribution|staleness|latency|memory|cost"
 )
 """Findings about quality: on a sample they say nothing about the model that will be trained."""
 
