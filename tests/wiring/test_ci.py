@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
+import services
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 from wiring_support import edit
 
 from tasks.core import Finding, PipelineSpec, Settings
@@ -19,8 +22,8 @@ from tasks.core.errors import ConfigError, DataError, NotFound, ServiceUnavailab
 from tasks.metadata import MetadataStore, ModelVersion
 from tasks.wiring.ci import junit, markdown, run_ci
 from tasks.wiring.ci.model import blocks
-from tasks.wiring.ci.records import CheckFailed, Skip, exit_code
-from tasks.wiring.ci.records import Path as Checks
+from tasks.wiring.ci.production import Champion, live_champion, read_only_url
+from tasks.wiring.ci.records import CheckFailed, Checks, Skip, exit_code
 from tasks.wiring.ci.sample import choose_days, days_for_rows
 
 TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
@@ -195,6 +198,48 @@ def test_a_champion_whose_bundle_is_gone_is_told_and_does_not_block(
     assert checks(result)["production"]["status"] == "skipped"
     assert "cannot be read from here" in checks(result)["promotion rehearsal"]["detail"]
     assert result["exit_code"] == 0
+
+
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if services.postgres_binaries() is None:
+        pytest.skip(services.NO_POSTGRES)
+    url, process = services.start_postgres(tmp_path_factory.mktemp("postgres"))
+    yield url
+    services.stop(process)
+
+
+def on_postgres(settings: Settings, server_url: str) -> tuple[Settings, Settings]:
+    """(production with an empty database on PostgreSQL, a sandbox)."""
+    sandbox = Settings.at_home(settings.home / "sandbox", project=settings.project)
+    return dataclasses.replace(settings, metadata_url=services.new_postgres_database(server_url)), sandbox
+
+
+def test_a_champion_on_postgresql_is_read_in_a_session_that_cannot_write(
+    clean: tuple[Settings, dict[str, Any], Any], settings: Settings, toy: PipelineSpec, postgres_url: str
+) -> None:
+    bundles = Path(clean[1]["sandbox"]) / "store/default/toy/bundles"
+    (digest,) = [path.name for path in bundles.iterdir()]
+    shutil.copytree(bundles, settings.home / "store/default/toy/bundles")
+    real, sandbox = on_postgres(settings, postgres_url)
+    make_live(real, toy, digest)
+    assert live_champion(real, sandbox, toy) == Champion(1, digest)
+    engine = create_engine(read_only_url(real, sandbox.home / "copy.db"))
+    with engine.connect() as connection, pytest.raises(DBAPIError, match="read-only transaction"):
+        connection.execute(text("DELETE FROM penstock_alias_projections"))
+    engine.dispose()
+
+
+def test_a_postgresql_without_the_present_schema_is_left_as_it_is(
+    settings: Settings, toy: PipelineSpec, postgres_url: str
+) -> None:
+    real, sandbox = on_postgres(settings, postgres_url)
+    with pytest.raises(Skip, match="production cannot be read from here"):
+        live_champion(real, sandbox, toy)
+    engine = create_engine(real.metadata_url)
+    with engine.connect() as connection:
+        assert inspect(connection).get_table_names() == []
+    engine.dispose()
 
 
 def make_live(settings: Settings, spec: PipelineSpec, digest: str) -> None:

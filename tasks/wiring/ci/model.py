@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.records import Finding, Snapshot
 from tasks.wiring.ci.production import Champion
-from tasks.wiring.ci.records import FAIL, INFORM, PASS, CheckFailed, Path
+from tasks.wiring.ci.records import FAIL, INFORM, PASS, CheckFailed, Checks
 from tasks.wiring.ci.sample import Sample
 from tasks.wiring.context import Context
 
@@ -68,7 +68,7 @@ def blocks(finding: Finding) -> bool:
     return finding.status == "fail" and not _STATISTICAL.match(finding.name)
 
 
-def judge_sample(path: Path, spec: PipelineSpec, evaluation: Evaluation) -> str:
+def judge_sample(checks: Checks, spec: PipelineSpec, evaluation: Evaluation) -> str:
     """The evaluation gate, of which leakage, late features, behaviour and missing evidence block.
 
     Raises:
@@ -80,9 +80,9 @@ def judge_sample(path: Path, spec: PipelineSpec, evaluation: Evaluation) -> str:
     stopping = [finding for finding in verdict.findings if blocks(finding)]
     informing = [item for item in verdict.findings if item.status != "pass" and item not in stopping]
     for finding in stopping:
-        path.note(FAIL, f"{finding.name}: {finding.detail}")
+        checks.note(FAIL, f"{finding.name}: {finding.detail}")
     for finding in informing:
-        path.note(INFORM, f"{finding.name}: {finding.detail}")
+        checks.note(INFORM, f"{finding.name}: {finding.detail}")
     if stopping:
         raise CheckFailed(
             "; ".join(f"{finding.name}: {finding.detail}" for finding in stopping),
@@ -96,25 +96,25 @@ def judge_sample(path: Path, spec: PipelineSpec, evaluation: Evaluation) -> str:
 
 
 def rehearse(
-    path: Path, context: Context, trained: TrainedModel, champion: Champion | None, *, unknown: str
+    checks: Checks, context: Context, trained: TrainedModel, champion: Champion | None, *, unknown: str
 ) -> str:
     """What promotion does before it moves the pointer, and what it would decide; the pointer is not touched."""
     _loads(context.settings, context.spec, trained.bundle_digest, anew=True)
-    path.note(
+    checks.note(
         PASS, f"bundle {trained.bundle_digest[:16]} loads from the store anew and repeats its golden rows"
     )
     ending = "a person would be asked" if context.spec.promotion.mode == "approval" else "by itself"
     if unknown:
         return f"would be registered as challenger; {unknown}"
     if champion is None:
-        path.note(INFORM, "there is no rollback target: this would be the first version")
+        checks.note(INFORM, "there is no rollback target: this would be the first version")
         return f"would become the first champion, {ending}"
     try:
         _loads(context.settings, context.spec, champion.bundle_digest, anew=False)
-        path.note(PASS, f"rollback target, version {champion.version}, loads and repeats its golden rows")
+        checks.note(PASS, f"rollback target, version {champion.version}, loads and repeats its golden rows")
     except Exception as error:  # a champion that fails is a finding about production, not about this change
         log.info("the champion cannot be loaded here", exc_info=error)
-        path.note(INFORM, f"rollback target, version {champion.version}, does not load here: {error}")
+        checks.note(INFORM, f"rollback target, version {champion.version}, does not load here: {error}")
     return (
         f"would be compared with version {champion.version} in the canary, on up to {context.spec.canary.days} days, "
         f"and promoted only if that passes, {ending}"
@@ -127,7 +127,7 @@ def _loads(settings: Settings, spec: PipelineSpec, digest: str, *, anew: bool) -
 
     store = open_store(settings, prefix=spec.prefix)
     with tempfile.TemporaryDirectory(prefix="penstock-ci-bundle-") as scratch:
-        cache = Folder(scratch) if anew else settings.cache_dir
+        cache = Path(scratch) if anew else settings.cache_dir
         Scorer(fetch_bundle(store, digest, cache)).check_golden()
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import PipelineSpec, Settings, load_pipeline
@@ -16,7 +16,7 @@ from tasks.core.spec import pipeline_folder
 from tasks.wiring.ci import folder, production, suite
 from tasks.wiring.ci.model import evaluate_sample, judge_sample, rehearse, train_sample
 from tasks.wiring.ci.production import Champion
-from tasks.wiring.ci.records import INFORM, Path, Skip, exit_code
+from tasks.wiring.ci.records import INFORM, Checks, Skip, exit_code
 from tasks.wiring.ci.sample import DEFAULT_DAYS, FEWEST_DAYS, Sample, choose_days, days_for_rows
 from tasks.wiring.context import Context, window
 from tasks.wiring.train import split_windows
@@ -43,7 +43,7 @@ def run_ci(
         sample_days: Whole days to try, training and validation together; default 21.
         sample_rows: Instead: as many days as hold about so many rows.
         keep: Leave the sandbox, with its reports, where the result says.
-        reports: Folder to copy the HTML reports to.
+        reports: Path to copy the HTML reports to.
         say: Called with one line as each check ends.
 
     Returns:
@@ -57,11 +57,11 @@ def run_ci(
     for name, value, least in (("sample_days", sample_days, FEWEST_DAYS), ("sample_rows", sample_rows, 1)):
         if value is not None and value < least:
             raise ConfigError(f"is {value}", which=name, fix=f"give at least {least}, or leave it out")
-    home = Folder(tempfile.mkdtemp(prefix="penstock-ci-"))
+    home = Path(tempfile.mkdtemp(prefix="penstock-ci-"))
     try:
-        trial = _Trial(settings, pipeline, home, Path(say), sample_days, sample_rows)
+        trial = _Trial(settings, pipeline, home, Checks(say), sample_days, sample_rows)
         trial.run()
-        return trial.result(keep=keep, reports=Folder(reports) if reports else None)
+        return trial.result(keep=keep, reports=Path(reports) if reports else None)
     finally:
         if not keep:
             shutil.rmtree(home, ignore_errors=True)
@@ -83,14 +83,14 @@ class _Trial:
         self,
         settings: Settings,
         pipeline: str,
-        home: Folder,
-        path: Path,
+        home: Path,
+        checks: Checks,
         sample_days: int | None,
         sample_rows: int | None,
     ) -> None:
         self.production = settings
         self.pipeline = pipeline
-        self.path = path
+        self.checks = checks
         self.sample_days, self.sample_rows = sample_days, sample_rows
         own = Settings.at_home(home, project=settings.project)
         self.sandbox = replace(
@@ -98,7 +98,7 @@ class _Trial:
         )
 
     def run(self) -> None:
-        check = self.path.check
+        check = self.checks.check
         check("pipeline.yaml", self._load)
         check("lint", lambda: folder.lint(self.sandbox, self.pipeline))
         check("code", lambda: folder.load_code(self.sandbox, self.spec), needs=["pipeline.yaml"])
@@ -108,7 +108,7 @@ class _Trial:
         check("data gate", self._validate, needs=["suite", "sample"])
         check(
             "planted bad rows",
-            lambda: suite.planted_rows(self.path, self.context, self.clean),
+            lambda: suite.planted_rows(self.checks, self.context, self.clean),
             needs=["data gate"],
         )
         check("train", self._train, needs=["data gate"])
@@ -158,7 +158,7 @@ class _Trial:
         self.data_report = found.verdict.report_key
         for finding in found.verdict.findings:
             if finding.status == "warn":
-                self.path.note(INFORM, f"{finding.name}: {finding.detail}")
+                self.checks.note(INFORM, f"{finding.name}: {finding.detail}")
         require(found)
         self.clean = self.context.snapshot(found.clean_snapshot_id)
         return f"{len(found.verdict.findings)} checks; {found.quarantined_rows:,} rows quarantined"
@@ -182,32 +182,32 @@ class _Trial:
     def _judge(self) -> str:
         if self.evaluation is None:
             raise Skip("there is no evaluation")
-        return judge_sample(self.path, self.spec, self.evaluation)
+        return judge_sample(self.checks, self.spec, self.evaluation)
 
     def _rehearse(self) -> str:
-        asked = next(item for item in self.path.results if item.name == "production")
+        asked = next(item for item in self.checks.results if item.name == "production")
         return rehearse(
-            self.path,
+            self.checks,
             self.context,
             self.trained,
             self.champion,
             unknown=asked.detail if asked.status != "pass" else "",
         )
 
-    def result(self, *, keep: bool, reports: Folder | None) -> dict[str, Any]:
-        checks, code = self.path.results, exit_code(self.path.results)
+    def result(self, *, keep: bool, reports: Path | None) -> dict[str, Any]:
+        results, code = self.checks.results, exit_code(self.checks.results)
         return {
             "pipeline": self.pipeline,
             "outcome": {0: "pass", 75: "try again later"}.get(code, "fail"),
             "exit_code": code,
-            "wall_s": round(sum(item.wall_s for item in checks), 1),
-            "checks": [item.to_json() for item in checks],
+            "wall_s": round(sum(item.wall_s for item in results), 1),
+            "checks": [item.to_json() for item in results],
             "metrics": _metrics(self.evaluation),
             "reports": self._reports(reports) if keep or reports else [],
             "sandbox": str(self.sandbox.home) if keep else None,
         }
 
-    def _reports(self, target: Folder | None) -> list[str]:
+    def _reports(self, target: Path | None) -> list[str]:
         """Where the HTML reports lie: in the kept sandbox, or copied to `target`."""
         keys = [self.data_report, self.evaluation.report_key if self.evaluation else None]
         store = self.sandbox.home / "store" / self.spec.prefix if any(keys) else self.sandbox.home

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.errors import PenstockError, ServiceUnavailable
@@ -34,7 +35,7 @@ def live_champion(production: Settings, sandbox: Settings, spec: PipelineSpec) -
     from tasks.registry import champion
 
     try:
-        readable = replace(sandbox, metadata_url=_read_only(production, sandbox.home / "production.db"))
+        readable = replace(sandbox, metadata_url=read_only_url(production, sandbox.home / "production.db"))
         live = champion(readable, spec)
         if live is None:
             return None
@@ -42,9 +43,19 @@ def live_champion(production: Settings, sandbox: Settings, spec: PipelineSpec) -
         return Champion(live.version, live.bundle_digest)
     except PenstockError as error:
         raise Skip(f"production cannot be read from here: {error.what}") from error
+    except DBAPIError as error:  # a migration, which a session that cannot write refuses
+        raise Skip(
+            "production cannot be read from here: its metadata store has the schema of another release"
+        ) from error
 
 
-def _read_only(production: Settings, copy: Path) -> str:
+def read_only_url(production: Settings, copy: Path) -> str:
+    """The URL of a metadata store that shows production's: SQLite as a copy at `copy`, PostgreSQL without writing.
+
+    Raises:
+        Skip: There is none.
+        ServiceUnavailable: It cannot be read now.
+    """
     url = make_url(production.metadata_url)
     if url.get_backend_name() != "sqlite":
         read_only = url.update_query_dict({"options": "-c default_transaction_read_only=on"})

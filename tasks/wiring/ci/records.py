@@ -51,7 +51,7 @@ class Skip(Exception):
 
 
 @dataclass
-class Path:
+class Checks:
     """Runs checks in order and keeps what came out."""
 
     say: Callable[[str], None] = lambda _: None

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.core import Finding
 from tasks.core.partitions import read_partition, save_snapshot, table_schema, write_partition
 from tasks.core.records import Snapshot
-from tasks.wiring.ci.records import INFORM, PASS, CheckFailed, Path, Skip
+from tasks.wiring.ci.records import INFORM, PASS, CheckFailed, Checks, Skip
 from tasks.wiring.ci.sample import KINDS, REQUIRED, plant
 from tasks.wiring.context import Context
 
@@ -34,7 +34,7 @@ def suite_file(context: Context) -> str:
     )
 
 
-def planted_rows(path: Path, context: Context, snapshot: Snapshot) -> str:
+def planted_rows(checks: Checks, context: Context, snapshot: Snapshot) -> str:
     """Spoil half of the rows of one day in each way, and see that an expectation notices."""
     from tasks.validation.suite import read_suite
 
@@ -59,12 +59,12 @@ def planted_rows(path: Path, context: Context, snapshot: Snapshot) -> str:
         seen = {column for name in caught for column in columns_of[name]}
         unseen = [column for column in planted.columns if column not in seen]
         if unseen:
-            path.note(INFORM, f"{kind}: no expectation notices them in {', '.join(unseen)}")
+            checks.note(INFORM, f"{kind}: no expectation notices them in {', '.join(unseen)}")
         if caught:
             noticed_kinds.append(kind)
             acts = any(after[name].status == "fail" or name in row_level for name in caught)
             only = "" if acts else "; they only warn: rows like these are trained on and scored"
-            path.note(PASS, f"{kind}: noticed by {_few(caught)}{only}")
+            checks.note(PASS, f"{kind}: noticed by {_few(caught)}{only}")
         elif kind in REQUIRED:
             missed.append(f"{kind} in {', '.join(planted.columns)}")
     if missed:
