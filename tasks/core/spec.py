@@ -189,6 +189,20 @@ class GateSpec(_Record):
     """Kolmogorov-Smirnov distance between the predictions of candidate and champion on the same rows."""
     max_staleness_days: int | None = Field(None, ge=0)
     """Age of the newest labelled day when the verdict is given; null: any."""
+    max_latency_ms_p99: float = Field(1000.0, gt=0)
+    """Wall time of one row in a process of its own, 99th percentile."""
+    max_memory_mb: float = Field(2048.0, gt=0)
+    """Peak resident size of a process that has loaded nothing but the model, under load."""
+    max_latency_ratio: float | None = Field(2.0, gt=1)
+    """CPU time of candidate over champion, one row and a batch; null: any."""
+    require_tests: bool = False
+    """Whether a folder without tests is refused."""
+    tests_timeout_s: float = Field(300.0, gt=0)
+    """Then the folder's tests are ended, and have failed."""
+    forbidden_licences: tuple[str, ...] = ()
+    """Licences, `*` for any text, that no distribution which the model's process imports may have."""
+    reproducibility_tolerance: float = Field(0.001, ge=0)
+    """Largest difference of the AUC between two trainings with the same seed and data."""
 
 
 class CanarySpec(_Record):

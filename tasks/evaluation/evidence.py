@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING
@@ -33,8 +33,11 @@ from tasks.core.object_store import AlreadyExists
 from tasks.core.partitions import read_partition
 from tasks.evaluation import behaviour, distribution, leakage, metrics, resampling
 from tasks.evaluation.baseline import Baseline
+from tasks.evaluation.check_records import ModelChecks
+from tasks.evaluation.folder_tests import tests_digest
 from tasks.evaluation.leakage import SingleFeatures
 from tasks.evaluation.metrics import FloatArray
+from tasks.evaluation.model_checks import check_model
 from tasks.evaluation.records import (
     BehaviourCheck,
     Evaluation,
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the evidence changes for equal inputs, so that older evidence is not taken for it."""
 CANDIDATE, CHAMPION, BASELINE, CONSTANT = "candidate", "champion", "baseline", "constant"
 
@@ -65,6 +68,7 @@ def evaluate(
     champion_digest: str | None,
     validation_first_day: date,
     clock: Clock = utc_now,
+    check: Callable[..., ModelChecks] = check_model,
 ) -> Evaluation:
     """Measure a candidate and keep the evidence; equal inputs are evaluated once.
 
@@ -80,6 +84,7 @@ def evaluate(
         champion_digest: Bundle that is live now, if any.
         validation_first_day: Days from here on are validation, days before fit the baseline.
         clock: Stamps the evidence.
+        check: `check_model`, or a function of its signature.
 
     Raises:
         DataError: No validation or train days, no labels, or labels of one class.
@@ -96,6 +101,7 @@ def evaluate(
             validation_first_day,
             spec.label.model_dump(),
             spec.gates.model_dump(),
+            tests_digest(settings, spec),
         ]
     )
     folder = f"evaluation/{candidate_digest[:16]}-{snapshot.snapshot_id}/{inputs[:12]}"
@@ -126,6 +132,7 @@ def evaluate(
         train_last_day=train[-1].day,
         train_rows=fitted.rows,
         feature_times=leakage.add_times([*fitted.times, *times]),
+        model_checks=check(settings, spec, snapshot, candidate, champion),
         inputs_digest=inputs,
         created_at_utc=iso_utc(clock()),
         evidence_key=key,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 
 from tasks.core import Clock, Finding, PipelineSpec, Verdict, iso_utc, utc_now
+from tasks.evaluation.check_findings import model_findings
 from tasks.evaluation.records import Evaluation, Interval, SliceMetrics
 
 MIN_SLICE_DAYS = 3
@@ -66,6 +67,7 @@ def _findings(spec: PipelineSpec, evaluation: Evaluation, as_of: date) -> Iterab
     if spec.gates.max_staleness_days is not None:
         yield _staleness(spec.gates.max_staleness_days, evaluation, as_of)
     yield from _behaviour(evaluation)
+    yield from model_findings(spec, evaluation)
 
 
 def _data(evaluation: Evaluation) -> Finding:

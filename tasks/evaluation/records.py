@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from tasks.core.records import JsonRecord
+from tasks.evaluation.check_records import ModelChecks
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ class Evaluation(JsonRecord):
     """Every feature alone, highest AUC first; empty in evidence of earlier releases, which no longer passes."""
     feature_times: tuple[FeatureTimes, ...] = ()
     shape: ScoreShape | None = None
+    model_checks: ModelChecks | None = None
+    """None in evidence of earlier releases, which no longer passes."""
 
 
 @dataclass(frozen=True)

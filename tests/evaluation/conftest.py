@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from checks_support import start_here
 
 from tasks.core import PipelineSpec, Settings, Snapshot, load_pipeline, open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
@@ -27,6 +30,13 @@ class Toy:
     @property
     def store(self):  # type: ignore[no-untyped-def]
         return open_store(self.settings, prefix=self.spec.prefix)
+
+    @property
+    def check(self) -> Callable[..., Any]:
+        """`check_model` without processes of its own."""
+        from tasks.evaluation.model_checks import check_model
+
+        return partial(check_model, start=start_here)
 
     def rows(self, first: date, last: date) -> pa.Table:
         scope: dict[str, object] = {}

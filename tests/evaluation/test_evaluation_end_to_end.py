@@ -28,6 +28,7 @@ def run(toy: Any, snapshot: Any, candidate: str, champion: str | None = None) ->
         candidate_digest=candidate,
         champion_digest=champion,
         validation_first_day=VALIDATION_DAY,
+        check=toy.check,
     )
 
 

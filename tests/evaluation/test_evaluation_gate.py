@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
+from checks_support import sound_checks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ def verdict_on(spec: PipelineSpec, world: ScoredDays, *, champion: str | None = 
 
 def evidence(spec: PipelineSpec, world: ScoredDays, *, champion: str | None = "c" * 64) -> Evaluation:
     found = measure(spec, world, checks=sanity(world.scores["candidate"]))
-    return replace(found, candidate_digest="a" * 64, champion_digest=champion)
+    return replace(found, candidate_digest="a" * 64, champion_digest=champion, model_checks=sound_checks())
 
 
 def statuses(verdict: Verdict) -> dict[str, str]:
@@ -196,6 +197,7 @@ def test_evidence_that_lacks_a_new_measurement_fails(toy: PipelineSpec) -> None:
         (replace(found, single_features=()), "leakage"),
         (replace(found, single_features=found.single_features[1:]), "leakage"),
         (replace(found, shape=None), "distribution"),
+        (replace(found, model_checks=None), "model checks"),
     ):
         verdict = judge(gated(toy), lacking)
         assert verdict.outcome == "fail" and statuses(verdict)[rule] == "fail"
