@@ -94,6 +94,13 @@ def failing_test(folder: Path) -> None:
     (folder / "tests/test_toy.py").write_text("def test_it() -> None:\n    assert 1 + 1 == 3\n")
 
 
+def failing_test_of_the_model(folder: Path) -> None:
+    (folder / "tests").mkdir()
+    (folder / "tests/test_toy.py").write_text(
+        "def test_scores(golden_rows, predict) -> None:\n    assert predict(golden_rows).max() < 0\n"
+    )
+
+
 def unknown_column(folder: Path) -> None:
     suite = folder.parents[1] / "great_expectations/expectations/toy.json"
     edit(suite, {'"column": "visits"': '"column": "vists"'})
@@ -114,6 +121,7 @@ def keys_only_suite(folder: Path) -> None:
 
 def unused_import(folder: Path) -> None:
     edit(folder / "features.py", {"import pyarrow as pa": "import os\n\nimport pyarrow as pa"})
+    empty_suite(folder)  # so that nothing is trained here
 
 
 def leak(folder: Path) -> None:
@@ -132,6 +140,7 @@ def leak(folder: Path) -> None:
         (misspelt_field, "pipeline.yaml", ["event_tiem", "did you mean 'event_time'"]),
         (no_yaml, "pipeline.yaml", ["pipeline.yaml:", "not valid YAML"]),
         (failing_test, "unit tests", ["assert (1 + 1) == 3", "test_toy.py"]),
+        (failing_test_of_the_model, "evaluation gate", ["test_toy", "test_scores"]),
         (unknown_column, "data gate", ["vists", "no column"]),
         (empty_suite, "suite", ["an empty suite proves nothing"]),
         (keys_only_suite, "planted bad rows", ["missing values", "numbers out of range", "price"]),
@@ -146,7 +155,11 @@ def test_a_planted_fault_is_a_failure_that_names_it_and_its_fix(
     result = try_toy(settings)
     found = checks(result)[check]
     failed = {name for name, status in statuses(result).items() if status == "fail"}
-    assert failed - {"lint"} == {check} - {"lint"}  # ruff sees a syntax error as well
+    twice = {
+        "code": {"lint"},
+        "unit tests": {"evaluation gate"},
+    }  # ruff parses too, and the gate runs the tests
+    assert failed == {check} | twice.get(check, set())
     assert (result["outcome"], result["exit_code"], found["status"]) == ("fail", 2, "fail")
     text = f"{found['error']['which']} {found['error']['what']}"
     assert all(word in text for word in words), text
@@ -279,6 +292,7 @@ def test_a_sample_is_the_days_around_the_border_and_never_too_few() -> None:
 
 
 def test_rows_asked_for_are_given_in_whole_days(settings: Settings) -> None:
+    empty_suite(settings.pipelines_dir / "toy")  # so that nothing is trained here
     result = run_ci(settings, "toy", sample_rows=1700)
     assert checks(result)["sample"]["detail"].startswith("1,680 rows of 14 days")
 

@@ -16,8 +16,6 @@ from tasks.wiring.ci.records import CheckFailed, Skip
 _PATIENCE_S = 1800
 _SHOWN_LINES = 40
 _RUFF_FILES = ("pyproject.toml", "ruff.toml", ".ruff.toml")
-NO_TEST_FOUND = 5
-"""pytest's exit code when it collected nothing."""
 
 
 def load_code(settings: Settings, spec: PipelineSpec) -> str:
@@ -66,29 +64,24 @@ def lint(settings: Settings, name: str) -> str:
 
 
 def unit_tests(settings: Settings, spec: PipelineSpec) -> str:
-    """pytest of `pipelines/<name>/tests` in a process of its own, that sees the sandbox and never production."""
-    folder = pipeline_folder(settings, spec.name)
-    tests = folder / "tests"
-    if not any(tests.rglob("test_*.py")):
-        raise Skip(f"there is no {tests}/test_*.py: a test file there un-skips it")
+    """The folder's own tests as the gate runs them, before there is a model: those that ask for one skip themselves."""
+    from tasks.evaluation.folder_tests import run_folder_tests
+
+    tests = pipeline_folder(settings, spec.name) / "tests"
     if not importlib.util.find_spec("pytest"):
         raise Skip("pytest is not installed: `pip install pytest` un-skips it")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    environ |= {**settings.as_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
-    # The folder comes first on the path, so that its tests can `import features`.
-    roots = [str(folder), str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]
-    environ["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)
-    command = [sys.executable, "-m", "pytest", str(tests), "-q", "--no-header", "-p", "no:cacheprovider"]
-    ended = _run([*command, f"--rootdir={folder}"], cwd=folder, environ=environ)
-    if ended.returncode == NO_TEST_FOUND:
-        raise CheckFailed("has files and no test in them", which=str(tests), fix="name functions test_...")
-    if ended.returncode:
+    found = run_folder_tests(settings, spec, None)
+    if not found.digest:
+        raise Skip(f"there are no Python files in {tests}: a test_*.py there un-skips it")
+    if found.error or found.failed:
+        what = found.error or f"{found.failed} tests fail"
         raise CheckFailed(
-            f"tests fail:\n{_tail(ended.stdout + ended.stderr)}",
+            f"{what}\n{_tail(found.output)}",
             which=str(tests),
             fix=f"run them alone: python -m pytest {tests}",
         )
-    return ended.stdout.strip().splitlines()[-1].strip("= ")
+    skipped = f", {found.skipped} wait for a model" if found.skipped else ""
+    return f"{found.passed} passed{skipped}"
 
 
 def _run(command: list[str], *, cwd: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
