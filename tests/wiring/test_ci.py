@@ -42,7 +42,7 @@ def try_toy(settings: Settings, **arguments: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str, Any], list[str]]:
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, dict[str, Any], list[str]]]:
     """An installation in which nothing has run, the result of its toy pipeline as it is, and what was said."""
     root = tmp_path_factory.mktemp("ci")
     shutil.copytree(TOY_PROJECT, root / "project")
@@ -54,7 +54,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str,
     )
     settings = Settings.at_home(root / "home", project=root / "project")
     said: list[str] = []
-    return settings, try_toy(settings, keep=True, say=said.append), said
+    result = try_toy(settings, keep=True, say=said.append)
+    yield settings, result, said
+    shutil.rmtree(result["sandbox"])
 
 
 def test_a_pipeline_as_it_should_be_passes_every_check(clean: tuple[Settings, dict[str, Any], Any]) -> None:
