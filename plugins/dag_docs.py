@@ -11,6 +11,8 @@ STEPS: dict[str, str] = {
     "expectations go to quarantine with the reason; a critical failure ends the run here. The report is linked.",
     "train_model": "Trains the network on Ray, in a job of its own. A retry attaches to the job while it lives and "
     "goes on from its checkpoint when it does not. The MLflow run is linked.",
+    "training_due": "Asks whether a training is due: days that none has begun with, changed code, or drift that the monitor "
+    "alerts about. If so it updates the asset that starts training; if not it is skipped, with the reason.",
     "evaluate_model": "Scores the validation days with the candidate, the champion and a logistic regression, with "
     "bootstrap intervals, by slice, with calibration. The report is linked.",
     "gate_model": "Judges the evidence against the pipeline's gates. A refusal ends the run with its reasons; the "
@@ -51,6 +53,7 @@ PURPOSES: dict[str, str] = {
     "train": "Trains, gates and releases the model.",
     "score": "Scores days with the champion, exactly once.",
     "monitor": "Measures drift and realised performance, and decides.",
+    "watch": "Starts a training when there is new data or changed code.",
     "rollback": "Goes back to an earlier model, and re-scores what the bad one published.",
 }
 """What each kind of DAG is for; the pipeline's own description follows it."""
@@ -95,6 +98,17 @@ Every gate is explicit: a failed one ends the run with its reasons, and the cham
 
 **Clearing a task is safe**: each step finds what is already done by content, and does only the rest.
 The *Evidence* tab of a run shows every verdict with its reasons. Owner: {spec.owner}. Tenant: {spec.tenant}.
+"""
+
+
+def watch_doc(spec: PipelineSpec) -> str:
+    """Markdown of `<name>.watch`."""
+    return f"""### {spec.name}.watch
+
+{spec.description}
+
+Looks every 15 minutes for what `training.triggers` of pipeline.yaml names: {", ".join(spec.training.triggers)}. A change that no training
+run has begun with updates an asset, which starts `{spec.name}.train`. Any number of updates while one runs is one run after it.
 """
 
 

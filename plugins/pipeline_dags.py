@@ -21,6 +21,7 @@ from airflow.sdk import (
 from plugins import dag_docs
 from plugins.ray_job import PenstockRayJobOperator
 from plugins.steps import PenstockStepOperator
+from plugins.triggers import WATCH, train_schedule, trigger_asset
 from tasks.core.errors import ConfigError, PenstockError
 from tasks.core.pools import RAY_POOL, STEP_POOL
 from tasks.core.settings import Settings
@@ -53,6 +54,8 @@ def build_all(settings: Settings) -> tuple[dict[str, DAG], dict[str, PenstockErr
             broken[name] = error
             continue
         dags |= {dag.dag_id: dag for dag in (make(spec) for make in PIPELINE_DAGS)}
+        if {"new_data", "code"} & set(spec.training.triggers):
+            dags[f"{name}.watch"] = watch_dag(spec)
     return dags, broken
 
 
@@ -92,10 +95,10 @@ def train_dag(spec: PipelineSpec) -> DAG:
         spec,
         "train",
         doc=dag_docs.train_doc(spec),
-        schedule=_cron(spec.schedule.train),
+        schedule=train_schedule(spec, _cron(spec.schedule.train)),
         params={**_days(*days), **_text("reason", "actor")},
     ) as dag:
-        snapshot, validate = _data(spec, "snapshot_training", days)
+        snapshot, validate = _data(spec, "snapshot_training", days, from_run=("causes",))
         with TaskGroup("model", tooltip="Make a model and judge it"):
             split = {
                 "snapshot_id": validate.output["snapshot_id"],
@@ -188,7 +191,18 @@ def monitor_dag(spec: PipelineSpec) -> DAG:
         decide = _step(spec, "decide", "decide_window", window)
         report = _step(spec, "report", "report_window", window)
         chain(measure, labels, decide, report)
+        if "drift" in spec.training.triggers:
+            chain(decide, _due(spec, "drift", window))
         _step(spec, "archive", "archive_explanations", from_params=("as_of",))
+    return dag
+
+
+def watch_dag(spec: PipelineSpec) -> DAG:
+    """`<name>.watch`, of a pipeline whose training is started by new data or changed code."""
+    with _dag(spec, "watch", doc=dag_docs.watch_doc(spec), schedule=_cron(WATCH), params={}) as dag:
+        for trigger in spec.training.triggers:
+            if trigger != "drift":
+                _due(spec, trigger)
     return dag
 
 
@@ -287,14 +301,25 @@ def _step(
 
 
 def _data(
-    spec: PipelineSpec, step: str, days: Sequence[str]
+    spec: PipelineSpec, step: str, days: Sequence[str], *, from_run: Sequence[str] = ()
 ) -> tuple[PenstockStepOperator, PenstockStepOperator]:
     """The group in which rows are frozen by `step` and then checked: (snapshot, validate)."""
     with TaskGroup("data", tooltip="Freeze and check the rows"):
-        snapshot = _step(spec, "snapshot", step, from_params=days)
+        snapshot = _step(spec, "snapshot", step, from_params=days, from_run=from_run)
         given = {"snapshot_id": snapshot.output["snapshot_id"]}
         validate = _step(spec, "validate", "validate_snapshot", given)
     return snapshot, validate
+
+
+def _due(spec: PipelineSpec, trigger: str, window: Any = None) -> PenstockStepOperator:
+    """The task that updates a trigger's asset when a training is due, and is skipped when none is."""
+    return _step(
+        spec,
+        f"train_for_{trigger}",
+        "training_due",
+        {"trigger": trigger, **(window or {})},
+        outlets=[trigger_asset(spec, trigger)],
+    )
 
 
 def _ray(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plugins.links import dag_run_url, run_page_url
+from plugins.triggers import causes
 from tasks.core.settings import Settings
 
 
@@ -45,6 +46,7 @@ _VALUES: Mapping[str, Callable[[Mapping[str, Any], Settings], Any]] = {
     "actor": lambda context, _: actor(context),
     "reason": lambda context, _: reason(context),
     "links": _links,
+    "causes": lambda context, _: causes(context),
 }
 
 

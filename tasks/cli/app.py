@@ -10,6 +10,7 @@ import typer
 
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
+from tasks.cli.ci import ci
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
 from tasks.cli.options import (
@@ -62,6 +63,7 @@ evaluation = _group("evaluation", "Measure a model and judge it.")
 registry = _group("registry", "Challenger, champion and their history.")
 inference = _group("inference", "Batch scoring: plan, score, publish, verify.")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
+app.command("ci")(ci)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")
@@ -249,6 +251,16 @@ def training_run(
 ) -> None:
     """Train on a validated snapshot; the same snapshot, code and settings are trained once."""
     run("train_model", pipeline, as_json, snapshot_id=snapshot_id, validation_first_day=validation_first_day)
+
+
+@training.command("due")
+def training_due(
+    pipeline: Pipeline,
+    trigger: Annotated[str, typer.Option(help="new_data, drift or code.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Whether a trigger asks for a training now, and why; starts none."""
+    run("training_due", pipeline, as_json, trigger=trigger)
 
 
 @evaluation.command("run")

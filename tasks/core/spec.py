@@ -28,6 +28,8 @@ from tasks.core.tenants import TenantSpec, load_tenant, refuse_out_of_bounds, te
 _NAME = r"^[a-z][a-z0-9_]{0,47}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Column = Annotated[str, StringConstraints(min_length=1)]
+TRIGGERS = ("new_data", "drift", "code")
+"""What may start a training besides the clock and a person."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -152,6 +154,8 @@ class TrainingSpec(_Record):
     seed: int = 7
     workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
+    triggers: tuple[Literal["new_data", "drift", "code"], ...] = Field((), exclude=True)
+    """What starts a training by itself; no part of its identity: the same inputs are trained once, whoever asked."""
 
 
 class GateSpec(_Record):

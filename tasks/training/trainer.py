@@ -48,6 +48,7 @@ from tasks.training.tracking import Tracked, check_tracking, track
 logger = logging.getLogger(__name__)
 
 FitFunction = Callable[..., Fitted]
+ShowFunction = Callable[..., Tracked]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def train(
     validation_first_day: date,
     clock: Clock = utc_now,
     fit: FitFunction = fit_on_ray,
+    show: ShowFunction = track,
 ) -> TrainedModel:
     """Train the pipeline's network on the days of `snapshot` before `validation_first_day`.
 
@@ -77,6 +79,7 @@ def train(
         snapshot: Of kind `training`, validated.
         validation_first_day: From this local day on rows are held out.
         fit: `fit_on_ray`, or a function of its signature.
+        show: `track`, which logs to MLflow, or a function of its signature; others need no MLflow.
 
     Returns:
         What was trained; its bundle lies at `bundles/<bundle_digest>/` in the pipeline's store.
@@ -103,7 +106,8 @@ def train(
         logger.info("training %s was finished before; bundle %s", identity, finished.bundle_digest[:16])
         return finished
     logger.info("training %s on snapshot %s", identity, snapshot.snapshot_id)
-    check_tracking(settings)
+    if show is track:
+        check_tracking(settings)
     if snapshot.kind != "training":
         raise DataError(
             f"is of kind {snapshot.kind}, which has no labels",
@@ -122,7 +126,7 @@ def train(
     )
     network.load_state_dict(fitted.state_dict)
     network.eval()
-    result = _package(settings, store, spec, snapshot, code, data, network, fitted, identity, clock)
+    result = _package(settings, store, spec, snapshot, code, data, network, fitted, identity, clock, show)
     with suppress(AlreadyExists):  # then an equal training finished at the same time
         store.put_exclusive(_result_key(identity), json.dumps(result.to_json(), indent=1).encode())
     Checkpoints(store, identity).clear()
@@ -146,6 +150,7 @@ def _package(
     fitted: Fitted,
     identity: str,
     clock: Clock,
+    show: ShowFunction,
 ) -> TrainedModel:
     """Calibrate, measure, write and upload the bundle, log to MLflow."""
     network.load_state_dict(fitted.tuned)
@@ -168,7 +173,7 @@ def _package(
         _check_replay(scorer, code)
         upload_bundle(store, folder)
         logger.info("bundle %s uploaded to %s", digest[:16], store.url(f"bundles/{digest}"))
-        tracked: Tracked = track(
+        tracked = show(
             settings,
             spec,
             snapshot,

@@ -13,6 +13,10 @@ from tasks.wiring.context import open_context
 
 _REPORT_KEY = re.compile(r"(validation|evaluation|canary|monitoring)/[A-Za-z0-9_.\-/]+\.html")
 _TITLES = {
+    "started by": "Started by",
+    "trigger new_data": "Is there new data?",
+    "trigger drift": "Does drift ask for a training?",
+    "trigger code": "Has the code changed?",
     "snapshot": "Snapshot",
     "data gate": "Data gate",
     "training": "Training",

@@ -19,13 +19,18 @@ def snapshot_training(
     train_last_day: str | None = None,
     validation_first_day: str | None = None,
     validation_last_day: str | None = None,
+    causes: list[str] | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Freeze the training and validation windows, by default those of pipeline.yaml, into one snapshot."""
+    """Freeze the training and validation windows, by default those of pipeline.yaml, into one snapshot.
+
+    `causes` says why the run was started; it is kept on its page.
+    """
     from tasks.data import take_snapshot
+    from tasks.wiring.triggers import note_start
 
     context = open_context(settings, pipeline)
-    defaults = _windows(context)
+    defaults = split_windows(context)
     asked = (train_first_day, train_last_day, validation_first_day, validation_last_day)
     names = ("train_first_day", "train_last_day", "validation_first_day", "validation_last_day")
     first, train_last, validation_first, last = (
@@ -49,6 +54,9 @@ def snapshot_training(
         "validation_first_day": validation_first.isoformat(),
         "url": context.store.url(f"snapshots/{snapshot.snapshot_id}.json"),
     }
+    if causes:
+        context.evidence(dag_run, "started by", {"causes": causes})
+    note_start(context, dag_run=dag_run, own_days=any(asked))
     context.evidence(dag_run, "snapshot", result)
     return result
 
@@ -117,8 +125,13 @@ def train_model(
         context.snapshot(snapshot_id),
         validation_first_day=_required_day(validation_first_day, "validation_first_day"),
     ).to_json()
-    context.metadata.record_training(context.spec, trained, dag_run=dag_run)
-    context.evidence(dag_run, "training", trained)
+    is_new = context.metadata.record_training(context.spec, trained, dag_run=dag_run)
+    found = (
+        {}
+        if is_new
+        else {"note": f"training {trained['training_id']} had the same inputs: nothing was trained"}
+    )
+    context.evidence(dag_run, "training", {**found, **trained})
     return trained
 
 
@@ -238,7 +251,7 @@ def _required_day(text: str, name: str) -> date:
     return day
 
 
-def _windows(context: Context) -> tuple[date, date, date, date]:
+def split_windows(context: Context) -> tuple[date, date, date, date]:
     """First and last training day, first and last validation day, as pipeline.yaml says."""
     split = context.spec.split
     if split.train and split.validation:

@@ -30,6 +30,7 @@ COMMANDS = {
     "show_snapshot": f"data show toy {S}",
     "validate_snapshot": f"validation run toy {S}",
     "train_model": f"training run toy {S} --validation-first-day {DAY}",
+    "training_due": "training due toy --trigger code",
     "evaluate_model": f"evaluation run toy {S} {'d' * 64} --validation-first-day {DAY}",
     "gate_model": f"evaluation gate toy {K}",
     "waive_finding": f"evaluation waive toy calibration --until {DAY} --candidate {'d' * 64} {WHO}",
@@ -75,6 +76,7 @@ COMMANDS = {
     "fold_online": "audit fold toy --seal",
     "hot_online": "audit hot toy",
     "maintain": "maintain toy",
+    "run_ci": "ci toy --sample-days 14 --keep",
     "blast_radius": "registry blast-radius toy 2",
     "rescore_version": "registry rescore toy 2 --local",
     "plan_rescoring": "registry rescore toy 2 --plan-only",
@@ -246,3 +248,21 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(settings: Settings) 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == "" and "Traceback" not in err
+
+
+def test_ci_writes_junit_and_markdown_and_ends_with_the_code_of_the_checks(
+    penstock: Penstock, settings: Settings
+) -> None:
+    features = toy_folder(settings) / "features.py"
+    features.write_text(features.read_text() + "\nraise RuntimeError('broken on purpose')\n")
+    made = settings.project / "out"
+    files = ["--junit", str(made / "ci.xml"), "--markdown", str(made / "ci.md")]
+    ended = penstock("ci", "toy", *files)
+    assert ended.code == 2
+    assert "broken on purpose" in ended.out and "Fix: correct that line" in ended.out
+    assert "fail     code" in ended.err
+    assert (
+        "broken on purpose" in (made / "ci.xml").read_text()
+        and "features.py:" in (made / "ci.md").read_text()
+    )
+    assert not settings.home.exists()

@@ -40,7 +40,7 @@ def documented() -> dict[str, dict[str, str]]:
     for line in (PROJECT / "docs" / "pipeline.md").read_text().splitlines():
         if heading := re.match(r"## `?([a-z_.]+)`?$", line):
             section = "" if heading[1] == "top" else heading[1]
-        if row := re.match(r"\| `([a-z_]+)` \| (.*?) \|", line):
+        if row := re.match(r"\| `([a-z0-9_]+)` \| (.*?) \|", line):
             found.setdefault(section, {})[row[1]] = row[2]
     return found
 

@@ -8,7 +8,7 @@ from alembic import op
 
 from tasks.metadata.column_types import BigId, UtcDateTime
 
-revision = "0004"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
