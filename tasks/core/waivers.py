@@ -21,10 +21,12 @@ from tasks.core.object_store import AlreadyExists, ObjectStore
 from tasks.core.records import Finding, JsonRecord, Verdict
 from tasks.core.stored import read_record
 
-NEVER = ("data", "data gate", "behaviour", "known in time", "leakage", "distribution")
+NEVER = (
+    "data", "data gate", "behaviour", "known in time", "leakage", "distribution", "model checks", "footprint", "tests",
+)  # fmt: skip
 """Findings of these names say that there is no evidence, or that the model misbehaves."""
 NEVER_FAMILIES = ("behaviour", "known in time")
-"""So do all findings `<family>: <what>`. One feature's leakage or one property of the distribution can be judged by a person."""
+"""So do all findings `<family>: <what>`, and `test <name>` of the model's folder. One feature's leakage or one property of the distribution can be judged by a person."""
 _NEVER_WORDS = ("digest", "signature", "golden")
 
 
@@ -61,6 +63,7 @@ def is_waivable(finding: str) -> bool:
         bool(finding.strip())
         and finding not in NEVER
         and family not in NEVER_FAMILIES
+        and not finding.startswith("test ")
         and not any(word in finding.lower() for word in _NEVER_WORDS)
     )
 

@@ -95,7 +95,7 @@ def test_a_waiver_for_one_candidate_is_none_for_another(store: ObjectStore) -> N
 @pytest.mark.parametrize(
     "finding",
     ["data", "data gate", "behaviour", "behaviour: not constant", "known in time: price", "content digest",
-     "leakage", "distribution", " "],
+     "leakage", "distribution", "model checks", "footprint", "tests", "test test_monotone", "signature", " "],
 )  # fmt: skip
 def test_what_cannot_be_trusted_cannot_be_waived_even_by_a_record_written_by_hand(
     store: ObjectStore, finding: str
