@@ -131,6 +131,28 @@ def test_a_rollback_to_a_bundle_that_was_changed_in_the_store_is_refused_though_
     assert wiring.step("rollback_model")(after_second, "toy", **request)["version"] == first
 
 
+@pytest.mark.parametrize("damage", ["a flipped byte", "a file that is gone"])
+def test_a_promotion_of_a_damaged_bundle_is_refused_and_succeeds_when_it_is_whole_again(
+    after_second: Settings, second: Chain, damage: str
+) -> None:
+    first, new = versions(second)
+    wiring.step("rollback_model")(after_second, "toy", expected=new, actor="ada", reason="wrong")
+    wiring.step("unbar_model")(after_second, "toy", version=new, actor="ada", reason="fixed")
+    digest = registered(after_second, load_pipeline(after_second, "toy"), new).bundle_digest
+    weights = next((after_second.home / "store").rglob(f"bundles/{digest}/weights*"))
+    good = weights.read_bytes()
+    if damage == "a flipped byte":
+        weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    else:
+        weights.unlink()
+    request = {"version": new, "expected": first, "actor": "ada", "reason": "fixed"}
+    with pytest.raises(TerminalError, match="weights"):
+        wiring.step("promote_model")(after_second, "toy", **request)
+    assert live(after_second) == first
+    weights.write_bytes(good)
+    assert wiring.step("promote_model")(after_second, "toy", **request)["version"] == new
+
+
 def test_a_person_who_approves_sees_both_models_with_intervals_and_what_is_live(second: Chain) -> None:
     told = wiring.approval_evidence(
         second.settings,
