@@ -1,6 +1,6 @@
 """Metric series of models; append-only as the other tables of history.
 
-Revision: 0004
+Revision: 0003
 """
 
 import sqlalchemy as sa
