@@ -124,7 +124,7 @@ CHALLENGERS = (
             }
         },
         decided_by=GATE,
-        refusal=r"slice carrier=MQ",
+        refusal=r"slice carrier=MQ against the champion",
     ),
     Challenger(
         "leaking",

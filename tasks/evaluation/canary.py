@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from datetime import date
 
 import numpy as np
 
@@ -114,9 +115,8 @@ def compare_canary(
         shown = (
             f"Brier challenger - champion {last.mean:+.5f}, between {low} and {high} after {last.days} days"
         )
-        worse = last.low is not None and last.low > 0
-        fine = last.high is not None and last.high < canary.margin_brier
-        outcome = "fail" if worse else "pass" if fine else "inconclusive"
+        outcome = decide(last.low, last.high, canary.margin_brier)
+        worse, fine = outcome == "fail", outcome == "pass"
         findings.append(
             Finding(
                 "worse_than_champion",
@@ -138,6 +138,7 @@ def compare_canary(
         )
         if not fine and not worse:
             findings.append(_outlook(spec, usable))
+        findings.extend(_day_shocks(spec, usable, outcome))
     return Verdict(
         gate="canary",
         pipeline=spec.name,
@@ -146,6 +147,13 @@ def compare_canary(
         findings=tuple(findings),
         decided_at_utc=iso_utc(clock()),
     )
+
+
+def decide(low: float | None, high: float | None, margin: float) -> str:
+    """`fail`, `pass` or `inconclusive` for these bounds: surely worse comes before good enough."""
+    if low is not None and low > 0:
+        return "fail"
+    return "pass" if high is not None and high < margin else "inconclusive"
 
 
 def canary_bounds(spec: PipelineSpec, days: Sequence[CanaryDay]) -> tuple[CanaryBound, ...]:
@@ -189,6 +197,36 @@ def _days_finding(ordered: Sequence[CanaryDay], usable: Sequence[CanaryDay], hor
         value=float(len(usable)),
         limit=float(MIN_DAYS),
     )
+
+
+def _day_shocks(spec: PipelineSpec, usable: Sequence[CanaryDay], outcome: str) -> list[Finding]:
+    """How much more days vary than their rows explain. Told, never judged: the sequence on day means holds anyway.
+
+    Nothing for fewer than three days, and for days of earlier releases, whose spread of rows was not kept.
+    """
+    spreads = [item.row_spread for item in usable if item.row_spread is not None]
+    if len(usable) < MIN_DAYS or len(spreads) < len(usable):
+        return []
+    rows = np.array([item.rows for item in usable], dtype=np.float64)
+    means = np.array([item.difference for item in usable])
+    within = np.array(spreads) ** 2
+    explained = float(np.mean(within / rows))
+    if explained == 0:
+        return []
+    ratio = float(np.var(means, ddof=1)) / explained
+    total = rows.sum()
+    center = float(rows @ means / total)
+    squares = (rows - 1) @ within + rows @ (means - center) ** 2
+    width = half_width(int(total), math.sqrt(squares / (total - 1)), spec.canary.alpha)
+    by_rows = decide(center - width, center + width, spec.canary.margin_brier)
+    words = {"pass": "promoted", "fail": "rolled back", "inconclusive": "held"}
+    detail = f"the means of {len(usable)} days vary {ratio:.1f} times as much (variance) as independent rows would let them"
+    if by_rows != outcome:
+        detail += (
+            f"; counted as independent, {int(total):,} rows would have {words[by_rows]} the challenger: "
+        )
+        detail += "days decide, because rows of a day can share a shock"
+    return [Finding("day_shocks", "pass" if by_rows == outcome else "warn", detail, value=ratio, limit=1.0)]
 
 
 def _outlook(spec: PipelineSpec, usable: Sequence[CanaryDay]) -> Finding:
@@ -267,11 +305,10 @@ def run_canary(
         if not known.any():
             log.info("canary: %s has no labelled row in the slice", partition.day)
             continue
-        found = CanaryDay(
-            day=partition.day,
-            rows=int(known.sum()),
-            challenger_brier=_brier(labels[known], score_inputs(challenger, rows, spec)[known]),
-            champion_brier=_brier(labels[known], score_inputs(champion, rows, spec)[known]),
+        found = paired_day(
+            partition.day,
+            _losses(labels[known], score_inputs(challenger, rows, spec)[known]),
+            _losses(labels[known], score_inputs(champion, rows, spec)[known]),
         )
         days.append(found)
         log.info(
@@ -282,9 +319,20 @@ def run_canary(
     return _keep(settings, spec, verdict, days, champion_digest, snapshot, key, report_key)
 
 
-def _brier(labels: metrics.IntArray, scores: metrics.FloatArray) -> float:
-    """Mean Brier loss, where a prediction that is not finite costs as much as the worst one."""
-    return metrics.brier(labels, np.where(np.isfinite(scores), scores, 1 - labels))
+def _losses(labels: metrics.IntArray, scores: metrics.FloatArray) -> metrics.FloatArray:
+    """Brier loss of each row, where a prediction that is not finite costs as much as the worst one."""
+    return metrics.brier_losses(labels, np.where(np.isfinite(scores), scores, 1 - labels))
+
+
+def paired_day(day: date, challenger: metrics.FloatArray, champion: metrics.FloatArray) -> CanaryDay:
+    """The losses of both models on the same rows of one day, at least one."""
+    return CanaryDay(
+        day=day,
+        rows=len(challenger),
+        challenger_brier=float(np.mean(challenger)),
+        champion_brier=float(np.mean(champion)),
+        row_spread=float(np.std(challenger - champion, ddof=1)) if len(challenger) > 1 else None,
+    )
 
 
 def _keep(

@@ -176,6 +176,8 @@ class CanaryDay(JsonRecord):
     rows: int
     challenger_brier: float
     champion_brier: float
+    row_spread: float | None = None
+    """Standard deviation of the rows' paired differences; None in evidence of earlier releases."""
 
     @property
     def difference(self) -> float:

@@ -134,7 +134,7 @@ def render_canary(
             "<h2>Reasons</h2>",
             _findings(verdict.findings),
             "<h2>Evidence by day</h2>",
-            _sequence_figure(spec, days, bounds) if bounds else "",
+            sequence_figure(spec, days, bounds) if bounds else "",
             table,
             "<h2>Provenance</h2>",
             _facts(facts),
@@ -445,7 +445,8 @@ def _provenance(evaluation: Evaluation, verdict: Verdict) -> str:
     return _facts(facts)
 
 
-def _sequence_figure(spec: PipelineSpec, days: Sequence[CanaryDay], bounds: Sequence[CanaryBound]) -> str:
+def sequence_figure(spec: PipelineSpec, days: Sequence[CanaryDay], bounds: Sequence[CanaryBound]) -> str:
+    """HTML of the confidence sequence by day, with the single days, the margin and zero."""
     margin = spec.canary.margin_brier
     reach = max([2 * margin, *(1.2 * abs(item.difference) for item in days)])
     ends = [abs(value) for item in bounds for value in (item.low, item.high) if value is not None]

@@ -18,6 +18,7 @@ from tasks.evaluation.canary import (
     canary_bounds,
     days_to_decide,
     half_width,
+    paired_day,
 )
 
 
@@ -148,3 +149,46 @@ def test_days_to_decide_grow_with_the_noise_of_days() -> None:
     assert quiet is not None and noisy is not None
     assert quiet <= 3 and 14 < noisy < 30
     assert days_to_decide(1.0, 0.005, 0.025) is None
+
+
+def simulated(shock: float, seed: int, days: int = 7, rows: int = 2000) -> list[CanaryDay]:
+    """Days of an equal challenger whose rows share a shift of `shock` standard deviation."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for index in range(days):
+        champion = rng.uniform(0, 1, rows)
+        challenger = champion + rng.normal(0, 0.05, rows) + (rng.normal(0, shock) if shock else 0.0)
+        found.append(paired_day(date(2024, 2, 5) + timedelta(days=index), challenger, champion))
+    return found
+
+
+def test_days_of_independent_rows_vary_as_much_as_their_rows_explain(toy: PipelineSpec) -> None:
+    ratios = []
+    for seed in range(40):
+        verdict = compare_canary(toy, simulated(0.0, seed), subject="x")
+        ratios += [finding.value for finding in verdict.findings if finding.name == "day_shocks"]
+    assert len(ratios) == 40
+    assert 0.7 < np.mean(ratios) < 1.3
+
+
+def test_shocks_shared_by_a_day_are_told_and_days_decide_where_rows_would_err(toy: PipelineSpec) -> None:
+    spec = with_canary(toy, margin_brier=0.002)
+    misled = 0
+    for seed in range(20):
+        days = simulated(0.02, seed)
+        verdict = compare_canary(spec, days, subject="x")
+        (told,) = [finding for finding in verdict.findings if finding.name == "day_shocks"]
+        assert told.value is not None and told.value > 20
+        bare = [CanaryDay(item.day, item.rows, item.challenger_brier, item.champion_brier) for item in days]
+        assert compare_canary(spec, bare, subject="x").outcome == verdict.outcome
+        if told.status == "warn":
+            assert "rows would have" in told.detail
+            misled += 1
+    assert misled >= 10
+
+
+def test_days_of_earlier_evidence_say_nothing_about_shocks(toy: PipelineSpec) -> None:
+    old = {"day": "2024-02-05", "rows": 500, "challenger_brier": 0.2, "champion_brier": 0.2}
+    assert CanaryDay.from_json(old).row_spread is None
+    verdict = compare_canary(toy, days_of([0.0] * 7), subject="x")
+    assert all(finding.name != "day_shocks" for finding in verdict.findings)
