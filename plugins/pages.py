@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from plugins.access import PIPELINE, SettingsDep, WiringDep, read_settings, read_wiring
 from plugins.audit_api import API, create_api
 from plugins.audit_page import add_audit_pages
+from plugins.deployments_page import add_deployment_pages
 from plugins.links import PAGES
 from plugins.rendering import (
     REPORT_POLICY,
@@ -78,6 +79,7 @@ def create_app() -> FastAPI:
     )
     app.add_api_route("/report/{pipeline}/{key:path}", report, response_class=HTMLResponse)
     add_audit_pages(app)
+    add_deployment_pages(app)
     app.add_exception_handler(StarletteHTTPException, refusal)  # of an address without a page too
     app.add_exception_handler(PenstockError, failure)
     api = create_api()

@@ -40,6 +40,7 @@ class PenstockPlugin(AirflowPlugin):
             "destination": "dag_run",
             "url_route": "penstock-evidence",
         },
+        {"name": "Deployments", "href": f"{PREFIX}/deployments/", "destination": "nav", "category": "browse"},
         {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
         {
             "name": "Audit",

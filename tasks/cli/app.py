@@ -443,6 +443,14 @@ def registry_rescore(
         run("rescore_version", pipeline, as_json, version=version, local=local)
 
 
+@registry.command("bar")
+def registry_bar(
+    pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
+) -> None:
+    """Forbid the promotion of a version until somebody unbars it."""
+    run("bar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
+
+
 @registry.command("unbar")
 def registry_unbar(
     pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False

@@ -33,6 +33,7 @@ _STEPS = {
     "canary_model": "release",
     "promote_model": "release",
     "rollback_model": "release",
+    "bar_model": "release",
     "unbar_model": "release",
     "blast_radius": "rollback",
     "plan_rescoring": "rollback",
@@ -74,6 +75,8 @@ _STEPS = {
     "reproduce_prediction": "audit",
 }
 _OTHERS = {
+    "deployments": "deployment_pages",
+    "deployments_overview": "deployment_pages",
     "approval_evidence": "approval",
     "archive_tenant": "audit_upkeep",
     "audit_record": "audit_pages",

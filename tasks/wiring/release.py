@@ -188,6 +188,15 @@ def rollback_model(
     return result
 
 
+def bar_model(settings: Settings, pipeline: str, *, version: int, actor: str, reason: str) -> dict[str, Any]:
+    """Forbid the promotion of a version until somebody unbars it."""
+    from tasks.registry import bar
+
+    context = open_context(settings, pipeline)
+    bar(settings, context.spec, version, actor=actor, reason=reason)
+    return {"version": version, "barred": True}
+
+
 def unbar_model(
     settings: Settings, pipeline: str, *, version: int, actor: str, reason: str
 ) -> dict[str, Any]:

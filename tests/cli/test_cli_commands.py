@@ -76,6 +76,7 @@ COMMANDS = {
     "fold_online": "audit fold toy --seal",
     "hot_online": "audit hot toy",
     "maintain": "maintain toy",
+    "bar_model": f"registry bar toy 2 {WHO}",
     "run_ci": "ci toy --sample-days 14 --keep",
     "blast_radius": "registry blast-radius toy 2",
     "rescore_version": "registry rescore toy 2 --local",

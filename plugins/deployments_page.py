@@ -1,0 +1,266 @@
+"""The deployments page in Airflow's UI: what is live and was, on what evidence, and the buttons that change it.
+
+Reading needs what Airflow asks for the runs of `<pipeline>.train`. The buttons are shown to, and work for, whoever may
+trigger `<pipeline>.train` (promote) or `<pipeline>.rollback` (roll back, bar, unbar). A form names the version that its
+page showed as live: if something else is live by then, nothing moves and the page says so.
+
+A browser sends Airflow's cookie by itself, so a form of another site must not count: what changes something needs a
+header that only pages of this origin can have sent, or a token in `Authorization`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_authenticated
+from fastapi import Depends, FastAPI, HTTPException, Path, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from markupsafe import Markup
+
+from plugins.access import PIPELINE, SettingsDep, WiringDep
+from plugins.deployments_charts import legend, timeline
+from plugins.links import PAGES
+from plugins.problems import status_of
+from plugins.rendering import PAGE_POLICY, html_page
+from tasks.core.clock import utc_now
+from tasks.core.errors import PenstockError, PromotionConflict
+from tasks.core.settings import Settings
+
+POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'")
+_BODY = 10_000
+_REASON = 400
+_KINDS = {"promote": "train", "rollback": "rollback", "bar": "rollback", "unbar": "rollback"}
+"""What a form does -> the DAG that one must be allowed to trigger."""
+
+
+def may_read(request: Request, user: GetUserDep) -> Callable[[str], bool]:
+    """Whether the user may read a pipeline's deployments, by the pipeline's name."""
+
+    def may(pipeline: str) -> bool:
+        return allowed(request, user, pipeline, "train", "GET")
+
+    return may
+
+
+def allowed(request: Request, user: Any, pipeline: str, kind: str, method: str) -> bool:
+    """Whether the user may do `method` with runs of `<pipeline>.<kind>`."""
+    try:
+        requires_access_dag(method, DagAccessEntity.RUN, f"{pipeline}.{kind}")(request, user)  # type: ignore[arg-type]
+    except HTTPException:
+        return False
+    return True
+
+
+def readable(request: Request, user: GetUserDep, pipeline: Annotated[str, Path()]) -> str:
+    """The pipeline of the path when the user may read it; 403 otherwise, whether there is one or not."""
+    if not PIPELINE.fullmatch(pipeline):
+        raise HTTPException(404, "There is no such pipeline")
+    requires_access_dag("GET", DagAccessEntity.RUN, f"{pipeline}.train")(request, user)
+    return pipeline
+
+
+def own_origin(request: Request) -> None:
+    """Raises `HTTPException` with status 403 for a request that a page of another origin may have made.
+
+    Source: OWASP, "Cross-Site Request Forgery Prevention", on fetch metadata and verifying the origin.
+    """
+    if request.headers.get("authorization"):
+        return  # no browser adds it by itself
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        if site == "same-origin":
+            return
+    elif urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host"):
+        return
+    raise HTTPException(
+        403, "This form was sent by a page of another site: open the deployments page and use its form"
+    )
+
+
+Readable = Annotated[str, Depends(readable)]
+
+
+def add_deployment_pages(app: FastAPI) -> None:
+    """Add the routes below `/deployments`."""
+    login = [Depends(requires_authenticated())]
+    app.add_api_route("/deployments/", every, dependencies=login, response_class=HTMLResponse)
+    app.add_api_route("/deployments/{pipeline}", one, dependencies=login, response_class=HTMLResponse)
+    app.add_api_route(
+        "/deployments/{pipeline}",
+        act,
+        methods=["POST"],
+        dependencies=[*login, Depends(own_origin)],
+        response_class=HTMLResponse,
+    )
+
+
+def every(
+    request: Request,
+    settings: SettingsDep,
+    wiring: WiringDep,
+    reader: Annotated[Callable[[str], bool], Depends(may_read)],
+) -> Response:
+    """All pipelines that the user may read: what is live, the last verdict, events of the last day."""
+    return _with_own_referrer(
+        html_page(
+            request,
+            "Deployments",
+            "deployments.html",
+            subtitle="What is live, since when, and why",
+            policy=POLICY,
+            lines=wiring.deployments_overview(settings, reader),
+            moment=_moment,
+        )
+    )
+
+
+def one(
+    request: Request, settings: SettingsDep, wiring: WiringDep, user: GetUserDep, pipeline: Readable
+) -> Response:
+    """One pipeline: live version, timeline, canary, verdicts, versions with their buttons, the log."""
+    return _page(request, settings, wiring, user, pipeline)
+
+
+async def act(
+    request: Request, settings: SettingsDep, wiring: WiringDep, user: GetUserDep, pipeline: Readable
+) -> Response:
+    """Promote, roll back, bar or unbar, as the form says; then the page again."""
+    body = await request.body()
+    if len(body) > _BODY:
+        raise HTTPException(413, "The form is too long")
+    form = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    kind = form.get("action", "")
+    if kind not in _KINDS:
+        raise HTTPException(400, "The form does not say what to do")
+    requires_access_dag("POST", DagAccessEntity.RUN, f"{pipeline}.{_KINDS[kind]}")(request, user)
+    reason = form.get("reason", "").strip()
+    if not reason or len(reason) > _REASON:
+        raise HTTPException(400, f"A reason of 1 to {_REASON} characters is needed: it goes into the log")
+    from starlette.concurrency import run_in_threadpool
+
+    actor = f"airflow:{user.get_name()}"
+    try:
+        done = await run_in_threadpool(_do, wiring, settings, pipeline, kind, form, actor, reason)
+    except PromotionConflict as error:
+        return await run_in_threadpool(
+            _page, request, settings, wiring, user, pipeline, problem=error, status=409
+        )
+    except PenstockError as error:
+        refused = status_of(error)
+        return await run_in_threadpool(
+            _page,
+            request,
+            settings,
+            wiring,
+            user,
+            pipeline,
+            problem=error,
+            status=400 if refused == 500 else refused,
+        )
+    question = urlencode({"done": done})
+    return RedirectResponse(f"{PAGES}/deployments/{quote(pipeline)}?{question}", status_code=303)
+
+
+def _do(
+    wiring: Any,
+    settings: Settings,
+    pipeline: str,
+    kind: str,
+    form: Mapping[str, str],
+    actor: str,
+    reason: str,
+) -> str:
+    """The step behind a form; returns the word for what was done."""
+    version, live = _number(form, "version"), _number(form, "live")
+    who = {"actor": actor, "reason": reason}
+    if kind == "promote":
+        wiring.promote_model(settings, pipeline, version=version, expected=live, **who)
+    elif kind == "rollback":
+        wiring.rollback_model(settings, pipeline, expected=live, to_version=version, **who)
+    elif kind == "bar":
+        wiring.bar_model(settings, pipeline, version=version, **who)
+    else:
+        wiring.unbar_model(settings, pipeline, version=version, **who)
+    return kind
+
+
+def _number(form: Mapping[str, str], name: str) -> int:
+    try:
+        number = int(form[name])
+    except (KeyError, ValueError):
+        number = -1
+    if not 0 <= number < 2**31:
+        raise HTTPException(400, f"The form's field {name} is not a version")
+    return number
+
+
+def _page(
+    request: Request,
+    settings: Settings,
+    wiring: Any,
+    user: Any,
+    pipeline: str,
+    *,
+    problem: PenstockError | None = None,
+    status: int = 200,
+) -> Response:
+    asked = request.query_params if request.method == "GET" else {}
+    at, wrong = _asked_moment(asked.get("at", ""))
+    before = asked.get("before", "")
+    found = wiring.deployments(
+        settings, pipeline, before=int(before) if before.isdecimal() and len(before) < 16 else None, at=at
+    )
+    chart = Markup(timeline(found.spans, found.marks, utc_now())) if found.spans else None
+    here = f"{PAGES}/deployments/{quote(pipeline)}"
+    return _with_own_referrer(
+        html_page(
+            request,
+            "Deployments",
+            "deployments_of.html",
+            subtitle=pipeline,
+            status=400 if wrong else status,
+            policy=POLICY,
+            it=found,
+            chart=chart,
+            legend=legend(found.marks),
+            canary=Markup(found.canary_figure),
+            problem=problem,
+            wrong=wrong,
+            done=asked.get("done", "") if asked.get("done", "") in _KINDS else "",
+            may_promote=allowed(request, user, pipeline, "train", "POST"),
+            may_roll_back=allowed(request, user, pipeline, "rollback", "POST"),
+            here=here,
+            asked_at=asked.get("at", ""),
+            newest_href=here if before else "",
+            older_href=f"{here}?before={found.next_before}" if found.next_before else "",
+            airflow_url=settings.airflow_url,
+            mlflow_url=settings.mlflow_url,
+            moment=_moment,
+            reason_length=_REASON,
+        )
+    )
+
+
+def _asked_moment(text: str) -> tuple[datetime | None, str]:
+    """(the moment, what is wrong with it); UTC when it says no zone."""
+    if not text.strip():
+        return None, ""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC), ""
+    except (ValueError, OverflowError):
+        return None, f"{text[:60]!r} is not a moment: write it as 2024-03-01T14:00"
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _with_own_referrer(response: Response) -> Response:
+    """Without a referrer a browser hides the origin of a form, also from its own site."""
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response

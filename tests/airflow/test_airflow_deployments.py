@@ -1,0 +1,293 @@
+"""The deployments page: what it shows, who may change what, and that a stale or foreign form changes nothing."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.api_fastapi.app import create_auth_manager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.api_fastapi.core_api.security import get_user
+from fastapi.testclient import TestClient
+
+from plugins import pages
+from tasks import registry, wiring
+from tasks.core import Finding, PipelineSpec, Settings, Verdict, load_pipeline
+from tasks.core.errors import DigestMismatch
+from tasks.metadata import MetadataStore, ModelVersion
+from tasks.metadata.deployments import NewEvent
+
+EVIL = '<script>alert("x")</script>'
+SAME = {"sec-fetch-site": "same-origin"}
+TOY = "/deployments/toy"
+
+
+def model(number: int) -> ModelVersion:
+    return ModelVersion(
+        version=number,
+        bundle_digest=f"{number:064x}",
+        feature_version="1+toy",
+        snapshot_id="0" * 16,
+        training_id=f"t{number}",
+        mlflow_model_name="toy",
+        mlflow_run_id=None,
+        mlflow_model_uri=None,
+        url="",
+        created_at_utc=datetime(2024, 2, number, tzinfo=UTC),
+        metrics={"validation_auc": 0.7 + number / 100},
+    )
+
+
+@pytest.fixture
+def spec(settings: Settings) -> PipelineSpec:
+    """The toy pipeline with version 1 live before version 2, which is live; 3 waits."""
+    spec = load_pipeline(settings, "toy")
+    store = MetadataStore.open(settings)
+    for number in (1, 2, 3):
+        store.record_model_version(spec, model(number))
+    for number, expected in ((1, None), (2, 1)):
+        made = model(number)
+        event = NewEvent(
+            "promote", number, made.bundle_digest, "1+toy", expected, "airflow:ada", f"number {number} {EVIL}"
+        )
+        store.append_events(spec, lambda _head, event=event: [event])
+    finding = Finding("min_auc", "fail", f"AUC 0.5 {EVIL}", value=0.5, limit=0.6)
+    store.record_verdict(
+        spec,
+        Verdict(
+            gate="evaluation",
+            pipeline="toy",
+            subject=model(3).bundle_digest,
+            outcome="fail",
+            findings=(finding, Finding("data", "pass", "900 rows")),
+            decided_at_utc="2024-02-03T00:00:00Z",
+        ),
+    )
+    return spec
+
+
+@pytest.fixture
+def site(settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """The pages over the real steps; a version's bundle is taken for whole unless it is version 9's."""
+
+    def check(version: ModelVersion) -> None:
+        if version.version == 9:
+            raise DigestMismatch("was changed", which="bundle 9", fix="restore it")
+
+    def promote_model(to: Settings, pipeline: str, *, version: int, expected: int, **who: str) -> Any:
+        return registry.promote(
+            to, load_pipeline(to, pipeline), version, expected=expected or None, check=check, **who
+        )
+
+    def rollback_model(to: Settings, pipeline: str, *, expected: int, to_version: int, **who: str) -> Any:
+        return registry.rollback(
+            to,
+            load_pipeline(to, pipeline),
+            expected=expected,
+            to_version=to_version,
+            check=check,
+            **who,
+        )
+
+    create_auth_manager()
+    monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
+    app = pages.create_app()
+    app.dependency_overrides[pages.read_settings] = lambda: settings
+    app.dependency_overrides[pages.read_wiring] = lambda: SimpleNamespace(
+        deployments=wiring.deployments,
+        deployments_overview=wiring.deployments_overview,
+        promote_model=promote_model,
+        rollback_model=rollback_model,
+        bar_model=wiring.bar_model,
+        unbar_model=wiring.unbar_model,
+    )
+    return TestClient(app, follow_redirects=False, raise_server_exceptions=False)
+
+
+def as_user(site: TestClient, role: str | None) -> TestClient:
+    site.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="ada", role=role)
+    return site
+
+
+@pytest.fixture
+def viewer(site: TestClient) -> TestClient:
+    return as_user(site, "VIEWER")
+
+
+@pytest.fixture
+def admin(site: TestClient) -> TestClient:
+    return as_user(site, "ADMIN")
+
+
+def form(**fields: Any) -> dict[str, Any]:
+    return {"action": "promote", "version": 3, "live": 2, "reason": "better on Mondays", **fields}
+
+
+def live(settings: Settings) -> int:
+    found = registry.champion(settings, load_pipeline(settings, "toy"))
+    assert found is not None
+    return found.version
+
+
+def test_the_page_shows_what_is_live_the_timeline_the_verdicts_and_the_log(viewer: TestClient) -> None:
+    answer = viewer.get(TOY)
+    assert answer.status_code == 200
+    for part in (
+        "version 2",
+        "A rollback goes to",
+        "<svg",
+        "version 1, ",
+        "min_auc: AUC 0.5",
+        "1 checks passed",
+        "airflow:ada",
+    ):
+        assert part in answer.text, part
+    assert answer.text.count('<tr><td class="num">') == 2, "two events"
+
+
+def test_nothing_that_people_wrote_runs(viewer: TestClient) -> None:
+    for path in (TOY, "/deployments/"):
+        answer = viewer.get(path)
+        assert "<script" not in answer.text and "&lt;script&gt;" in answer.text
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "form-action 'self'" in policy
+
+
+def test_who_may_only_read_sees_no_button_and_can_press_none(viewer: TestClient, settings: Settings) -> None:
+    assert "<button" not in re.sub(r'<form class="ask".*?</form>', "", viewer.get(TOY).text, flags=re.S)
+    for action in ("promote", "rollback", "bar", "unbar"):
+        answer = viewer.post(TOY, data=form(action=action), headers=SAME)
+        assert answer.status_code == 403
+    assert live(settings) == 2
+
+
+def test_nobody_without_a_login_reads_or_changes(site: TestClient) -> None:
+    assert site.get(TOY).status_code == 401
+    assert site.post(TOY, data=form(), headers=SAME).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "http://elsewhere.example"},
+        {"origin": "null"},
+    ],
+)
+def test_a_form_that_another_site_may_have_sent_changes_nothing(
+    admin: TestClient, settings: Settings, headers: dict[str, str]
+) -> None:
+    answer = admin.post(TOY, data=form(), headers=headers)
+    assert answer.status_code == 403 and "another site" in answer.text
+    assert live(settings) == 2
+
+
+@pytest.mark.parametrize(
+    "headers", [SAME, {"origin": "http://testserver"}, {"authorization": "Bearer of-a-program"}]
+)
+def test_a_promotion_from_the_page_is_the_users_with_the_reason(
+    admin: TestClient, settings: Settings, headers: dict[str, str]
+) -> None:
+    answer = admin.post(TOY, data=form(), headers=headers)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/penstock/deployments/toy?done=promote")
+    newest = registry.history(settings, load_pipeline(settings, "toy"))[0]
+    assert (newest.kind, newest.version, newest.actor, newest.reason) == (
+        "promote",
+        3,
+        "airflow:ada",
+        "better on Mondays",
+    )
+    assert "Done: promoted" in admin.get(f"{TOY}?done=promote").text
+
+
+def test_a_rollback_bars_the_version_and_it_can_be_unbarred(admin: TestClient, settings: Settings) -> None:
+    assert admin.post(TOY, data=form(action="rollback", version=1), headers=SAME).status_code == 303
+    assert live(settings) == 1
+    page = admin.get(TOY).text
+    assert "Unbar version 2" in page and "Promote version 2" not in page
+    assert admin.post(TOY, data=form(action="unbar", version=2), headers=SAME).status_code == 303
+    assert "Promote version 2" in admin.get(TOY).text
+    assert admin.post(TOY, data=form(action="bar", version=3), headers=SAME).status_code == 303
+    assert "Unbar version 3" in admin.get(TOY).text
+
+
+def test_a_form_of_a_page_that_is_out_of_date_moves_nothing_and_says_who_did(
+    admin: TestClient, settings: Settings
+) -> None:
+    answer = admin.post(TOY, data=form(live=1), headers=SAME)
+    assert answer.status_code == 409
+    for part in ("Nothing was changed", "version 1 was expected to be live", "version 2 is"):
+        assert part in answer.text
+    assert live(settings) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"reason": "  "}, 400, "A reason"),
+        ({"reason": "x" * 401}, 400, "A reason"),
+        ({"version": "three"}, 400, "version"),
+        ({"version": -1}, 400, "version"),
+        ({"action": "delete"}, 400, "what to do"),
+        ({"version": 77}, 404, "is not registered"),
+        ({"reason": "x" * 20_000}, 413, "too long"),
+    ],
+)
+def test_a_wrong_form_is_refused_in_words(
+    admin: TestClient, settings: Settings, fields: dict[str, Any], status: int, words: str
+) -> None:
+    answer = admin.post(TOY, data=form(**fields), headers=SAME)
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+    assert live(settings) == 2
+
+
+def test_a_version_that_cannot_be_loaded_is_not_promoted_and_the_page_says_why(
+    admin: TestClient, settings: Settings, spec: PipelineSpec
+) -> None:
+    MetadataStore.open(settings).record_model_version(spec, model(9))
+    answer = admin.post(TOY, data=form(version=9), headers=SAME)
+    assert answer.status_code == 400
+    assert "was changed" in answer.text and "restore it" in answer.text
+    assert live(settings) == 2
+
+
+def test_what_was_live_at_a_moment_can_be_asked(viewer: TestClient) -> None:
+    assert "<b>nothing</b>" in viewer.get(f"{TOY}?at=2020-01-01T00:00").text
+    assert "<b>version 2</b>" in viewer.get(f"{TOY}?at=2124-01-01T00:00").text
+    for wrong in ("yesterday", "0001-01-01T00:00%2B14:00", EVIL):
+        answer = viewer.get(f"{TOY}?at={wrong}")
+        assert answer.status_code == 400 and "is not a moment" in answer.text
+
+
+def test_the_log_is_paged_by_event(viewer: TestClient, settings: Settings, spec: PipelineSpec) -> None:
+    for number in range(30):
+        registry.bar(settings, spec, 3, actor="ada", reason=f"{number}")
+        registry.unbar(settings, spec, 3, actor="ada", reason=f"{number}")
+    seen: list[int] = []
+    path = TOY
+    while path:
+        text = viewer.get(path).text
+        seen += [int(number) for number in re.findall(r'<tr><td class="num">(\d+)</td>', text)]
+        older = re.search(r'href="/penstock(/deployments/toy\?before=\d+)"', text)
+        path = older.group(1) if older else ""
+    assert seen == list(range(62, 0, -1))
+
+
+def test_all_pipelines_are_listed_with_what_is_live(viewer: TestClient, settings: Settings) -> None:
+    broken = settings.pipelines_dir / "broken"
+    broken.mkdir()
+    (broken / "pipeline.yaml").write_text("name: broken\n")
+    text = viewer.get("/deployments/").text
+    for part in ('href="/penstock/deployments/toy"', "version 2", "cannot be loaded"):
+        assert part in text
+
+
+def test_a_pipeline_without_anything_says_what_to_do(settings: Settings, site: TestClient) -> None:
+    text = as_user(site, "VIEWER").get("/deployments/Not a name")
+    assert text.status_code == 404
+    assert as_user(site, "VIEWER").get("/deployments/unknown").status_code == 404
