@@ -104,18 +104,13 @@ CHALLENGERS = (
     ),
     Challenger(
         "worse for one carrier",
-        "A join finds nothing for one carrier of thirteen: its flights lose the delays and the time of day.",
+        "A join finds nothing for one carrier of thirteen: its flights lose what other flights did.",
         {
             "features.py": {
                 "_signed_root(rows[name]) for name": "_lost(rows, _signed_root(rows[name])) for name",
                 "pc.cast(rows[name], pa.float64()) for name": (
-                    "_lost(rows, pc.cast(rows[name], pa.float64())) for name"
-                ),
-                '"time_sin": pc.sin(pc.multiply(day_share, 2 * np.pi))': (
-                    '"time_sin": _lost(rows, pc.sin(pc.multiply(day_share, 2 * np.pi)))'
-                ),
-                '"time_cos": pc.cos(pc.multiply(day_share, 2 * np.pi))': (
-                    '"time_cos": _lost(rows, pc.cos(pc.multiply(day_share, 2 * np.pi)))'
+                    '(_lost(rows, pc.cast(rows[name], pa.float64())) if "share" in name or "overdue" in name '
+                    "else pc.cast(rows[name], pa.float64())) for name"
                 ),
                 'pc.sqrt(pc.cast(rows["origin_overdue_min"], pa.float64()))': (
                     '_lost(rows, pc.sqrt(pc.cast(rows["origin_overdue_min"], pa.float64())))'
@@ -314,7 +309,8 @@ def _reasons(installation: Installation, challenger: Challenger, log: str) -> li
             MetadataStore.open(installation.settings).verdicts(spec, gate="evaluation", limit=1)[0].verdict
         )
         return [f"{item.name}: {item.detail}" for item in newest.findings if item.status != "pass"]
-    return [line.strip() for line in log.splitlines() if re.search(challenger.refusal, line)][:1]
+    found = [line.strip() for line in log.splitlines() if re.search(challenger.refusal, line)][:1]
+    return [line.replace(installation.settings.store_url, "store") for line in found]
 
 
 @contextmanager

@@ -56,13 +56,14 @@ def signature_findings(spec: PipelineSpec, checks: ModelChecks) -> Iterable[Find
         detail = f"not known: {checks.signature_error or 'evaluate again'}"
         yield Finding("signature", "fail", detail)
         return
-    yield _inputs(spec, ours, checks.scoring_columns)
+    yield inputs_finding(spec, ours, checks.scoring_columns)
     yield _features(spec, ours)
     yield _categories(ours, theirs)
     yield _outputs(ours, theirs)
 
 
-def _inputs(spec: PipelineSpec, ours: Signature, available: dict[str, str]) -> Finding:
+def inputs_finding(spec: PipelineSpec, ours: Signature, available: dict[str, str]) -> Finding:
+    """Whether every column that the features read is among `available` (column -> type), with the type of training."""
     name = "signature: inputs"
     outcomes = {spec.label.column, *spec.label.outcome_columns}
     late = sorted(set(ours.inputs) & outcomes)

@@ -229,11 +229,11 @@ def _verdicts(context: Context, known: dict[str, int]) -> tuple[GateLine, ...]:
             at=f"{stored.recorded_at_utc:%Y-%m-%d %H:%M}",
             version=known.get(stored.verdict.subject),
             passed=tuple(
-                f"{item.name}: {item.detail}" for item in stored.verdict.findings if item.status == "pass"
+                f"{item.name}: {item.shown}" for item in stored.verdict.findings if item.status == "pass"
             ),
             open=tuple(
-                (item.status, f"{item.name}: {item.detail}")
-                for item in stored.verdict.findings
+                (item.status, f"{item.name}: {item.shown}")
+                for item in sorted(stored.verdict.findings, key=lambda item: item.status)  # fail before warn
                 if item.status != "pass"
             ),
             report_url=context.report_url(stored.verdict.report_key),

@@ -11,6 +11,7 @@ from tasks.core import Settings
 from tasks.core.errors import NotFound
 from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
+from tasks.wiring.fits_source import refuse_unfit
 from tasks.wiring.rollback_target import rollback_target
 from tasks.wiring.series import keep_canary, keep_registered
 from tasks.wiring.train import evaluation_verdict
@@ -268,7 +269,7 @@ def _deployment(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loads_and_scores(context: Context) -> Callable[[ModelVersion], None]:
-    """A check that fetches a version's bundle by digest, loads it and replays its golden rows.
+    """A check that fetches a version's bundle by digest, loads it, replays its golden rows and looks at what it reads.
 
     From the store, past this machine's cache: a copy that is good here says nothing about what the workers get.
     """
@@ -278,6 +279,8 @@ def _loads_and_scores(context: Context) -> Callable[[ModelVersion], None]:
 
         with TemporaryDirectory(prefix="penstock-check-") as fresh:
             bundle = fetch_bundle(context.store, version.bundle_digest, Path(fresh))
-            Scorer(bundle).check_golden()
+            scorer = Scorer(bundle)
+            scorer.check_golden()
+            refuse_unfit(context, version, scorer)
 
     return check

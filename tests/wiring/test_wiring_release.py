@@ -214,6 +214,24 @@ def test_a_model_judged_on_rows_that_the_data_gate_has_not_seen_is_not_registere
     assert findings["data gate"] == "pass"
 
 
+def test_a_version_that_reads_a_column_the_source_no_longer_gives_is_not_gone_back_to(
+    after_second: Settings, second: Chain
+) -> None:
+    _, new = versions(second)
+    source = after_second.pipelines_dir / "toy" / "source.py"
+    edit(source, {'"visits": visits,': '"visits_30d": visits,'})
+    features = after_second.pipelines_dir / "toy" / "features.py"
+    features.write_text(features.read_text().replace('"visits"]', '"visits_30d"]'))
+    snapshot = wiring.step("snapshot_scoring")(after_second, "toy")
+    MetadataStore.open(after_second).record_run(
+        load_pipeline(after_second, "toy"), "f" * 16, status="planned", snapshot_id=snapshot["snapshot_id"]
+    )
+    request = {"expected": new, "actor": "ada", "reason": "wrong on Mondays"}
+    with pytest.raises(TerminalError, match="reads visits, which the source does not give"):
+        wiring.step("rollback_model")(after_second, "toy", **request)
+    assert live(after_second) == new
+
+
 def test_the_pipeline_says_whether_a_champion_chosen_by_hand_in_mlflow_is_adopted(
     after_second: Settings, second: Chain
 ) -> None:
