@@ -68,8 +68,8 @@ def own_origin(request: Request) -> None:
 
     Source: OWASP, "Cross-Site Request Forgery Prevention", on fetch metadata and verifying the origin.
     """
-    if request.headers.get("authorization"):
-        return  # no browser adds it by itself
+    if request.headers.get("authorization", "").lower().startswith("bearer "):
+        return  # no browser adds it by itself, as it does Basic and Negotiate, beside which Airflow reads the cookie
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         if site == "same-origin":

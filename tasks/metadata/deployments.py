@@ -106,9 +106,10 @@ class Deployments(StorePart):
         *,
         kinds: Collection[str] | None = None,
         since: datetime | None = None,
+        before: int | None = None,
         limit: int | None = None,
     ) -> list[DeploymentEvent]:
-        """Events, newest first."""
+        """Events, newest first; with `before`, those with a smaller id."""
         table = deployment_events
         query = select(table).where(owned(table, of))
         if kinds is not None:
@@ -116,6 +117,8 @@ class Deployments(StorePart):
         if since is not None:
             # the order is that of event_id, as time never runs backwards; said so, SQLite seeks to `since` as well
             query = query.where(table.c.at_utc >= since).order_by(table.c.at_utc.desc())
+        if before is not None:
+            query = query.where(table.c.event_id < before)
         query = query.order_by(table.c.event_id.desc())
         if limit is not None:
             query = query.limit(limit)

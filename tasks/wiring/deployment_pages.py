@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,8 +13,10 @@ from tasks.core import Clock, PipelineSpec, Settings, load_pipeline, pipeline_na
 from tasks.core.errors import NotFound, PenstockError
 from tasks.metadata import DeploymentEvent, ModelVersion
 from tasks.metadata.deployments import LogHead
-from tasks.metadata.records import POINTER_KINDS
+from tasks.metadata.records import KINDS, POINTER_KINDS
 from tasks.wiring.context import Context, open_context
+
+log = logging.getLogger(__name__)
 
 EVENTS, VERDICTS, VERSIONS, SPANS = 25, 12, 12, 60
 """Most of each that one page shows."""
@@ -103,14 +106,14 @@ def deployments(
     """
     context = open_context(settings, pipeline)
     spec, store = context.spec, context.metadata
-    log = store.history(spec, limit=None)
     head = store.head(spec)
-    moves = [event for event in log if event.kind in POINTER_KINDS][:SPANS]
+    moves = store.history(spec, kinds=POINTER_KINDS, limit=SPANS)
+    others = store.history(spec, kinds=sorted(set(KINDS) - set(POINTER_KINDS)), limit=SPANS)
     spans = _spans(moves)
-    rest = [event for event in log if before is None or event.event_id < before]
+    rest = store.history(spec, before=before, limit=EVENTS + 1)
     known = {item.bundle_digest: item.version for item in store.model_versions(spec, limit=200)}
     figure, canary_of = _canary(context, known)
-    targets = _targets(log, head)
+    targets = _targets(moves, head)
     rows, days = _visible(context, head.live)
     return Deployments(
         pipeline=spec.name,
@@ -121,14 +124,10 @@ def deployments(
         asked=at,
         live_then=store.live_at(spec, at) if at else None,
         spans=spans,
-        marks=tuple(
-            event
-            for event in reversed(log)
-            if event.kind not in POINTER_KINDS and spans and event.at_utc >= spans[0].start
-        ),
+        marks=tuple(event for event in reversed(others) if spans and event.at_utc >= spans[0].start),
         events=tuple(rest[:EVENTS]),
         next_before=rest[EVENTS - 1].event_id if len(rest) > EVENTS else None,
-        versions=_versions(context, head, targets, log),
+        versions=_versions(context, head, targets),
         verdicts=_verdicts(context, known),
         canary_figure=figure,
         canary_of=canary_of,
@@ -180,17 +179,14 @@ def _spans(moves: list[DeploymentEvent]) -> tuple[Span, ...]:
     )
 
 
-def _targets(log: list[DeploymentEvent], head: LogHead) -> list[int]:
-    """Where a rollback may go, best first."""
+def _targets(moves: list[DeploymentEvent], head: LogHead) -> list[int]:
+    """Where a rollback may go, best first, of the newest moves."""
     live = head.live.version if head.live else None
-    former = dict.fromkeys(event.version for event in log if event.kind in POINTER_KINDS)
+    former = dict.fromkeys(event.version for event in moves)
     return [number for number in former if number != live and number not in head.barred]
 
 
-def _versions(
-    context: Context, head: LogHead, targets: list[int], log: list[DeploymentEvent]
-) -> tuple[VersionLine, ...]:
-    was_live = {event.version for event in log if event.kind in POINTER_KINDS}
+def _versions(context: Context, head: LogHead, targets: list[int]) -> tuple[VersionLine, ...]:
     live = head.live.version if head.live else None
     newest = context.metadata.model_versions(context.spec, limit=VERSIONS)
     lines = []
@@ -200,7 +196,7 @@ def _versions(
             state = "live"
         elif barred:
             state = "barred"
-        elif model.version in was_live:
+        elif context.metadata.was_live(context.spec, model.version):
             state = "former"
         else:
             state = "challenger" if model == newest[0] else "registered"
@@ -253,13 +249,15 @@ def _canary(context: Context, known: dict[str, int]) -> tuple[str, int | None]:
     verdict = newest[0].verdict
     try:
         evidence = json.loads(context.store.get(str(verdict.evidence_key)))
-    except NotFound:
+        days = [CanaryDay.from_json(item) for item in evidence["days"]]
+        bounds = [CanaryBound.from_json(item) for item in evidence["sequence"]]
+        margin = float(evidence["canary"]["margin_brier"])
+    except (NotFound, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: the canary's evidence cannot be drawn: %s", context.spec.name, error)
         return "", None
-    days = [CanaryDay.from_json(item) for item in evidence["days"]]
-    bounds = [CanaryBound.from_json(item) for item in evidence["sequence"]]
     if not bounds:
         return "", None
-    canary = context.spec.canary.model_copy(update={"margin_brier": evidence["canary"]["margin_brier"]})
+    canary = context.spec.canary.model_copy(update={"margin_brier": margin})
     spec = context.spec.model_copy(update={"canary": canary})
     return sequence_figure(spec, days, bounds), known.get(verdict.subject)
 

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from plugins import pages
 from tasks import registry, wiring
-from tasks.core import Finding, PipelineSpec, Settings, Verdict, load_pipeline
+from tasks.core import Finding, PipelineSpec, Settings, Verdict, load_pipeline, open_store
 from tasks.core.errors import DigestMismatch
 from tasks.metadata import MetadataStore, ModelVersion
 from tasks.metadata.deployments import NewEvent
@@ -177,6 +177,8 @@ def test_nobody_without_a_login_reads_or_changes(site: TestClient) -> None:
         {"sec-fetch-site": "same-site"},
         {"origin": "http://elsewhere.example"},
         {"origin": "null"},
+        {"authorization": "Basic dTpw", "sec-fetch-site": "cross-site"},
+        {"authorization": "Negotiate abc", "sec-fetch-site": "cross-site"},
     ],
 )
 def test_a_form_that_another_site_may_have_sent_changes_nothing(
@@ -276,6 +278,26 @@ def test_the_log_is_paged_by_event(viewer: TestClient, settings: Settings, spec:
         older = re.search(r'href="/penstock(/deployments/toy\?before=\d+)"', text)
         path = older.group(1) if older else ""
     assert seen == list(range(62, 0, -1))
+
+
+def test_damaged_evidence_of_a_canary_leaves_the_rest_of_the_page(
+    viewer: TestClient, settings: Settings, spec: PipelineSpec
+) -> None:
+    open_store(settings, prefix=spec.prefix).put("evaluation/x/canary.json", b"{}")
+    MetadataStore.open(settings).record_verdict(
+        spec,
+        Verdict(
+            gate="canary",
+            pipeline="toy",
+            subject=model(3).bundle_digest,
+            outcome="pass",
+            findings=(Finding("days", "pass", "7 of 7 days"),),
+            decided_at_utc="2024-02-03T00:00:00Z",
+            evidence_key="evaluation/x/canary.json",
+        ),
+    )
+    text = viewer.get(TOY).text
+    assert "No canary has compared two models yet" in text and "7 of 7 days" in text
 
 
 def test_all_pipelines_are_listed_with_what_is_live(viewer: TestClient, settings: Settings) -> None:
