@@ -70,7 +70,7 @@ _ZERO = """def _zero(rows: pa.Table) -> pa.ChunkedArray:
 
 def _signed_root("""
 _LOST = """def _lost(rows: pa.Table, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.if_else(pc.equal(rows["carrier"], "MQ"), pa.scalar(None, pa.float64()), values)
+    return pc.if_else(pc.equal(rows["carrier"], "WN"), pa.scalar(0.0), values)
 
 
 def _signed_root("""
@@ -104,7 +104,7 @@ CHALLENGERS = (
     ),
     Challenger(
         "worse for one carrier",
-        "A join finds nothing for one carrier of thirteen: its flights lose what other flights did.",
+        "A join finds nothing for one carrier of thirteen, and a default of 0 is filled in for what other flights did.",
         {
             "features.py": {
                 "_signed_root(rows[name]) for name": "_lost(rows, _signed_root(rows[name])) for name",
@@ -119,7 +119,7 @@ CHALLENGERS = (
             }
         },
         decided_by=GATE,
-        refusal=r"slice carrier=MQ against the champion",
+        refusal=r"slice carrier=WN against the champion",
     ),
     Challenger(
         "leaking",
