@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -11,27 +10,23 @@ import typer
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
 from tasks.cli.ci import ci
+from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
 from tasks.cli.options import (
-    Actor,
     AsOf,
     Day,
-    DryRun,
     EvaluationKey,
     FirstDay,
     Json,
     LastDay,
     Pipeline,
-    Reason,
-    RunId,
     SnapshotId,
     ValidationFirstDay,
-    Version,
-    call,
     run,
 )
 from tasks.cli.output import console, show
+from tasks.cli.registry import registry
 from tasks.cli.services import cli_settings
 from tasks.cli.waivers import add_waiver_commands
 from tasks.core.errors import ConfigError
@@ -60,8 +55,8 @@ data = _group("data", "Snapshots of a pipeline's source.")
 validation = _group("validation", "The data gate.")
 training = _group("training", "Train a model; needs MLflow.")
 evaluation = _group("evaluation", "Measure a model and judge it.")
-registry = _group("registry", "Challenger, champion and their history.")
-inference = _group("inference", "Batch scoring: plan, score, publish, verify.")
+app.add_typer(registry, name="registry")
+app.add_typer(inference, name="inference")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 app.command("ci")(ci)
 add_online_commands(audit)
@@ -315,284 +310,6 @@ def evaluation_reproduce_training(
         validation_first_day=validation_first_day,
         sample_rows=sample_rows,
     )
-
-
-@registry.command("history")
-def registry_history(pipeline: Pipeline, as_json: Json = False) -> None:
-    """Every promotion and rollback: when, what, who and why."""
-    found = call("deployment_history", pipeline)
-    show(
-        found if as_json else found["events"], as_json=as_json, title=f"{pipeline}: deployments, newest first"
-    )
-
-
-@registry.command("live")
-def registry_live(
-    pipeline: Pipeline,
-    at: Annotated[datetime | None, typer.Option(help="UTC moment; default now.")] = None,
-    as_json: Json = False,
-) -> None:
-    """What is live, or was live at a moment."""
-    run("live_model", pipeline, as_json, at=at.isoformat() if at else None)
-
-
-@registry.command("register")
-def registry_register(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: Json = False) -> None:
-    """Register the model of a passed evaluation as challenger; needs MLflow. Once for each bundle."""
-    run("register_model", pipeline, as_json, evaluation_key=evaluation_key)
-
-
-@registry.command("canary")
-def registry_canary(
-    pipeline: Pipeline,
-    version: Version,
-    after: Annotated[
-        str | None,
-        typer.Option(
-            help="Compare on days after this one; default: the model's last day.", show_default=False
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare a challenger with the champion on labelled days that neither was judged on.
-
-    Prints its verdict: promote after pass or skipped; fail and inconclusive mean that the champion stays.
-    """
-    run("canary_model", pipeline, as_json, version=version, validation_last_day=after)
-
-
-@registry.command("promote")
-def registry_promote(
-    pipeline: Pipeline,
-    version: Version,
-    actor: Actor,
-    reason: Reason,
-    replacing: Annotated[
-        int | None,
-        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Make a registered version the champion, after loading it and replaying its golden rows."""
-    run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
-
-
-@registry.command("rollback")
-def registry_rollback(
-    pipeline: Pipeline,
-    actor: Actor,
-    reason: Reason,
-    leaving: Annotated[
-        int | None,
-        typer.Option(
-            help="The version to leave: the one that is live. Repeating is safe.", show_default=False
-        ),
-    ] = None,
-    to_version: Annotated[
-        int | None, typer.Option("--to", help="Default: the version live before.", show_default=False)
-    ] = None,
-    rescore: Annotated[
-        bool, typer.Option("--rescore", help="Then score anew what the version left has published.")
-    ] = False,
-    local: Annotated[bool, typer.Option("--local", help="Re-score in this process, without Ray.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Go back to an earlier version, load-verified; the version left is barred, and its published rows are counted."""
-    if leaving is None:
-        live = call("live_model", pipeline)["version"]
-        raise ConfigError(
-            "is needed, so that a repeated command does not go back one version more",
-            which="--leaving",
-            fix=f"version {live} is live; to leave it, add: --leaving {live}"
-            if live
-            else "no version is live, so there is nothing to leave",
-        )
-    run(
-        "rollback_model",
-        pipeline,
-        as_json,
-        expected=leaving,
-        to_version=to_version,
-        actor=actor,
-        reason=reason,
-        rescore=rescore,
-        local=local,
-    )
-
-
-@registry.command("blast-radius")
-def registry_blast_radius(pipeline: Pipeline, version: Version, as_json: Json = False) -> None:
-    """Which predictions of a version were published, and which of them readers still see."""
-    run("blast_radius", pipeline, as_json, version=version)
-
-
-@registry.command("rescore")
-def registry_rescore(
-    pipeline: Pipeline,
-    version: Version,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
-    plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Plan the runs and stop: `inference resume` does the rest.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Score anew with the live version what a version that was left still shows; each run is replaced at once."""
-    if plan_only:
-        run("plan_rescoring", pipeline, as_json, version=version)
-    else:
-        run("rescore_version", pipeline, as_json, version=version, local=local)
-
-
-@registry.command("bar")
-def registry_bar(
-    pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
-) -> None:
-    """Forbid the promotion of a version until somebody unbars it."""
-    run("bar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
-
-
-@registry.command("unbar")
-def registry_unbar(
-    pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
-) -> None:
-    """Allow a rolled-back version to be promoted again."""
-    run("unbar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
-
-
-@registry.command("reconcile")
-def registry_reconcile(pipeline: Pipeline, as_json: Json = False) -> None:
-    """Make MLflow's aliases say what the event log says."""
-    run("reconcile_registry", pipeline, as_json)
-
-
-@inference.command("plan")
-def inference_plan(pipeline: Pipeline, snapshot_id: SnapshotId, as_json: Json = False) -> None:
-    """Cut a validated scoring snapshot into shards for the champion; prints the run id."""
-    run("plan_scoring", pipeline, as_json, snapshot_id=snapshot_id)
-
-
-@inference.command("run")
-def inference_run(
-    pipeline: Pipeline,
-    run_id: RunId,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score what is not committed yet."""
-    run("score_run", pipeline, as_json, run_id=run_id, local=local)
-
-
-@inference.command("resume")
-def inference_resume(
-    pipeline: Pipeline,
-    run_id: RunId,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score what is missing, publish and verify, whatever stopped the run; safe at any moment."""
-    run("resume_run", pipeline, as_json, run_id=run_id, local=local)
-
-
-@inference.command("replay")
-def inference_replay(
-    pipeline: Pipeline,
-    run_id: RunId,
-    snapshot_id: Annotated[
-        str | None,
-        typer.Option(
-            "--snapshot",
-            help="Take the rows from this validated scoring snapshot of a corrected delivery; "
-            "without it they are scored as they were.",
-            show_default=False,
-        ),
-    ] = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score a published run's dead letters again and add those that can be scored now, each once."""
-    run("replay_run", pipeline, as_json, run_id=run_id, snapshot_id=snapshot_id, local=local)
-
-
-@inference.command("publish")
-def inference_publish(
-    pipeline: Pipeline,
-    run_id: RunId,
-    replace_newer: Annotated[
-        bool,
-        typer.Option(
-            "--replace-newer", help="Take the days back from runs that were planned later: after a rollback."
-        ),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Add a finished run to the predictions table in one transaction; a second call changes nothing."""
-    run("publish_run", pipeline, as_json, run_id=run_id, replace_newer=replace_newer)
-
-
-@inference.command("status")
-def inference_status(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
-    """A progress bar, rows, rate, time left, work by node, dead letters and cost so far."""
-    run("run_status", pipeline, as_json, run_id=run_id)
-
-
-@inference.command("verify")
-def inference_verify(pipeline: Pipeline, run_id: RunId, as_json: Json = False) -> None:
-    """Check counts, digests and uniqueness of a published run; exit code 2 when something is wrong."""
-    run("verify_run", pipeline, as_json, run_id=run_id)
-
-
-@inference.command("optimize")
-def inference_optimize(
-    pipeline: Pipeline,
-    target_mb: Annotated[
-        float, typer.Option(help="MiB; files below half of it are merged, up to it.", min=0.001)
-    ] = 32.0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Merge small files of the predictions and audit tables, never across runs or days; safe at any moment.
-
-    Exit code 2 when a file is damaged: everything else is merged first. 75 or 76: repeat it. Days with a hold stay as they are.
-    """
-    run("optimize_tables", pipeline, as_json, target_mb=target_mb, dry_run=dry_run)
-
-
-@inference.command("vacuum")
-def inference_vacuum(
-    pipeline: Pipeline,
-    older_than_days: Annotated[int, typer.Option(help="Files that were let go longer ago.", min=1)] = 7,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Delete files that the tables let go: superseded or merged ones. Days with a hold stay as they are."""
-    run("vacuum_tables", pipeline, as_json, older_than_days=older_than_days, dry_run=dry_run)
-
-
-@inference.command("torture")
-def inference_torture(
-    kills: Annotated[int, typer.Option(help="How many faults to deliver.", min=1)] = 100,
-    store: Annotated[
-        str, typer.Option(help="local, or s3://bucket/prefix: a fresh prefix below it is used.")
-    ] = "local",
-    seconds: Annotated[
-        float | None, typer.Option(help="Begin no round after this time; default: no limit.", min=0.0)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed strikes the same way.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Kill and pause drivers of a small run of its own, let its store fail, and count what is lost, doubled or seen in part.
-
-    Needs no pipeline and no service, and touches none. Exit code 1 when anything is wrong; the rounds that failed are kept then.
-    """
-    from tasks.cli.interrupts import one_interrupt
-    from tasks.cli.torture import show_torture
-    from tasks.inference.torture import torture
-
-    with one_interrupt():
-        report = torture(cli_settings(), kills=kills, store=store, seconds=seconds, seed=seed)
-    show_torture(report, as_json=as_json)
-    if not report.ok:
-        raise typer.Exit(1)
 
 
 @monitoring.command("run")

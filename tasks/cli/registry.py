@@ -1,0 +1,171 @@
+"""`penstock registry`: what is live, what was, and moving it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from tasks.cli.options import (
+    Actor,
+    EvaluationKey,
+    Json,
+    Pipeline,
+    Reason,
+    Version,
+    call,
+    run,
+)
+from tasks.cli.output import show
+from tasks.core.errors import ConfigError
+
+registry = typer.Typer(help="Challenger, champion and their history.", no_args_is_help=True)
+
+
+@registry.command("history")
+def registry_history(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Every promotion and rollback: when, what, who and why."""
+    found = call("deployment_history", pipeline)
+    show(
+        found if as_json else found["events"], as_json=as_json, title=f"{pipeline}: deployments, newest first"
+    )
+
+
+@registry.command("live")
+def registry_live(
+    pipeline: Pipeline,
+    at: Annotated[datetime | None, typer.Option(help="UTC moment; default now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is live, or was live at a moment."""
+    run("live_model", pipeline, as_json, at=at.isoformat() if at else None)
+
+
+@registry.command("register")
+def registry_register(pipeline: Pipeline, evaluation_key: EvaluationKey, as_json: Json = False) -> None:
+    """Register the model of a passed evaluation as challenger; needs MLflow. Once for each bundle."""
+    run("register_model", pipeline, as_json, evaluation_key=evaluation_key)
+
+
+@registry.command("canary")
+def registry_canary(
+    pipeline: Pipeline,
+    version: Version,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare on days after this one; default: the model's last day.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a challenger with the champion on labelled days that neither was judged on.
+
+    Prints its verdict: promote after pass or skipped; fail and inconclusive mean that the champion stays.
+    """
+    run("canary_model", pipeline, as_json, version=version, validation_last_day=after)
+
+
+@registry.command("promote")
+def registry_promote(
+    pipeline: Pipeline,
+    version: Version,
+    actor: Actor,
+    reason: Reason,
+    replacing: Annotated[
+        int | None,
+        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a registered version the champion, after loading it and replaying its golden rows."""
+    run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
+
+
+@registry.command("rollback")
+def registry_rollback(
+    pipeline: Pipeline,
+    actor: Actor,
+    reason: Reason,
+    leaving: Annotated[
+        int | None,
+        typer.Option(
+            help="The version to leave: the one that is live. Repeating is safe.", show_default=False
+        ),
+    ] = None,
+    to_version: Annotated[
+        int | None, typer.Option("--to", help="Default: the version live before.", show_default=False)
+    ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Then score anew what the version left has published.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Re-score in this process, without Ray.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go back to an earlier version, load-verified; the version left is barred, and its published rows are counted."""
+    if leaving is None:
+        live = call("live_model", pipeline)["version"]
+        raise ConfigError(
+            "is needed, so that a repeated command does not go back one version more",
+            which="--leaving",
+            fix=f"version {live} is live; to leave it, add: --leaving {live}"
+            if live
+            else "no version is live, so there is nothing to leave",
+        )
+    run(
+        "rollback_model",
+        pipeline,
+        as_json,
+        expected=leaving,
+        to_version=to_version,
+        actor=actor,
+        reason=reason,
+        rescore=rescore,
+        local=local,
+    )
+
+
+@registry.command("blast-radius")
+def registry_blast_radius(pipeline: Pipeline, version: Version, as_json: Json = False) -> None:
+    """Which predictions of a version were published, and which of them readers still see."""
+    run("blast_radius", pipeline, as_json, version=version)
+
+
+@registry.command("rescore")
+def registry_rescore(
+    pipeline: Pipeline,
+    version: Version,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Plan the runs and stop: `inference resume` does the rest.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Score anew with the live version what a version that was left still shows; each run is replaced at once."""
+    if plan_only:
+        run("plan_rescoring", pipeline, as_json, version=version)
+    else:
+        run("rescore_version", pipeline, as_json, version=version, local=local)
+
+
+@registry.command("bar")
+def registry_bar(
+    pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
+) -> None:
+    """Forbid the promotion of a version until somebody unbars it."""
+    run("bar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
+
+
+@registry.command("unbar")
+def registry_unbar(
+    pipeline: Pipeline, version: Version, actor: Actor, reason: Reason, as_json: Json = False
+) -> None:
+    """Allow a rolled-back version to be promoted again."""
+    run("unbar_model", pipeline, as_json, version=version, actor=actor, reason=reason)
+
+
+@registry.command("reconcile")
+def registry_reconcile(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Make MLflow's aliases say what the event log says."""
+    run("reconcile_registry", pipeline, as_json)
