@@ -33,7 +33,7 @@ def blast_radius(settings: Settings, pipeline: str, *, version: int) -> dict[str
     Returns:
         `visible_rows`, `visible_days`, `first_day`, `last_day` of what the table shows now; `published_runs` and
         `published_rows` of all that was ever published; `unfinished_runs`: planned with this version and not
-        published yet, which would publish more of it; `runs`: one entry a run that is visible.
+        published yet, and refused by `publish_run` while it is barred; `runs`: one entry a run that is visible.
 
     Raises:
         NotFound: The version is not registered.

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from tasks.core import Settings
-from tasks.core.errors import DataError, ServiceUnavailable
+from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.context import Context, open_context, parse_day, window
 
@@ -133,10 +133,14 @@ def publish_run(
     """Add a finished run to the predictions table in one transaction (I3); a repeat changes nothing.
 
     With `replace_newer` the run takes its days back from runs that were planned later.
+
+    Raises:
+        TerminalError: The run's model version was barred since it was planned, and it is not published yet.
     """
     from tasks.inference import publish
 
     context = open_context(settings, pipeline)
+    _refuse_barred(context, run_id)
     published = publish(settings, context.spec, run_id, replace_newer=replace_newer)
     record = published.to_json()
     context.metadata.record_publication(
@@ -295,6 +299,22 @@ def maintain(
     }
     context.evidence(dag_run, "maintenance", result)
     return result
+
+
+def _refuse_barred(context: Context, run_id: str) -> None:
+    """A run that a rollback overtook must not bring the bad version's rows after it; what is visible stays."""
+    from tasks.inference.records import read_published
+
+    run = context.metadata.run(context.spec, run_id)
+    if run is None or run.model_version not in context.metadata.head(context.spec).barred:
+        return
+    if read_published(context.store, run_id) is None:
+        raise TerminalError(
+            f"was planned with version {run.model_version}, which has been barred since: nothing was published",
+            which=f"run {run_id}",
+            fix=f"score its days again with the version that is live now ({context.spec.name}.score does); or, if version "
+            f"{run.model_version} is right after all, `penstock registry unbar {context.spec.name} {run.model_version} --reason ...`",
+        )
 
 
 def _refuse_problems(run_id: str, problems: Sequence[str]) -> None:

@@ -310,6 +310,10 @@ def test_a_rollback_says_what_the_bad_version_published_and_rescores_exactly_tha
     went_back = wiring.step("rollback_model")(after_second, "toy", **request)
     assert (went_back["affected_rows"], went_back["affected_days"]) == (bad["rows"], radius["visible_days"])
     assert went_back["unfinished_runs"] == [planned], "planned with the bad version, and not published"
+    wiring.step("score_run")(after_second, "toy", run_id=planned, local=True)
+    with pytest.raises(TerminalError, match=f"version {new}, which has been barred since"):
+        wiring.step("publish_run")(after_second, "toy", run_id=planned)
+    assert wiring.step("publish_run")(after_second, "toy", run_id=bad["run_id"])["already_published"]
     ids = ids_by_version(after_second)
     again = wiring.step("rollback_model")(after_second, "toy", **request, rescore=True, local=True)
     assert (again["event_id"], again["rescored"]["rows"]) == (went_back["event_id"], bad["rows"])
