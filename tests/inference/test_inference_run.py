@@ -315,7 +315,8 @@ def test_a_run_planned_earlier_does_not_replace_a_newer_one_unless_told_to(
     snapshot = scoring_snapshot(settings, toy)
     old = score_and_publish(settings, toy, snapshot, version=1)
     rows_of_old = table_rows(settings, toy)
-    late = plan_stub(settings, toy, snapshot, 3)
+    # A millisecond may hold both plans, and then the version decides which is newer.
+    late = plan_stub(settings, toy, snapshot, 3, clock=lambda: datetime.now(UTC) - timedelta(seconds=1))
     new = score_and_publish(settings, toy, snapshot, version=2)
     run_stub(settings, toy, late.run_id)
     with pytest.raises(StaleAttempt, match=new):
