@@ -15,10 +15,12 @@ from datetime import date
 
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.errors import ConfigError, NotFound
-from tasks.core.ids import canonical_json
-from tasks.core.object_store import AlreadyExists, ObjectStore
+from tasks.core.object_store import ObjectStore
+from tasks.core.placed import place, read_placed, refuse_blank, release
 from tasks.core.records import JsonRecord
-from tasks.core.stored import read_record
+
+_FOLDER = "holds"
+_SAY_WHY = "say why: the record is all that remains of it"
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def place_hold(
         raise ConfigError(
             f"ends on {last_day}, before it starts on {first_day}", which="hold", fix="swap the days"
         )
-    _refuse_blank(reason)
+    refuse_blank(reason, "reason", _SAY_WHY)
     hold = Hold(secrets.token_hex(4), first_day, last_day, reason, actor, iso_utc(clock()))
-    store.put_exclusive(_placed_key(hold.hold_id), canonical_json(hold.to_json()))
+    place(store, _FOLDER, hold.hold_id, hold)
     return hold
 
 
@@ -67,16 +69,14 @@ def release_hold(
         NotFound: There is no such hold.
         ConfigError: Nobody says why.
     """
-    _refuse_blank(reason)
+    refuse_blank(reason, "reason", _SAY_WHY)
     hold = next((one for one in holds(store) if one.hold_id == hold_id), None)
     if hold is None:
         raise NotFound("is no hold of this pipeline", which=hold_id, fix="list them: penstock audit holds")
     over = replace(hold, released_at_utc=iso_utc(clock()), released_by=actor, release_reason=reason)
-    try:
-        store.put_exclusive(_released_key(hold_id), canonical_json(over.to_json()))
-    except AlreadyExists:
-        return next(one for one in holds(store) if one.hold_id == hold_id)
-    return over
+    if release(store, _FOLDER, hold_id, over):
+        return over
+    return next(one for one in holds(store) if one.hold_id == hold_id)
 
 
 def holds(store: ObjectStore) -> list[Hold]:
@@ -85,37 +85,16 @@ def holds(store: ObjectStore) -> list[Hold]:
     Raises:
         DataError: One cannot be read; nothing may be deleted then.
     """
-    keys = {info.key for info in store.list("holds")}
-    placed = sorted(key for key in keys if key.endswith("/placed.json"))
-    newest = [
-        over if (over := key.replace("/placed.json", "/released.json")) in keys else key for key in placed
-    ]
-    found = [
-        read_record(
-            store,
-            key,
-            Hold,
-            what="a readable hold",
-            fix="restore the object from a backup; upkeep deletes nothing until then",
-        )
-        for key in newest
-    ]
+    found = read_placed(
+        store,
+        _FOLDER,
+        Hold,
+        what="a readable hold",
+        fix="restore the object from a backup; upkeep deletes nothing until then",
+    )
     return sorted(found, key=lambda hold: (hold.placed_at_utc, hold.hold_id))
 
 
 def is_held(standing: Sequence[Hold], event_date: date) -> bool:
     """Whether one of these holds is about this event date."""
     return any(hold.covers(event_date) for hold in standing)
-
-
-def _refuse_blank(reason: str) -> None:
-    if not reason.strip():
-        raise ConfigError("is empty", which="reason", fix="say why: the record is all that remains of it")
-
-
-def _placed_key(hold_id: str) -> str:
-    return f"holds/{hold_id}/placed.json"
-
-
-def _released_key(hold_id: str) -> str:
-    return f"holds/{hold_id}/released.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime
 from functools import cache
@@ -143,6 +143,12 @@ class Finding(JsonRecord):
     def shown(self) -> str:
         """The detail, with the waiver when there is one."""
         return f"{self.detail} ({self.waived})" if self.waived else self.detail
+
+
+def outcome_of(findings: Iterable[Finding]) -> str:
+    """What a gate says with these findings: one fail is `fail`, else one warning is `inconclusive`."""
+    statuses = {finding.status for finding in findings}
+    return "fail" if "fail" in statuses else "inconclusive" if "warn" in statuses else "pass"
 
 
 @dataclass(frozen=True)

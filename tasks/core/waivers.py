@@ -16,10 +16,12 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.errors import ConfigError, NotFound
-from tasks.core.ids import canonical_json
-from tasks.core.object_store import AlreadyExists, ObjectStore
-from tasks.core.records import Finding, JsonRecord, Verdict
-from tasks.core.stored import read_record
+from tasks.core.object_store import ObjectStore
+from tasks.core.placed import place, read_placed, refuse_blank, release
+from tasks.core.records import Finding, JsonRecord, Verdict, outcome_of
+
+_FOLDER = "waivers"
+_SAY_WHO = "say who and why: the record is all that remains of it"
 
 NEVER = (
     "data", "data gate", "behaviour", "known in time", "leakage", "distribution", "model checks", "footprint", "tests",
@@ -103,10 +105,10 @@ def place_waiver(
             which="candidate",
             fix="pass the 64 hexadecimal digits",
         )
-    _refuse_blank(reason, "reason")
-    _refuse_blank(actor, "actor")
+    refuse_blank(reason, "reason", _SAY_WHO)
+    refuse_blank(actor, "actor", _SAY_WHO)
     waiver = Waiver(secrets.token_hex(4), finding, until, reason, actor, iso_utc(clock()), candidate_digest)
-    store.put_exclusive(_placed_key(waiver.waiver_id), canonical_json(waiver.to_json()))
+    place(store, _FOLDER, waiver.waiver_id, waiver)
     return waiver
 
 
@@ -119,8 +121,8 @@ def release_waiver(
         NotFound: There is no such waiver.
         ConfigError: Nobody says who or why.
     """
-    _refuse_blank(reason, "reason")
-    _refuse_blank(actor, "actor")
+    refuse_blank(reason, "reason", _SAY_WHO)
+    refuse_blank(actor, "actor", _SAY_WHO)
     waiver = next((one for one in waivers(store) if one.waiver_id == waiver_id), None)
     if waiver is None:
         raise NotFound(
@@ -129,11 +131,9 @@ def release_waiver(
             fix="list them: penstock evaluation waivers NAME",
         )
     over = replace(waiver, released_at_utc=iso_utc(clock()), released_by=actor, release_reason=reason)
-    try:
-        store.put_exclusive(_released_key(waiver_id), canonical_json(over.to_json()))
-    except AlreadyExists:
-        return next(one for one in waivers(store) if one.waiver_id == waiver_id)
-    return over
+    if release(store, _FOLDER, waiver_id, over):
+        return over
+    return next(one for one in waivers(store) if one.waiver_id == waiver_id)
 
 
 def waivers(store: ObjectStore) -> list[Waiver]:
@@ -142,21 +142,13 @@ def waivers(store: ObjectStore) -> list[Waiver]:
     Raises:
         DataError: One cannot be read; nothing is judged then.
     """
-    keys = {info.key for info in store.list("waivers")}
-    placed = sorted(key for key in keys if key.endswith("/placed.json"))
-    newest = [
-        over if (over := key.replace("/placed.json", "/released.json")) in keys else key for key in placed
-    ]
-    found = [
-        read_record(
-            store,
-            key,
-            Waiver,
-            what="a readable waiver",
-            fix="restore the object from a backup; no model is judged until then",
-        )
-        for key in newest
-    ]
+    found = read_placed(
+        store,
+        _FOLDER,
+        Waiver,
+        what="a readable waiver",
+        fix="restore the object from a backup; no model is judged until then",
+    )
     return sorted(found, key=lambda waiver: (waiver.placed_at_utc, waiver.waiver_id))
 
 
@@ -170,8 +162,7 @@ def with_waivers(verdict: Verdict, standing: Sequence[Waiver], today: date) -> V
         item if item.status == "pass" else _marked(item, verdict.subject, standing, today)
         for item in verdict.findings
     )
-    counted = {item.status for item in findings if item.waived is None}
-    outcome = "fail" if "fail" in counted else "inconclusive" if "warn" in counted else "pass"
+    outcome = outcome_of(item for item in findings if item.waived is None)
     names = {item.name for item in findings if item.status != "pass" and is_waivable(item.name)}
     changes = [
         moment
@@ -207,18 +198,3 @@ def _marked(finding: Finding, candidate_digest: str, standing: Sequence[Waiver],
 
 def _is_digest(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
-
-
-def _refuse_blank(text: str, which: str) -> None:
-    if not text.strip():
-        raise ConfigError(
-            "is empty", which=which, fix="say who and why: the record is all that remains of it"
-        )
-
-
-def _placed_key(waiver_id: str) -> str:
-    return f"waivers/{waiver_id}/placed.json"
-
-
-def _released_key(waiver_id: str) -> str:
-    return f"waivers/{waiver_id}/released.json"

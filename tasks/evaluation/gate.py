@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 
 from tasks.core import Clock, Finding, PipelineSpec, Verdict, iso_utc, utc_now
+from tasks.core.records import outcome_of
 from tasks.evaluation.check_findings import model_findings
 from tasks.evaluation.records import Evaluation, Interval
 from tasks.evaluation.slice_rules import slice_findings, slice_regressions
@@ -34,13 +35,11 @@ def judge(
     `outcome` is `pass`, `fail` or `inconclusive`; `findings` name every rule with its value and limit.
     """
     findings = (*_findings(spec, evaluation, as_of or clock().date()), *further)
-    statuses = {finding.status for finding in findings}
-    outcome = "fail" if "fail" in statuses else "inconclusive" if "warn" in statuses else "pass"
     return Verdict(
         gate="evaluation",
         pipeline=evaluation.pipeline,
         subject=evaluation.candidate_digest,
-        outcome=outcome,
+        outcome=outcome_of(findings),
         findings=findings,
         decided_at_utc=iso_utc(clock()),
         evidence_key=evaluation.evidence_key,
