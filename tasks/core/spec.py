@@ -66,6 +66,11 @@ class LabelSpec(_Record):
     outcome_columns: tuple[Column, ...] = ()
     """Columns known only afterwards, besides the label; they never reach a feature or a scoring snapshot."""
 
+    @property
+    def known_afterwards(self) -> frozenset[str]:
+        """The label and the outcome columns: what is not known when a prediction is made."""
+        return frozenset({self.column, *self.outcome_columns})
+
 
 class CategoricalSpec(_Record):
     """One categorical feature: embedded, with one code kept for null and unseen values."""
@@ -373,8 +378,7 @@ class PipelineSpec(_Record):
 
     @model_validator(mode="after")
     def _no_leak_by_name(self) -> PipelineSpec:
-        outcomes = {self.label.column, *self.label.outcome_columns}
-        leaks = sorted(outcomes & set(self.features.names))
+        leaks = sorted(self.label.known_afterwards & set(self.features.names))
         if leaks:
             raise ValueError(f"features {leaks} are outcomes: they are not known when a prediction is made")
         return self

@@ -118,7 +118,7 @@ def split_days(rows: pa.Table, spec: PipelineSpec, window: Window) -> dict[date,
 def _checked_days(raw: pa.Table, spec: PipelineSpec, kind: str, window: Window) -> dict[date, pa.Table]:
     rows = prepare_rows(raw, spec, with_labels=kind == "training")
     if kind == "scoring":
-        outcomes = {spec.label.column, *spec.label.outcome_columns}
+        outcomes = spec.label.known_afterwards
         rows = rows.drop_columns([name for name in rows.column_names if name in outcomes])
     else:
         require_columns(rows.column_names, spec.label.outcome_columns, spec)

@@ -10,7 +10,7 @@ from tasks.core import PenstockError, PipelineSpec, Settings, Snapshot
 from tasks.evaluation.check_records import FolderTests, ModelChecks, Signature
 from tasks.evaluation.folder_tests import run_folder_tests
 from tasks.evaluation.footprint import Start, measure_footprint, spawn
-from tasks.evaluation.signature import signature_of
+from tasks.evaluation.signature import scoring_columns, signature_of
 
 if TYPE_CHECKING:
     from tasks.model import Scorer
@@ -38,14 +38,13 @@ def check_model(
     """
     other = champion if champion is not None and champion.digest != candidate.digest else None
     measured = measure_footprint(spec, _where(candidate), _where(other) if other else None, start=start)
-    outcomes = {spec.label.column, *spec.label.outcome_columns}
     signature, error = _signature(candidate)
     return ModelChecks(
         footprint=measured.footprint,
         signature=signature,
         signature_error=error,
         champion_signature=_signature(other)[0] if other else None,
-        scoring_columns={name: kind for name, kind in snapshot.schema if name not in outcomes},
+        scoring_columns=scoring_columns(spec, snapshot),
         dependencies=measured.dependencies,
         python_version=measured.python_version,
         tests=run_folder_tests(settings, spec, candidate.digest),

@@ -35,7 +35,7 @@ def load_scorer(settings: Settings, spec: PipelineSpec, digest: str) -> Scorer:
 
 def inputs_of(rows: pa.Table, spec: PipelineSpec) -> pa.Table:
     """The columns that exist when a prediction is made: no label, no outcome."""
-    outcomes = {spec.label.column, *spec.label.outcome_columns}
+    outcomes = spec.label.known_afterwards
     return rows.select([name for name in rows.column_names if name not in outcomes])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tasks.core import Finding, PipelineSpec
+from tasks.core import Finding, PipelineSpec, Snapshot
 from tasks.evaluation.check_records import ModelChecks, Signature
 from tasks.evaluation.load_process import golden_inputs
 
@@ -49,6 +49,12 @@ def _reads(scorer: Scorer, rows: pa.Table, whole: pa.Table, name: str) -> bool:
         return True
 
 
+def scoring_columns(spec: PipelineSpec, snapshot: Snapshot) -> dict[str, str]:
+    """Column -> type of a snapshot, without what is known only afterwards."""
+    later = spec.label.known_afterwards
+    return {name: kind for name, kind in snapshot.schema if name not in later}
+
+
 def signature_findings(spec: PipelineSpec, checks: ModelChecks) -> Iterable[Finding]:
     """Inputs, features, categories and outputs of the candidate against pipeline.yaml and the champion."""
     ours, theirs = checks.signature, checks.champion_signature
@@ -65,7 +71,7 @@ def signature_findings(spec: PipelineSpec, checks: ModelChecks) -> Iterable[Find
 def inputs_finding(spec: PipelineSpec, ours: Signature, available: dict[str, str]) -> Finding:
     """Whether every column that the features read is among `available` (column -> type), with the type of training."""
     name = "signature: inputs"
-    outcomes = {spec.label.column, *spec.label.outcome_columns}
+    outcomes = spec.label.known_afterwards
     late = sorted(set(ours.inputs) & outcomes)
     absent = sorted(set(ours.inputs) - set(available) - outcomes)
     other = [

@@ -59,7 +59,7 @@ class Scorer:
         self.background_id = manifest.background_id
         self.explainer_version = EXPLAINER_VERSION
         self.execution = execution or Execution()
-        self._outcomes = {self.spec.label.column, *self.spec.label.outcome_columns}
+        self._outcomes = self.spec.label.known_afterwards
         self._calibration = manifest.calibration
         origin = str(bundle.folder / "model.py")
         network = build_network(bundle.model_source, manifest.network, origin=origin)

@@ -140,7 +140,7 @@ def load_training_data(
 def _days(
     store: ObjectStore, spec: PipelineSpec, feature_code: FeatureCode, partitions: Iterable[PartitionFile]
 ) -> Iterable[Day]:
-    outcomes = {spec.label.column, *spec.label.outcome_columns}
+    outcomes = spec.label.known_afterwards
     for partition in partitions:
         table = read_partition(store, partition)
         labels = _labels(table, spec, where=store.url(partition.key))

@@ -172,13 +172,12 @@ def sample_days(
 
 def _attempt(request: dict[str, object]) -> Attempt:
     """One training, in this process."""
-    import torch
-
     from tasks.model.feature_code import FeatureCode
     from tasks.model.network import build_network
     from tasks.model.ranking import auc
     from tasks.training.dataset import load_training_data
-    from tasks.training.fit import Checkpoints, fit_network, logits_of
+    from tasks.training.fit import logits_of
+    from tasks.training.in_process import fit_in_process
 
     settings, spec = Settings.from_environment(), PipelineSpec.model_validate(request["spec"])
     store = open_store(settings, prefix=spec.prefix)
@@ -193,11 +192,16 @@ def _attempt(request: dict[str, object]) -> Attempt:
         FeatureCode.from_file(folder / "features.py"),
         validation_first_day=date.fromisoformat(str(request["validation_first_day"])),
     )
-    torch.manual_seed(spec.training.seed)
-    origin = str(folder / "model.py")
-    network = build_network((folder / "model.py").read_text(encoding="utf-8"), data.network, origin=origin)
-    scratch = open_store(replace(settings, store_url=str(request["scratch"])), prefix=spec.prefix)
-    fitted = fit_network(network, data.fit, data.tuning, spec.training, Checkpoints(scratch, "reproduce"))
+    source, origin = (folder / "model.py").read_text(encoding="utf-8"), str(folder / "model.py")
+    fitted = fit_in_process(
+        replace(settings, store_url=str(request["scratch"])),
+        spec,
+        data,
+        training_id="reproduce",
+        model_source=source,
+        model_origin=origin,
+    )
+    network = build_network(source, data.network, origin=origin)
     network.load_state_dict(fitted.state_dict)
     arrays = (data.fit.x, data.fit.y, data.tuning.x, data.tuning.y)
     weights = b"".join(

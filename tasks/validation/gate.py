@@ -226,7 +226,7 @@ def _applicable(suite: Suite, spec: PipelineSpec, snapshot: Snapshot, found: Exa
     """The checks to run; for a scoring snapshot without those that need a label or an outcome."""
     if snapshot.kind != "scoring":
         return list(suite.checks)
-    outcomes = {spec.label.column, *spec.label.outcome_columns}
+    outcomes = spec.label.known_afterwards
     checks: list[Check] = []
     for check in suite.checks:
         if not_applicable(check, outcomes=outcomes):

@@ -35,6 +35,8 @@ def refuse_unfit(context: Context, version: ModelVersion, scorer: Scorer) -> Non
 
 def _columns_now(context: Context) -> dict[str, str] | None:
     """Column -> type of the snapshot that was last trained on or scored, without what is known only afterwards."""
+    from tasks.evaluation.signature import scoring_columns
+
     store, spec = context.metadata, context.spec
     used = [(item.recorded_at_utc, item.snapshot_id) for item in store.trainings(spec, limit=1)]
     used += [
@@ -46,5 +48,4 @@ def _columns_now(context: Context) -> dict[str, str] | None:
         snapshot = context.snapshot(str(max(used)[1]))
     except NotFound:
         return None
-    later = {spec.label.column, *spec.label.outcome_columns}
-    return {name: kind for name, kind in snapshot.schema if name not in later}
+    return scoring_columns(spec, snapshot)

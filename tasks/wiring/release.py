@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks.core import Settings
@@ -12,6 +10,7 @@ from tasks.core.errors import NotFound
 from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
 from tasks.wiring.fits_source import refuse_unfit
+from tasks.wiring.loading import loaded_anew
 from tasks.wiring.rollback_target import rollback_target
 from tasks.wiring.series import keep_canary, keep_registered
 from tasks.wiring.train import evaluation_verdict
@@ -269,18 +268,10 @@ def _deployment(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loads_and_scores(context: Context) -> Callable[[ModelVersion], None]:
-    """A check that fetches a version's bundle by digest, loads it, replays its golden rows and looks at what it reads.
-
-    From the store, past this machine's cache: a copy that is good here says nothing about what the workers get.
-    """
+    """A check that loads a version from the store, replays its golden rows and looks at what it reads."""
 
     def check(version: ModelVersion) -> None:
-        from tasks.model import Scorer, fetch_bundle
-
-        with TemporaryDirectory(prefix="penstock-check-") as fresh:
-            bundle = fetch_bundle(context.store, version.bundle_digest, Path(fresh))
-            scorer = Scorer(bundle)
-            scorer.check_golden()
+        with loaded_anew(context.store, version.bundle_digest) as scorer:
             refuse_unfit(context, version, scorer)
 
     return check

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import create_engine, text
 
 from tasks import wiring
-from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core import Settings, open_store
 from tasks.core.delta import table_view
 
 DAYS = ("2024-01-01", "2024-02-25")
@@ -64,32 +64,12 @@ def pipeline_file(settings: Settings) -> Path:
     return settings.pipelines_dir / "toy" / "pipeline.yaml"
 
 
-def fit_here(
-    settings: Settings,
-    spec: PipelineSpec,
-    data: Any,
-    *,
-    training_id: str,
-    model_source: str,
-    model_origin: str,
-) -> Any:
-    """`fit_on_ray` without Ray: the same loop in this process."""
-    import torch
-
-    from tasks.model import build_network
-    from tasks.training.fit import Checkpoints, fit_network
-
-    torch.manual_seed(spec.training.seed)
-    network = build_network(model_source, data.network, origin=model_origin)
-    checkpoints = Checkpoints(open_store(settings, prefix=spec.prefix), training_id)
-    return fit_network(network, data.fit, data.tuning, spec.training, checkpoints)
-
-
 def train_here() -> Callable[..., Any]:
-    """`tasks.training.train` with `fit_here`."""
+    """`tasks.training.train` without Ray."""
+    from tasks.training.in_process import fit_in_process
     from tasks.training.trainer import train
 
-    return functools.partial(train, fit=fit_here)
+    return functools.partial(train, fit=fit_in_process)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core import PipelineSpec
 from tasks.core.records import Finding, Snapshot
 from tasks.wiring.ci.production import Champion
 from tasks.wiring.ci.records import FAIL, INFORM, PASS, CheckFailed, Checks
 from tasks.wiring.ci.sample import Sample
 from tasks.wiring.context import Context
+from tasks.wiring.loading import loaded_anew
 
 if TYPE_CHECKING:
     from tasks.evaluation import Evaluation
@@ -31,6 +30,7 @@ _STATISTICAL = re.compile(
 
 def train_sample(context: Context, snapshot: Snapshot, sample: Sample) -> TrainedModel:
     """The training step with fewer epochs, in this process instead of Ray, and without MLflow."""
+    from tasks.training.in_process import fit_in_process
     from tasks.training.trainer import train
 
     spec = context.spec
@@ -42,7 +42,7 @@ def train_sample(context: Context, snapshot: Snapshot, sample: Sample) -> Traine
         spec.model_copy(update={"training": brief}),
         snapshot,
         validation_first_day=sample.validation_first_day,
-        fit=_fit_here,
+        fit=fit_in_process,
         show=_shown_nowhere,
     )
 
@@ -99,10 +99,12 @@ def rehearse(
     checks: Checks, context: Context, trained: TrainedModel, champion: Champion | None, *, unknown: str
 ) -> str:
     """What promotion does before it moves the pointer, and what it would decide; the pointer is not touched."""
-    _loads(context.settings, context.spec, trained.bundle_digest, anew=True)
-    checks.note(
-        PASS, f"bundle {trained.bundle_digest[:16]} loads from the store anew and repeats its golden rows"
-    )
+    from tasks.evaluation.scoring import load_scorer
+
+    with loaded_anew(context.store, trained.bundle_digest):
+        checks.note(
+            PASS, f"bundle {trained.bundle_digest[:16]} loads from the store anew and repeats its golden rows"
+        )
     ending = "a person would be asked" if context.spec.promotion.mode == "approval" else "by itself"
     if unknown:
         return f"would be registered as challenger; {unknown}"
@@ -110,7 +112,9 @@ def rehearse(
         checks.note(INFORM, "there is no rollback target: this would be the first version")
         return f"would become the first champion, {ending}"
     try:
-        _loads(context.settings, context.spec, champion.bundle_digest, anew=False)
+        load_scorer(
+            context.settings, context.spec, champion.bundle_digest
+        ).check_golden()  # from the cache alone
         checks.note(PASS, f"rollback target, version {champion.version}, loads and repeats its golden rows")
     except Exception as error:  # a champion that fails is a finding about production, not about this change
         log.info("the champion cannot be loaded here", exc_info=error)
@@ -119,37 +123,6 @@ def rehearse(
         f"would be compared with version {champion.version} in the canary, on up to {context.spec.canary.days} days, "
         f"and promoted only if that passes, {ending}"
     )
-
-
-def _loads(settings: Settings, spec: PipelineSpec, digest: str, *, anew: bool) -> None:
-    """Fetch a bundle, from the store when `anew`, load it and replay its golden rows; raises what is wrong."""
-    from tasks.model import Scorer, fetch_bundle
-
-    store = open_store(settings, prefix=spec.prefix)
-    with tempfile.TemporaryDirectory(prefix="penstock-ci-bundle-") as scratch:
-        cache = Path(scratch) if anew else settings.cache_dir
-        Scorer(fetch_bundle(store, digest, cache)).check_golden()
-
-
-def _fit_here(
-    settings: Settings,
-    spec: PipelineSpec,
-    data: Any,
-    *,
-    training_id: str,
-    model_source: str,
-    model_origin: str,
-) -> Any:
-    """What each Ray worker does, in this process: the same loop on the same seed."""
-    import torch
-
-    from tasks.model import build_network
-    from tasks.training.fit import Checkpoints, fit_network
-
-    torch.manual_seed(spec.training.seed)
-    network = build_network(model_source, data.network, origin=model_origin)
-    checkpoints = Checkpoints(open_store(settings, prefix=spec.prefix), training_id)
-    return fit_network(network, data.fit, data.tuning, spec.training, checkpoints)
 
 
 def _shown_nowhere(*_: Any, **__: Any) -> Any:

@@ -71,7 +71,7 @@ class Planted:
 def plant(rows: pa.Table, spec: PipelineSpec, kind: str) -> Planted:
     """`rows` with faults of `kind` (a key of `KINDS`) in every column that may have them, key and label excepted."""
     fits, spoil = KINDS[kind]
-    untouched = {*spec.entity_key, spec.event_time, spec.label.column, *spec.label.outcome_columns}
+    untouched = {*spec.entity_key, spec.event_time, *spec.label.known_afterwards}
     bad = np.arange(rows.num_rows) % 2 == 0
     columns = []
     for index, field in enumerate(rows.schema):
