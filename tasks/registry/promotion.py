@@ -189,7 +189,12 @@ def rollback_targets(settings: Settings, spec: PipelineSpec) -> list[int]:
     store = MetadataStore.open(settings)
     past = store.history(spec, kinds=POINTER_KINDS)
     barred = store.head(spec).barred
-    return [number for number in dict.fromkeys(event.version for event in past) if number not in barred]
+    return [number for number in once_live(past) if number not in barred]
+
+
+def once_live(moves: Sequence[DeploymentEvent]) -> list[int]:
+    """The versions of these moves of the pointer, which come newest first; each once, the newest first."""
+    return list(dict.fromkeys(event.version for event in moves))
 
 
 def bar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, reason: str) -> None:
@@ -302,7 +307,7 @@ def _rollback_target(
     spec: PipelineSpec, past: Sequence[DeploymentEvent], head: LogHead, to_version: int | None
 ) -> int:
     live = head.live.version if head.live else None
-    earlier = [number for number in dict.fromkeys(event.version for event in past) if number != live]
+    earlier = [number for number in once_live(past) if number != live]
     usable = [number for number in earlier if number not in head.barred]
     if to_version is not None:
         _refuse_barred(spec, to_version, head)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.core import Clock, PipelineSpec, Settings, load_pipeline, pipeline_names, utc_now
 from tasks.core.errors import NotFound, PenstockError
-from tasks.metadata import DeploymentEvent, ModelVersion
+from tasks.metadata import DeploymentEvent, MetadataStore, ModelVersion
 from tasks.metadata.deployments import LogHead
 from tasks.metadata.records import KINDS, POINTER_KINDS
 from tasks.wiring.context import Context, open_context
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 EVENTS, VERDICTS, VERSIONS, SPANS = 25, 12, 12, 60
 """Most of each that one page shows."""
+_KNOWN = 200
+"""Versions, newest first, that a verdict's bundle is looked for among."""
 _DAY = timedelta(hours=24)
 
 
@@ -111,7 +113,8 @@ def deployments(
     others = store.history(spec, kinds=sorted(set(KINDS) - set(POINTER_KINDS)), limit=SPANS)
     spans = _spans(moves)
     rest = store.history(spec, before=before, limit=EVENTS + 1)
-    known = {item.bundle_digest: item.version for item in store.model_versions(spec, limit=200)}
+    newest = store.model_versions(spec, limit=_KNOWN)
+    known = {item.bundle_digest: item.version for item in newest}
     figure, canary_of = _canary(context, known)
     targets = _targets(moves, head)
     rows, days = _visible(context, head.live)
@@ -127,7 +130,7 @@ def deployments(
         marks=tuple(event for event in reversed(others) if spans and event.at_utc >= spans[0].start),
         events=tuple(rest[:EVENTS]),
         next_before=rest[EVENTS - 1].event_id if len(rest) > EVENTS else None,
-        versions=_versions(context, head, targets),
+        versions=_versions(context, head, targets, newest[:VERSIONS]),
         verdicts=_verdicts(context, known),
         canary_figure=figure,
         canary_of=canary_of,
@@ -151,14 +154,13 @@ def deployments_overview(
             lines[name] = {"pipeline": name, "error": str(error)}
     live: dict[tuple[str, str], DeploymentEvent] = {}
     recent: dict[tuple[str, str], int] = {}
+    store = MetadataStore.open(settings)
     for tenant in {spec.tenant for spec in specs}:
-        one = next(spec for spec in specs if spec.tenant == tenant)
-        store = open_context(settings, one.name).metadata
         live |= {(tenant, name): event for name, event in store.live_everywhere(tenant).items()}
         for name, _event in store.events_everywhere(tenant, since=clock() - _DAY):
             recent[tenant, name] = recent.get((tenant, name), 0) + 1
     for spec in specs:
-        newest = open_context(settings, spec.name).metadata.verdicts(spec, gate="evaluation", limit=1)
+        newest = store.verdicts(spec, gate="evaluation", limit=1)
         lines[spec.name] = {
             "pipeline": spec.name,
             "error": "",
@@ -181,14 +183,17 @@ def _spans(moves: list[DeploymentEvent]) -> tuple[Span, ...]:
 
 def _targets(moves: list[DeploymentEvent], head: LogHead) -> list[int]:
     """Where a rollback may go, best first, of the newest moves."""
+    from tasks.registry.promotion import once_live
+
     live = head.live.version if head.live else None
-    former = dict.fromkeys(event.version for event in moves)
-    return [number for number in former if number != live and number not in head.barred]
+    return [number for number in once_live(moves) if number != live and number not in head.barred]
 
 
-def _versions(context: Context, head: LogHead, targets: list[int]) -> tuple[VersionLine, ...]:
+def _versions(
+    context: Context, head: LogHead, targets: list[int], newest: list[ModelVersion]
+) -> tuple[VersionLine, ...]:
+    """`newest` come newest first."""
     live = head.live.version if head.live else None
-    newest = context.metadata.model_versions(context.spec, limit=VERSIONS)
     lines = []
     for model in newest:
         barred = model.version in head.barred

@@ -20,7 +20,7 @@ _LISTED_DAYS = 12
 
 @dataclass(frozen=True)
 class _Affected:
-    """A published run of the version, and the days that still show its rows."""
+    """A run of the version, and the days that show its rows."""
 
     run: ScoringRun
     visible: dict[date, int]
@@ -46,11 +46,7 @@ def blast_radius(settings: Settings, pipeline: str, *, version: int) -> dict[str
     visible = [item for item in affected if item.visible]
     days = sorted({day for item in visible for day in item.visible})
     published = {item.run_id: item for item in context.metadata.publications_of(context.spec, version)}
-    unfinished = [
-        item.run_id
-        for item in context.metadata.runs_of(context.spec, version)
-        if item.run_id not in published
-    ]
+    unfinished = [item.run.run_id for item in affected if item.run.run_id not in published]
     moments = [item.published_at_utc for item in published.values()]
     return {
         "version": version,
@@ -178,11 +174,11 @@ def _affected(context: Context, version: int) -> list[_Affected]:
     """Every run that was scored with `version`, oldest first, with the days on which its rows are visible."""
     from tasks.inference import visible_rows
 
-    runs = {item.run_id: item for item in context.metadata.runs_of(context.spec, version)}
-    shown = visible_rows(context.settings, context.spec)
+    shown: dict[str, dict[date, int]] = {}
+    for (run_id, day), rows in sorted(visible_rows(context.settings, context.spec).items()):
+        shown.setdefault(run_id, {})[day] = rows
     return [
-        _Affected(run, {day: rows for (of, day), rows in sorted(shown.items()) if of == run_id})
-        for run_id, run in sorted(runs.items(), key=lambda pair: pair[1].planned_at_utc)
+        _Affected(run, shown.get(run.run_id, {})) for run in context.metadata.runs_of(context.spec, version)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -41,17 +42,7 @@ def test_a_question_of_the_monitor_never_reads_the_whole_log(settings: Settings,
             insert(deployment_events), [_row(f"p{of}", n) for of in range(20) for n in range(200)]
         )
         connection.execute(text("ANALYZE"))
-    asked: list[tuple[str, object]] = []
-    engine = store._database._engine
-
-    def keep(_c: object, _cursor: object, statement: str, values: object, *_rest: object) -> None:
-        asked.append((statement, values))
-
-    event.listen(engine, "before_cursor_execute", keep)
-    QUESTIONS[question](store, Scope("p7"))
-    event.remove(engine, "before_cursor_execute", keep)
-    [(statement, values)] = [(said, given) for said, given in asked if said.startswith(("SELECT", "WITH"))]
-    plan = _plan(engine, statement, values)
+    plan = _plan_of(store, QUESTIONS[question])
     if "at T" in question or "24 hours" in question:  # a range of time, not the whole history
         assert "at_utc<" in plan or "at_utc >=" in plan or "at_utc <=" in plan or "at_utc>" in plan, plan
     assert "Seq Scan" not in plan and "SCAN penstock_deployment_events" not in plan, plan
@@ -71,6 +62,17 @@ def test_a_metric_series_is_read_from_an_index_by_metric(settings: Settings, que
         assert store.record_metrics(Scope(f"p{of}"), points) == 360
     with store._database.write() as connection:
         connection.execute(text("ANALYZE"))
+    plan = _plan_of(store, SERIES[question])
+    assert "Seq Scan" not in plan and "SCAN penstock_metrics" not in plan, plan
+    assert "(metric)::text = " in plan or "metric=?" in plan, plan
+    if "some days" in question:
+        assert "day >= " in plan or "day>?" in plan, plan
+
+
+def _asked(
+    store: MetadataStore, question: Callable[[MetadataStore, Scope], object]
+) -> list[tuple[str, object]]:
+    """The statements by which the store answers, with their values."""
     asked: list[tuple[str, object]] = []
     engine = store._database._engine
 
@@ -78,14 +80,15 @@ def test_a_metric_series_is_read_from_an_index_by_metric(settings: Settings, que
         asked.append((statement, values))
 
     event.listen(engine, "before_cursor_execute", keep)
-    SERIES[question](store, Scope("p7"))
+    question(store, Scope("p7"))
     event.remove(engine, "before_cursor_execute", keep)
+    return asked
+
+
+def _plan_of(store: MetadataStore, question: Callable[[MetadataStore, Scope], object]) -> str:
+    asked = _asked(store, question)
     [(statement, values)] = [(said, given) for said, given in asked if said.startswith(("SELECT", "WITH"))]
-    plan = _plan(engine, statement, values)
-    assert "Seq Scan" not in plan and "SCAN penstock_metrics" not in plan, plan
-    assert "(metric)::text = " in plan or "metric=?" in plan, plan
-    if "some days" in question:
-        assert "day >= " in plan or "day>?" in plan, plan
+    return _plan(store._database._engine, statement, values)
 
 
 def _plan(engine: Engine, statement: str, values: object) -> str:
@@ -123,15 +126,9 @@ def test_what_is_live_everywhere_costs_seeks_and_not_rows(settings: Settings) ->
     engine = store._database._engine
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite does not count the rows it reads; this runs on PostgreSQL")
-    asked: list[tuple[str, object]] = []
-
-    def keep(_c: object, _cursor: object, statement: str, values: object, *_rest: object) -> None:
-        asked.append((statement, values))
-
-    event.listen(engine, "before_cursor_execute", keep)
-    assert len(store.live_everywhere()) == 20
-    event.remove(engine, "before_cursor_execute", keep)
-    [(statement, values)] = asked
+    live: list[str] = []
+    [(statement, values)] = _asked(store, lambda store, _of: live.extend(store.live_everywhere()))
+    assert len(live) == 20
     with engine.connect() as connection:
         found = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values).scalar_one()  # type: ignore[arg-type]
     assert sum(_read(found[0]["Plan"])) < 200, found
