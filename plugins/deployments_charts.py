@@ -20,7 +20,7 @@ _TOP, _BAR, _MARKS, _AXIS = 16, 40, 34, 30
 _LEAST = 3.0
 """Narrowest bar in pixels: a version that was live for a minute of a year is still seen."""
 _COLOURS = ("s1", "s2", "s3", "s4", "s5")
-_LETTERS = {"bar": "B", "unbar": "U", "revert": "A", "reject": "R"}
+_LETTERS = {"expose": "E", "withdraw": "W", "bar": "B", "unbar": "U", "revert": "A", "reject": "R"}
 
 
 def timeline(spans: Sequence[Span], marks: Sequence[DeploymentEvent], now: datetime) -> str:

@@ -1,7 +1,7 @@
 """The deployments page in Airflow's UI: what is live and was, on what evidence, and the buttons that change it.
 
 Reading needs what Airflow asks for the runs of `<pipeline>.train`. The buttons are shown to, and work for, whoever may
-trigger `<pipeline>.train` (promote) or `<pipeline>.rollback` (roll back, bar, unbar). A form names the version that its
+trigger `<pipeline>.train` (promote) or `<pipeline>.rollback` (roll back, withdraw, bar, unbar). A form names the version that its
 page showed as live: if something else is live by then, nothing moves and the page says so.
 
 A browser sends Airflow's cookie by itself, so a form of another site must not count: what changes something needs a
@@ -33,7 +33,13 @@ from tasks.core.settings import Settings
 POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'")
 _BODY = 10_000
 _REASON = 400
-_KINDS = {"promote": "train", "rollback": "rollback", "bar": "rollback", "unbar": "rollback"}
+_KINDS = {
+    "promote": "train",
+    "rollback": "rollback",
+    "withdraw": "rollback",
+    "bar": "rollback",
+    "unbar": "rollback",
+}
 """What a form does -> the DAG that one must be allowed to trigger."""
 
 
@@ -181,6 +187,8 @@ def _do(
         wiring.promote_model(settings, pipeline, version=version, expected=live, **who)
     elif kind == "rollback":
         wiring.rollback_model(settings, pipeline, expected=live, to_version=version, **who)
+    elif kind == "withdraw":
+        wiring.withdraw_model(settings, pipeline, **who)
     elif kind == "bar":
         wiring.bar_model(settings, pipeline, version=version, **who)
     else:

@@ -17,7 +17,7 @@ from plugins.evidence_view import facts, link_label, reason_groups
 from plugins.links import PAGES
 from plugins.problems import headers_of, status_of
 from tasks.core.errors import PenstockError
-from tasks.core.report_style import page
+from tasks.core.report_style import page, percent
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,13 @@ def links_in(raw: Any, *, framed: bool) -> list[dict[str, Any]]:
     return found
 
 
-_templates.filters |= {"badge": badge, "said": said, "facts": facts, "reason_groups": reason_groups}
+_templates.filters |= {
+    "percent": percent,
+    "badge": badge,
+    "said": said,
+    "facts": facts,
+    "reason_groups": reason_groups,
+}
 
 
 def html_page(

@@ -17,7 +17,7 @@ from plugins import pages
 from tasks import registry, wiring
 from tasks.core import Finding, PipelineSpec, Settings, Verdict, load_pipeline, open_store
 from tasks.core.errors import DigestMismatch
-from tasks.metadata import MetadataStore, ModelVersion
+from tasks.metadata import CanaryStep, MetadataStore, ModelVersion
 from tasks.metadata.deployments import NewEvent
 
 EVIL = '<script>alert("x")</script>'
@@ -101,6 +101,7 @@ def site(settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
         deployments_overview=wiring.deployments_overview,
         promote_model=promote_model,
         rollback_model=rollback_model,
+        withdraw_model=wiring.withdraw_model,
         bar_model=wiring.bar_model,
         unbar_model=wiring.unbar_model,
     )
@@ -313,3 +314,23 @@ def test_a_pipeline_without_anything_says_what_to_do(settings: Settings, site: T
     text = as_user(site, "VIEWER").get("/deployments/Not a name")
     assert text.status_code == 404
     assert as_user(site, "VIEWER").get("/deployments/unknown").status_code == 404
+
+
+def test_an_exposure_is_shown_with_its_steps_and_can_be_withdrawn_by_who_may_roll_back(
+    site: TestClient, settings: Settings, spec: PipelineSpec
+) -> None:
+    store = MetadataStore.open(settings)
+    made = model(3)
+    event = NewEvent("expose", 3, made.bundle_digest, "1+toy", 2, "airflow:ada", EVIL, 0.05)
+    store.append_events(spec, lambda _head: [event])
+    evidence = {"rows": 12345, "errors": 2, "judged_days": 4, "next_share": 0.05}
+    store.record_canary_step(spec, CanaryStep(3, 3, 2, 0.01, "advance", (f"all well {EVIL}",), evidence))
+    page = as_user(site, "VIEWER").get(TOY).text
+    assert "Version 3</b> is exposed to <b>5 %</b> of the entities" in page
+    assert "12,345" in page and "all well &lt;script&gt;" in page and EVIL not in page
+    assert "Withdraw" not in page
+    admin = as_user(site, "ADMIN")
+    assert "Withdraw version 3" in admin.get(TOY).text
+    done = admin.post(TOY, data=form(action="withdraw", version=3, live=2), headers=SAME)
+    assert (done.status_code, done.headers["location"].split("?")[1]) == (303, "done=withdraw")
+    assert store.head(spec).exposed is None and store.history(spec, limit=1)[0].actor == "airflow:ada"
