@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import beta
-
+from tasks.core.intervals import share_at_least
 from tasks.core.records import JsonRecord
 from tasks.core.report_style import percent
 from tasks.core.spec import PipelineSpec
@@ -30,6 +29,8 @@ class RampState(JsonRecord):
     error_example: str = ""
     verdict: str | None = None
     """Of the paired comparison on the exposed days: `pass`, `fail`, `inconclusive`; None without a labelled day."""
+    because: str = ""
+    """Of a `fail`, its reasons."""
     low: float | None = None
     high: float | None = None
     """Bounds of the difference in Brier loss, challenger - champion."""
@@ -85,18 +86,10 @@ def next_step(spec: PipelineSpec, state: RampState) -> RampDecision:
     return RampDecision("promote", None, (f"{percent(state.share)} to all: {seen}",))
 
 
-def error_share_low(errors: int, tried: int, alpha: float) -> float:
-    """Lower end of the exact one-sided level-`alpha` interval for a share.
-
-    Source: Clopper & Pearson (1934), "The use of confidence or fiducial limits illustrated in the case of the binomial".
-    """
-    return float(beta.ppf(alpha, errors, tried - errors + 1)) if errors else 0.0
-
-
 def _harm(spec: PipelineSpec, state: RampState) -> list[str]:
     canary, found = spec.canary, []
     tried = state.rows + state.errors
-    if error_share_low(state.errors, tried, canary.alpha) > canary.max_error_share:
+    if share_at_least(state.errors, tried, canary.alpha) > canary.max_error_share:
         example = f", for example {state.error_example}" if state.error_example else ""
         found.append(
             f"{state.errors:,} of {tried:,} rows could be scored by the champion only, above "
@@ -104,7 +97,7 @@ def _harm(spec: PipelineSpec, state: RampState) -> list[str]:
         )
     if state.verdict == "fail":
         found.append(
-            f"surely worse than the champion: {_bounds(state)} after {state.judged_days} labelled days"
+            f"the comparison on {state.judged_days} labelled days refuses it: {state.because or _bounds(state)}"
         )
     if state.latency_ratio is not None and state.latency_ratio > canary.max_latency_ratio:
         found.append(

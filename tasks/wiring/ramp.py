@@ -283,6 +283,7 @@ def _state(context: Context, now: Exposure, as_of: date, dag_run: str | None) ->
         state,
         judged_days=int(found["days"].value or 0),
         verdict=verdict.outcome,
+        because="; ".join(item.detail for item in verdict.findings if item.status == "fail"),
         low=low.value if low else None,
         high=high.value if high else None,
         latency_ratio=_latency_ratio(context, verdict),

@@ -12,7 +12,6 @@ from tasks.core import PipelineSpec, Settings
 from tasks.core.errors import ConfigError, NotFound, PenstockError, PromotionConflict, TerminalError
 from tasks.metadata import MetadataStore, ModelVersion
 from tasks.registry import RampState
-from tasks.registry.ramp import error_share_low
 
 WHO = {"actor": "tests", "reason": "because"}
 
@@ -181,12 +180,6 @@ def test_harm_ends_an_exposure_what_is_not_known_holds_it_and_the_rest_goes_on(
     decision = registry.next_step(spec, state)
     assert (decision.action, decision.share) == (action, share), decision.reasons
     assert decision.reasons and all(decision.reasons)
-
-
-def test_a_share_of_errors_is_bounded_from_below_exactly() -> None:
-    assert error_share_low(0, 100, 0.025) == 0
-    assert error_share_low(5, 100, 0.025) == pytest.approx(0.01643, abs=1e-5)  # Clopper & Pearson's own table
-    assert error_share_low(7, 7, 0.025) == pytest.approx(0.025 ** (1 / 7))
 
 
 def test_a_ramp_that_does_not_rise_is_refused() -> None:
