@@ -60,7 +60,8 @@ def score_or_nan(scorer: Scorer, rows: pa.Table, spec: PipelineSpec) -> tuple[Fl
         try:
             scores[start:stop] = score_inputs(scorer, rows.slice(start, stop - start), spec)
         except (PipelineCodeError, DataError) as error:
-            reason = reason or f"{error.which} {error.what}".strip().splitlines()[0]
+            where = error.which.rsplit("/", 1)[-1]  # of a path its file: the bundle's folder says nothing
+            reason = reason or f"{where} {error.what}".strip().splitlines()[0]
             if stop - start == 1:
                 buried += 1
             elif buried < _BURIED:

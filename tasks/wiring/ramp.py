@@ -283,11 +283,19 @@ def _state(context: Context, now: Exposure, as_of: date, dag_run: str | None) ->
         state,
         judged_days=int(found["days"].value or 0),
         verdict=verdict.outcome,
-        because="; ".join(item.detail for item in verdict.findings if item.status == "fail"),
+        because="; ".join(_refusals(verdict)),
         low=low.value if low else None,
         high=high.value if high else None,
         latency_ratio=_latency_ratio(context, verdict),
     )
+
+
+def _refusals(verdict: Verdict) -> list[str]:
+    """Why a comparison refuses the challenger, each reason once: what is surely worse is not below the margin either."""
+    failed = {item.name: item.detail for item in verdict.findings if item.status == "fail"}
+    if "worse_than_champion" in failed:
+        failed.pop("no_worse_than_margin", None)
+    return list(failed.values())
 
 
 def _trouble(context: Context) -> str:
