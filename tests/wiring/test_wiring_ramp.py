@@ -151,6 +151,22 @@ def test_what_a_withdrawn_challenger_published_is_counted_and_rescored_by_the_ch
     assert sorted(after[champion]) == sorted(shown[champion] + shown[challenger]), "the same rows, each once"
 
 
+def test_predictions_of_both_models_of_a_run_are_reproduced_and_survive_merging(
+    ramped: tuple[Settings, int, int],
+) -> None:
+    settings, challenger, champion = ramped
+    before = ids_by_version(settings)
+    begin(settings, challenger)
+    run = score(settings)
+    step(settings, "maintain")  # merges the run's small files
+    assert step(settings, "verify_run", run_id=run["run_id"])["ok"]
+    shown = ids_by_version(settings)
+    for version in (challenger, champion):
+        (chosen, *_) = set(shown[version]) - set(before.get(version, ()))
+        found = step(settings, "reproduce_prediction", prediction_id=chosen)
+        assert (found["reproduced"], found["model_version"]) == (True, version), found["differences"]
+
+
 def test_a_monitored_day_of_an_exposure_is_judged_by_the_champions_rows_alone(
     ramped: tuple[Settings, int, int],
 ) -> None:
