@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` shows Penstock at work, `make test` proves it. `make help` lists the rest.
 
 PYTHON ?= python3.11
+JOBS ?= 2
 STATE := .penstock
 VENV := $(STATE)/venv
 BIN := $(VENV)/bin
@@ -21,8 +22,8 @@ demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (
 challengers: $(RUN_READY) ## good and bad models on real flights through the real DAG: which are promoted, which refused and why
 	@$(BIN)/python benchmarks/challengers.py
 
-test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included
-	@$(BIN)/pytest
+test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included; folders side by side (JOBS=2)
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
 	@$(BIN)/pytest -m "not e2e and not ray and not s3"

@@ -308,7 +308,8 @@ def penstock(
 @contextmanager
 def _protocol_timed() -> Iterator[None]:
     """Print which share of this process's CPU seconds fences, look-ups, records and digests of shards take."""
-    from tasks.inference import shard, tables
+    from tasks.core import table_files
+    from tasks.inference import shard
 
     spent = 0.0
 
@@ -327,7 +328,7 @@ def _protocol_timed() -> Iterator[None]:
         (shard, "check_fence"),
         (shard, "read_shard_record"),
         (shard, "commit_shard"),
-        (tables, "digest_bytes"),
+        (table_files, "digest_bytes"),
     )
     for module, name in places:
         setattr(module, name, timed(getattr(module, name)))
