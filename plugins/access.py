@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
@@ -73,3 +74,19 @@ def require_predictions(request: Request, user: Any, pipeline: str) -> None:
 
 ReadablePipeline = Annotated[str, Depends(readable_predictions)]
 PredictionsReader = Annotated[Callable[[str], bool], Depends(predictions_reader)]
+
+
+def sent_by_own_origin(request: Request) -> bool:
+    """Whether a request that changes something cannot have been made by a page of another origin.
+
+    A browser sends Airflow's cookie by itself; what counts is a header that only pages of this origin can have sent, or a
+    bearer token, which no browser adds by itself, as it does Basic and Negotiate, beside which Airflow reads the cookie.
+
+    Source: OWASP, "Cross-Site Request Forgery Prevention", on fetch metadata and verifying the origin.
+    """
+    if request.headers.get("authorization", "").lower().startswith("bearer "):
+        return True
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host")
