@@ -8,12 +8,13 @@ the second finds its own deployment there, or is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from tasks.core import Clock, Settings, utc_now
-from tasks.core.errors import NotFound, PromotionConflict
+from tasks.core.errors import NotFound, PromotionConflict, TerminalError
 from tasks.metadata import DeploymentEvent
 from tasks.metadata.records import POINTER_KINDS, StoredVerdict
 from tasks.wiring.context import Context, open_context
@@ -140,15 +141,16 @@ def promote_over(
         assert live is not None
         return Promotion(_entry(pipeline, live), _alias_pending(context, live), NOT_CHECKED)
     _require_live(context, live, expected_event, f"promote version {version}")
-    done = promote_model(
-        settings,
-        pipeline,
-        version=version,
-        expected=live.version if live else NOTHING_LIVE,
-        expected_event=expected_event or 0,
-        actor=actor,
-        reason=reason,
-    )
+    with _bundle_in_place(f"{pipeline} version {version}"):
+        done = promote_model(
+            settings,
+            pipeline,
+            version=version,
+            expected=live.version if live else NOTHING_LIVE,
+            expected_event=expected_event or 0,
+            actor=actor,
+            reason=reason,
+        )
     return Promotion(_made(pipeline, done), done["alias_pending"], done["rollback_target"])
 
 
@@ -185,18 +187,32 @@ def roll_back_from(
         _require_live(context, live, expected_event, "roll back")
         assert live is not None
         leaving = live.version
-    done = rollback_model(
-        settings,
-        pipeline,
-        expected=leaving,
-        expected_event=expected_event,
-        to_version=to_version,
-        actor=actor,
-        reason=reason,
-    )
+    with _bundle_in_place(f"{pipeline} version {to_version}" if to_version else pipeline):
+        done = rollback_model(
+            settings,
+            pipeline,
+            expected=leaving,
+            expected_event=expected_event,
+            to_version=to_version,
+            actor=actor,
+            reason=reason,
+        )
     return Rollback.from_json(
         {**done, "deployment": _made(pipeline, done).to_json(), "barred_version": leaving}
     )
+
+
+@contextmanager
+def _bundle_in_place(which: str) -> Iterator[None]:
+    """Of what is registered, only the bundle can be missing: that is no unknown version, and stands against the change."""
+    try:
+        yield
+    except NotFound as error:
+        raise TerminalError(
+            f"cannot be loaded: {error.what}",
+            which=which,
+            fix="restore the bundle from a backup, or choose another version",
+        ) from error
 
 
 def _made_by(

@@ -323,6 +323,8 @@ def test_promotion_and_rollback_are_rights_of_their_own(
         {"origin": "null"},
         {"authorization": "Basic dTpw", "sec-fetch-site": "cross-site"},
         {"authorization": "Negotiate abc", "sec-fetch-site": "cross-site"},
+        {"authorization": "Bearer of-nobody", "cookie": "_token=of-ada", "sec-fetch-site": "cross-site"},
+        {"authorization": "Bearer of-nobody", "cookie": "_token=of-ada"},
         {"authorization": "Negotiate abc"},
     ],
 )
@@ -602,6 +604,15 @@ def test_a_version_that_cannot_be_loaded_is_not_promoted(delivery: Delivery) -> 
     assert (refused["type"], refused["fix"]) == ("DigestMismatch", "restore it")
     assert refused["live"]["version"] == 2
     assert delivery.live() == (2, 2)
+
+
+@pytest.mark.parametrize(("path", "order"), POSTS)
+def test_a_version_whose_bundle_is_gone_is_a_conflict_that_tells_no_place_of_the_store(
+    untouched: Delivery, path: str, order: Any
+) -> None:
+    refused = conflict(untouched.program().post(API + path, json=order))
+    assert "cannot be loaded" in refused["what"]
+    assert str(untouched.settings.home) not in json.dumps(refused)
 
 
 def test_a_real_bundle_is_loaded_and_a_changed_one_is_refused(settings: Settings, tmp_path: Path) -> None:

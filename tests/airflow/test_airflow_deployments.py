@@ -141,6 +141,7 @@ def test_nobody_without_a_login_reads_or_changes(site: TestClient) -> None:
         {"origin": "null"},
         {"authorization": "Basic dTpw", "sec-fetch-site": "cross-site"},
         {"authorization": "Negotiate abc", "sec-fetch-site": "cross-site"},
+        {"authorization": "Bearer of-nobody", "cookie": "_token=of-ada", "sec-fetch-site": "cross-site"},
     ],
 )
 def test_a_form_that_another_site_may_have_sent_changes_nothing(
