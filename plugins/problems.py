@@ -101,7 +101,10 @@ def _invalid(_request: Request, error: Exception) -> Response:
 
 _REFUSALS = {
     401: ("NotLoggedIn", "get a token from POST /auth/token and send it as Authorization: Bearer"),
-    403: ("NoAccess", "ask for read access to the runs of <pipeline>.score"),
+    403: (
+        "NoAccess",
+        "ask for read access to the runs of <pipeline>.score, or get a new token if yours is too old",
+    ),
     404: ("NotFound", "see openapi.json for what there is"),
     405: ("MethodNotAllowed", "see openapi.json for what may be done there"),
 }
