@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,8 +13,10 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator, FormatChecker
 
 from plugins import pages
+from plugins.problems import MEDIA_TYPE
 from tasks import registry
 from tasks.core import Finding, PipelineSpec, Settings, Verdict, load_pipeline
 from tasks.metadata import MetadataStore, ModelVersion
@@ -22,6 +25,15 @@ from tasks.metadata.deployments import NewEvent
 EVIL = '<script>alert("x")</script>'
 API = "/penstock/api/v1"
 TOY = f"{API}/pipelines/toy"
+ROOT = Path(__file__).parents[2]
+CONTRACT = ROOT / "docs" / "contracts" / "delivery-1.json"
+GETS = [
+    "/deployments",
+    "/pipelines/toy/deployments",
+    "/pipelines/toy/live",
+    "/pipelines/toy/verdicts",
+    "/pipelines/toy/canaries",
+]
 
 
 def model(number: int, bundle_digest: str | None = None) -> ModelVersion:
@@ -116,3 +128,23 @@ def promotion(**fields: Any) -> dict[str, Any]:
 
 def reversal(**fields: Any) -> dict[str, Any]:
     return {"expected_event_id": 2, "reason": "wrong on Mondays", **fields}
+
+
+POSTS = [("/pipelines/toy/promotions", promotion()), ("/pipelines/toy/rollbacks", reversal())]
+
+
+def said(answer: Any, kind: str, status: int = 200) -> dict[str, Any]:
+    """The body of an answer, which must be what the published contract says."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["cache-control"] == "private, no-store"
+    document = {**json.loads(CONTRACT.read_text()), "$ref": f"#/$defs/{kind}"}
+    Draft202012Validator(document, format_checker=FormatChecker()).validate(answer.json())
+    return answer.json()
+
+
+def conflict(answer: Any) -> dict[str, Any]:
+    """The problem document of a request that changed nothing."""
+    assert answer.status_code == 409, answer.text
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert set(answer.json()) == {"type", "what", "which", "fix", "live"}
+    return answer.json()
