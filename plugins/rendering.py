@@ -162,6 +162,7 @@ def refusal(request: Request, error: Exception) -> Response:
 _TITLES = {
     400: "This cannot be asked",
     404: "Not found",
+    409: "Something else is live",
     410: "Expired",
     500: "Stored data cannot be used",
     503: "Not available now",

@@ -110,17 +110,22 @@ class Deployments(StorePart):
         *,
         kinds: Collection[str] | None = None,
         since: datetime | None = None,
+        until: datetime | None = None,
         before: int | None = None,
         limit: int | None = None,
     ) -> list[DeploymentEvent]:
-        """Events, newest first; with `before`, those with a smaller id."""
+        """Events from `since` to before `until`, newest first; with `before`, those with a smaller id."""
         table = deployment_events
         query = select(table).where(owned(table, of))
         if kinds is not None:
             query = query.where(table.c.kind.in_(list(kinds)))
         if since is not None:
-            # the order is that of event_id, as time never runs backwards; said so, SQLite seeks to `since` as well
-            query = query.where(table.c.at_utc >= since).order_by(table.c.at_utc.desc())
+            query = query.where(table.c.at_utc >= since)
+        if until is not None:
+            query = query.where(table.c.at_utc < until)
+        if since is not None or until is not None:
+            # the order is that of event_id, as time never runs backwards; said so, SQLite seeks to the bounds as well
+            query = query.order_by(table.c.at_utc.desc())
         if before is not None:
             query = query.where(table.c.event_id < before)
         query = query.order_by(table.c.event_id.desc())

@@ -66,6 +66,7 @@ def promote(
     actor: str,
     reason: str,
     check: Check,
+    expected_event: int | None = None,
     clock: Clock = utc_now,
 ) -> Deployment:
     """Make `version` the champion if `expected` is the champion now: of any number of callers, one wins.
@@ -76,6 +77,8 @@ def promote(
     Args:
         expected: The version that the caller believes to be live; None: none is.
         check: Called before the pointer moves; what it raises leaves the champion as it is.
+        expected_event: The event that the caller believes to have made `expected` live (0: none is), so that a version
+            that left and came back meanwhile counts as moved.
 
     Raises:
         PromotionConflict: Something else is live; the message names it and who put it there.
@@ -97,7 +100,7 @@ def promote(
         if already(head):
             return []
         refuse_barred(spec, version, head)
-        require_live(spec, expected, head, wanted=f"promote version {version}")
+        require_live(spec, expected, head, wanted=f"promote version {version}", event=expected_event)
         return [new_event("promote", model, expected=expected, actor=actor, reason=reason)]
 
     head = store.head(spec)
@@ -126,6 +129,7 @@ def rollback(
     actor: str,
     reason: str,
     check: Check,
+    expected_event: int | None = None,
     clock: Clock = utc_now,
 ) -> Deployment:
     """Go back to an earlier champion and bar the present one until a person says otherwise (I7).
@@ -135,6 +139,7 @@ def rollback(
         expected: The version that the caller wants to leave. Give it whenever the call may be repeated: if it
             was rolled back already, that rollback is returned instead of going back one more.
         check: Called with the target before the pointer moves; what it raises leaves the champion as it is.
+        expected_event: As in `promote`.
 
     Raises:
         PromotionConflict: Something other than `expected` is live.
@@ -167,7 +172,7 @@ def rollback(
         def decide(now: LogHead) -> list[NewEvent]:
             if already(now):
                 return []
-            require_live(spec, leaving, now, wanted="roll back")
+            require_live(spec, leaving, now, wanted="roll back", event=expected_event)
             refuse_barred(spec, target.version, now)
             return [
                 new_event("rollback", target, expected=leaving, actor=actor, reason=reason),
@@ -290,12 +295,17 @@ def registered(store: MetadataStore, spec: PipelineSpec, number: int) -> ModelVe
     return model
 
 
-def require_live(spec: PipelineSpec, expected: int | None, head: LogHead, *, wanted: str) -> None:
-    """Raises `PromotionConflict` unless `expected` is what is live (None: nothing is)."""
+def require_live(
+    spec: PipelineSpec, expected: int | None, head: LogHead, *, wanted: str, event: int | None = None
+) -> None:
+    """Raises `PromotionConflict` unless `expected` is what is live (None: nothing is), by `event` where that is given."""
     live = head.live.version if head.live else None
-    if live == expected:
+    made = head.live.event_id if head.live else 0
+    if live == expected and event in (None, made):
         return
     believed = "no version" if expected is None else f"version {expected}"
+    if event:
+        believed += f" (event {event})"
     raise PromotionConflict(
         f"cannot {wanted}: {believed} was expected to be live, but {_who(head.live)}",
         which=spec.name,

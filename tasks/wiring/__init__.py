@@ -82,6 +82,13 @@ _STEPS = {
 _OTHERS = {
     "deployments": "deployment_pages",
     "deployments_overview": "deployment_pages",
+    "delivery_canaries": "delivery",
+    "delivery_live": "delivery",
+    "delivery_log": "delivery",
+    "delivery_overview": "delivery",
+    "delivery_verdicts": "delivery",
+    "promote_over": "delivery",
+    "roll_back_from": "delivery",
     "approval_evidence": "approval",
     "archive_tenant": "audit_upkeep",
     "audit_record": "audit_pages",
