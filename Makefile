@@ -11,7 +11,7 @@ DEV_READY := $(VENV)/.ready-dev
 S3_READY := $(STATE)/venv-s3/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo challengers test test-fast check lint docs up down status lock clean
+.PHONY: help demo challengers test test-fast check lint docs secrets up down status lock clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(DEV_READY) ## format, lint, types, and who may import whom
 
 docs: $(DEV_READY) ## the book as a site, in .penstock/site
 	@$(BIN)/python scripts/site.py && echo "open $(STATE)/site/index.html"
+
+secrets: ## random secrets for docker-compose.yml, in secrets/; what is there stays
+	@$(PYTHON) docker/make_secrets.py
 
 up: $(RUN_READY) ## start Airflow, MLflow and Ray on this machine
 	@$(BIN)/penstock up
