@@ -13,6 +13,7 @@ from postgres_proxy import Moment, PostgresProxy
 from registry_support import Trained, passing, record_versions
 from small_disk import SmallDisk, small_disk  # noqa: F401 (a fixture)
 from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from tasks import registry, wiring
 from tasks.core import PipelineSpec, Settings, load_pipeline, utc_now
@@ -208,7 +209,7 @@ def test_a_server_without_a_free_connection_is_a_transient_error_that_says_so(
     url = direct.metadata_url.replace("//penstock@", f"//{role}:s3cr3t@")
     few = dataclasses.replace(direct, metadata_url=url)
     with (
-        create_engine(url).connect(),
+        create_engine(url, poolclass=NullPool).connect(),  # a pool would keep the only connection
         pytest.raises(ServiceUnavailable, match="too many connections") as caught,
     ):
         promote(few, spec)
