@@ -46,6 +46,9 @@ STEPS: dict[str, str] = {
     "measure_window": "Merges the profiles written at scoring time and measures contract, drift and volume by day.",
     "join_labels": "Joins labels that have become known to predictions and measures realised performance.",
     "decide_window": "Applies the decision policy to signals and performance: nothing, alert, hold or retrain.",
+    "mitigate_window": "Acts on the decision: a data fault holds scoring and promotions; a damaged champion is rolled back when the version "
+    "before it is shown to be better on the same rows, within the limits of docs/playbook.md; else a person is asked. It fails when "
+    "somebody has to know.",
     "report_window": "Renders the drift and performance report. It is linked.",
     "archive_explanations": "Moves explanation data past its hot age to the archive and deletes what has expired. "
     "Days under a legal hold are kept.",
@@ -141,7 +144,7 @@ def monitor_doc(spec: PipelineSpec) -> str:
 
 {spec.description}
 
-measure drift → join late labels → decide → report, and archive explanation data by age.
+measure drift → join late labels → decide → mitigate and report, and archive explanation data by age.
 
 Runs when `{predictions_asset_name(spec)}` is updated{_or_cron(spec.schedule.monitor)}, or by hand. Labels of a day are
 known {spec.label.delay_days} day(s) after it; days without labels are measured and not judged on performance.

@@ -197,9 +197,10 @@ def monitor_dag(spec: PipelineSpec) -> DAG:
         labels = _step(spec, "labels", "join_labels", window, from_params=("as_of",))
         decide = _step(spec, "decide", "decide_window", window)
         report = _step(spec, "report", "report_window", window)
-        chain(measure, labels, decide, report)
+        mitigate = _step(spec, "mitigate", "mitigate_window", window, from_params=("as_of",))
+        chain(measure, labels, decide, [report, mitigate])
         if spec.canary.ramp:
-            chain(decide, *_ramp(spec))
+            chain(mitigate, *_ramp(spec))
         if "drift" in spec.training.triggers:
             chain(decide, _due(spec, "drift", window))
         _step(spec, "archive", "archive_explanations", from_params=("as_of",))

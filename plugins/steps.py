@@ -23,6 +23,13 @@ from tasks.core.settings import Settings
 PROCEED = frozenset({"pass", "skipped"})
 """Canary outcomes after which a challenger may be promoted; `skipped` means there is no champion to compare."""
 
+NEEDS_SOMEBODY = {
+    "held": "Scoring and promotions are held for a data fault.",
+    "asked": "The champion is worse than its scores promise; a person must decide.",
+    "rolled_back": "The champion was worse and was rolled back; somebody should know.",
+}
+"""Outcomes of the mitigation for which its task fails, so that whoever watches the DAG learns of them."""
+
 
 class WiredOperator(BaseOperator):
     """A task that stands for one step of one pipeline, wherever the step runs.
@@ -135,6 +142,10 @@ def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> d
         raise AirflowFailException(
             f"The exposed challenger was withdrawn and barred; the champion stays. {_reasons(result)}"
         )
+    if operator.step == "mitigate_window" and result.get("outcome") in NEEDS_SOMEBODY:
+        for key, value in result.items():
+            context["ti"].xcom_push(key=key, value=value)
+        raise AirflowFailException(f"{NEEDS_SOMEBODY[result['outcome']]} {_reasons(result)}")
     for asset in operator.outlets or ():
         context["outlet_events"][asset].extra = {
             key: value for key, value in result.items() if isinstance(value, str | int | float | bool)

@@ -14,6 +14,7 @@ from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
 from tasks.cli.options import (
+    Actor,
     AsOf,
     Day,
     EvaluationKey,
@@ -21,6 +22,7 @@ from tasks.cli.options import (
     Json,
     LastDay,
     Pipeline,
+    Reason,
     SnapshotId,
     ValidationFirstDay,
     run,
@@ -342,6 +344,32 @@ def monitoring_decide(
 ) -> None:
     """The verdict on a measured window, and what to do about it."""
     run("decide_window", pipeline, as_json, first_day=first_day, last_day=last_day)
+
+
+@monitoring.command("mitigate")
+def monitoring_mitigate(
+    pipeline: Pipeline, first_day: FirstDay, last_day: LastDay, as_of: AsOf = None, as_json: Json = False
+) -> None:
+    """Act on the decision: hold scoring, roll back within the limits, or say that a person must decide."""
+    run("mitigate_window", pipeline, as_json, first_day=first_day, last_day=last_day, as_of=as_of)
+
+
+@monitoring.command("holds")
+def monitoring_holds(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Whether a data fault holds scoring and promotions, and every hold there was."""
+    run("scoring_status", pipeline, as_json)
+
+
+@monitoring.command("release")
+def monitoring_release(
+    pipeline: Pipeline,
+    hold: Annotated[str, typer.Argument(metavar="HOLD", help="As `penstock monitoring holds` shows it.")],
+    actor: Actor,
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Let scoring and promotions go on though the fault was not seen to be gone."""
+    run("release_held_scoring", pipeline, as_json, hold_id=hold, actor=actor, reason=reason)
 
 
 @monitoring.command("report")

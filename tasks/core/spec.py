@@ -344,6 +344,8 @@ class DriftSpec(_Record):
     """Pairs of categorical features whose joint distribution is watched."""
     min_rows: int = Field(200, ge=1)
     volume_tolerance: float = Field(0.2, gt=0)
+    rollback: Literal["automatic", "ask"] | None = None
+    """Whether the monitor may leave a damaged champion by itself; left out: as `promotion.mode` has it."""
 
 
 class ScheduleSpec(_Record):
@@ -389,6 +391,12 @@ class PipelineSpec(_Record):
     def model_name(self) -> str:
         """The registered model's name in MLflow."""
         return self.name if self.tenant == "default" else f"{self.tenant}.{self.name}"
+
+    @property
+    def rolls_back(self) -> Literal["automatic", "ask"]:
+        """Whether the monitor may leave a damaged champion by itself."""
+        by_mode: Literal["automatic", "ask"] = "automatic" if self.promotion.mode == "automatic" else "ask"
+        return self.drift.rollback or by_mode
 
     @model_validator(mode="after")
     def _no_leak_by_name(self) -> PipelineSpec:

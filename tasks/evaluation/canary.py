@@ -347,6 +347,7 @@ def run_canary(
             paired_day(partition.day, *losses),
             challenger_seconds=round(seconds[0], 5) if not any(failed) else None,
             champion_seconds=round(seconds[1], 5) if not any(failed) else None,
+            positives=int(labels[known].sum()),
             challenger_errors=failed[0],
             error_example=reasons[0],
         )

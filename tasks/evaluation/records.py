@@ -181,6 +181,8 @@ class CanaryDay(JsonRecord):
     challenger_seconds: float | None = None
     """CPU-seconds for scoring the day's rows, from source row to probability."""
     champion_seconds: float | None = None
+    positives: int | None = None
+    """Labels of 1; None in evidence of earlier releases."""
     challenger_errors: int = 0
     """Of `rows`, those that the challenger could not score: each counts as the worst prediction."""
     error_example: str = ""

@@ -4,8 +4,8 @@ The order of the questions is the policy. Is the data at fault? Then scoring wai
 are. Is performance worse than the scores promise? Then a person is asked, with a suggestion. Did channels
 move while performance held? Then it is drift without damage seen, or noise when it was one channel on one day.
 
-No model is rolled back automatically here. A rollback must first show that the previous model is better
-on the same labelled rows; until the monitor measures that, damage asks a person.
+No model is rolled back here. A rollback must first show that the previous model is better on the same labelled
+rows, which costs a scoring of them: `tasks.monitoring.mitigation` judges that, when this asks.
 """
 
 from __future__ import annotations

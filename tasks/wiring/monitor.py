@@ -130,7 +130,7 @@ def decide_window(
     """The verdict on a window, what to do about it, and why; kept as a decision with its evidence."""
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
-    decision = _decide(context, first, last)
+    decision = decision_of(context, first, last)
     record = decision.to_json()
     context.metadata.record_decision(
         context.spec,
@@ -169,8 +169,8 @@ def report_window(
     newest = max(scorers, key=lambda item: max(item[1]))[0]
     html = render_report(
         context.spec,
-        decision=_decide(context, first, last),
-        signals=_signals(context, first, last),
+        decision=decision_of(context, first, last),
+        signals=signals_of(context, first, last),
         performances=[found for found in performances if found.day >= first],
         gaps=_gaps(context, performances),
         profiles={day: profile for _, by_day, _ in scorers for day, profile in by_day.items()},
@@ -287,7 +287,7 @@ def _scored(context: Context, day: date, run: ScoringRun | None) -> Any:
     return table.select(["prediction_id", "score"]).rename_columns(["prediction_id", "prediction"])
 
 
-def _signals(context: Context, first: date, last: date) -> list[DaySignals]:
+def signals_of(context: Context, first: date, last: date) -> list[DaySignals]:
     """Newest signals of each published day, of the run that holds it now."""
     from tasks.monitoring import DaySignals
 
@@ -310,10 +310,11 @@ def _performances(context: Context, first: date, last: date) -> list[DayPerforma
     return found
 
 
-def _decide(context: Context, first: date, last: date) -> Decision:
+def decision_of(context: Context, first: date, last: date) -> Decision:
+    """The decision on a window, from what is measured now. Raises `NotFound` when nothing is."""
     from tasks.monitoring import decide
 
-    signals = _signals(context, first, last)
+    signals = signals_of(context, first, last)
     if not signals:
         raise NotFound(
             f"was not measured from {first} to {last}",

@@ -6,22 +6,25 @@ decides whose predictions are published, and watches what only production shows:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.core import PipelineSpec, Settings, Verdict, utc_now
+from tasks.core import Settings, Verdict, utc_now
 from tasks.core.errors import ConfigError, DataGateFailed, PromotionConflict, TerminalError
 from tasks.core.report_style import percent
 from tasks.metadata import CanaryStep, ModelVersion, ScoringRun
 from tasks.metadata.records import EXPOSURE_KINDS, POINTER_KINDS
 from tasks.registry import Exposure, RampDecision, RampState
-from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.comparing import bounds_of, compare_days, days_of
+from tasks.wiring.context import Context, open_context, parse_day
 from tasks.wiring.fits_source import refuse_unfit
 from tasks.wiring.loading import loaded_anew
+
+if TYPE_CHECKING:
+    from tasks.evaluation.records import CanaryDay
 
 ACTOR = "canary ramp"
 _LEAST_SECONDS = 0.05
@@ -277,16 +280,15 @@ def _state(context: Context, now: Exposure, as_of: date, dag_run: str | None) ->
         verdict = _compare(context, now, mature, dag_run)
     except DataGateFailed as error:
         return replace(state, trouble=f"{error.which} {error.what}")
-    found = {finding.name: finding for finding in verdict.findings}
-    low, high = found.get("worse_than_champion"), found.get("no_worse_than_margin")
+    judged_days, low, high = bounds_of(verdict)
     return replace(
         state,
-        judged_days=int(found["days"].value or 0),
+        judged_days=judged_days,
         verdict=verdict.outcome,
         because="; ".join(_refusals(verdict)),
-        low=low.value if low else None,
-        high=high.value if high else None,
-        latency_ratio=_latency_ratio(context, verdict),
+        low=low,
+        high=high,
+        latency_ratio=_latency_ratio(days_of(context, verdict)),
     )
 
 
@@ -311,41 +313,19 @@ def _trouble(context: Context) -> str:
 
 def _compare(context: Context, now: Exposure, days: list[date], dag_run: str | None) -> Verdict:
     """The paired comparison on the exposed days whose labels are known; as many as there are."""
-    from tasks.data import take_snapshot
-    from tasks.evaluation import run_canary
     from tasks.registry import version as registered
-    from tasks.validation import require, validate
     from tasks.wiring.series import keep_canary
 
-    settings = context.settings
-    snapshot = take_snapshot(settings, context.spec, kind="training", window=window(days[0], days[-1]))
-    validated = validate(settings, context.spec, snapshot)
-    require(validated)
-    champion = registered(settings, context.spec, now.champion_version)
-    verdict = run_canary(
-        settings,
-        _without_horizon(context.spec, len(snapshot.days)),
-        context.snapshot(validated.clean_snapshot_id),
-        challenger_digest=now.bundle_digest,
-        champion_digest=champion.bundle_digest,
+    champion = registered(context.settings, context.spec, now.champion_version)
+    verdict = compare_days(
+        context, days, challenger_digest=now.bundle_digest, champion_digest=champion.bundle_digest
     )
     context.metadata.record_verdict(context.spec, verdict, dag_run=dag_run)
     keep_canary(context, now.version, verdict)
     return verdict
 
 
-def _without_horizon(spec: PipelineSpec, days: int) -> PipelineSpec:
-    """The sequence holds at every number of days, so an exposure may be looked at for as long as it lasts."""
-    canary = spec.canary.model_copy(update={"days": max(days, spec.canary.days)})
-    return spec.model_copy(update={"canary": canary})
-
-
-def _latency_ratio(context: Context, verdict: Verdict) -> float | None:
-    from tasks.evaluation.records import CanaryDay
-
-    if verdict.evidence_key is None:
-        return None
-    days = [CanaryDay.from_json(day) for day in json.loads(context.store.get(verdict.evidence_key))["days"]]
+def _latency_ratio(days: Sequence[CanaryDay]) -> float | None:
     ours = sum(day.challenger_seconds or 0.0 for day in days)
     theirs = sum(day.champion_seconds or 0.0 for day in days)
     return ours / theirs if theirs >= _LEAST_SECONDS else None

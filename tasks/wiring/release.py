@@ -11,6 +11,7 @@ from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
 from tasks.wiring.fits_source import refuse_unfit
 from tasks.wiring.loading import loaded_anew
+from tasks.wiring.mitigation import refuse_held
 from tasks.wiring.rollback_target import rollback_target
 from tasks.wiring.series import keep_canary, keep_registered
 from tasks.wiring.train import evaluation_verdict
@@ -132,6 +133,7 @@ def promote_model(
     from tasks.registry import champion, promote
 
     context = open_context(settings, pipeline)
+    refuse_held(context, "promotion")
     live = champion(settings, context.spec)
     target = rollback_target(context, live, version, _loads_and_scores(context))
     deployment = promote(

@@ -215,7 +215,12 @@ def _plan(context: Context, item: _Affected, dag_run: str | None) -> dict[str, A
     kept = [part for part in parent.partitions if part.day in item.visible]
     chosen = derive_snapshot(context.store, parent, kept)
     return plan_scoring(
-        context.settings, context.spec.name, snapshot_id=chosen.snapshot_id, expose=False, dag_run=dag_run
+        context.settings,
+        context.spec.name,
+        snapshot_id=chosen.snapshot_id,
+        expose=False,
+        despite_hold=True,
+        dag_run=dag_run,
     )
 
 

@@ -10,6 +10,7 @@ from tasks.core import Settings
 from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.mitigation import refuse_held
 
 if TYPE_CHECKING:
     from tasks.inference import Exposed
@@ -64,15 +65,21 @@ def plan_scoring(
     *,
     snapshot_id: str,
     expose: bool = True,
+    despite_hold: bool = False,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
     """Pin the champion, and an exposed challenger, and cut the snapshot into shards; equal work is the same run (I1).
 
-    With `expose` false all rows are the champion's, whatever is exposed.
+    With `expose` false all rows are the champion's, whatever is exposed; `despite_hold` plans rows that are published already.
+
+    Raises:
+        TerminalError: A data fault holds the pipeline, and these are not its days.
     """
     from tasks.inference import plan
 
     context = open_context(settings, pipeline)
+    if not despite_hold:
+        refuse_held(context, "scoring", context.snapshot(snapshot_id).days)
     live, beside = _pinned(context)
     exposed = beside if expose else None
     planned = plan(

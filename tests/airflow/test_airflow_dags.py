@@ -32,7 +32,7 @@ CHAINS = {
         "inference.publish",
         "inference.verify",
     ],
-    "toy.monitor": ["measure", "labels", "decide", "report"],
+    "toy.monitor": ["measure", "labels", "decide", "report"],  # mitigate stands beside report
     "toy.rollback": ["rollback", "plan_rescoring", "rescore"],
 }
 
@@ -170,7 +170,7 @@ def test_a_ramp_puts_an_exposure_before_the_promotion_and_the_monitor_promotes(i
     assert promote.upstream_task_ids >= {"release.expose"} and promote.canary.operator is expose
     assert not expose.outlets, "scoring starts when the champion changes"
     ramp, last = (dags["toy.monitor"].get_task(name) for name in ("ramp", "promote"))
-    assert ramp.upstream_task_ids == {"decide"} and last.upstream_task_ids == {"ramp"}
+    assert ramp.upstream_task_ids == {"mitigate"} and last.upstream_task_ids == {"ramp"}
     assert [asset.name for asset in last.outlets] == ["toy.champion"]
     assert "1 %, 25 %" in dags["toy.train"].doc_md
 
