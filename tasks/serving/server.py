@@ -115,12 +115,11 @@ class ModelServer:
         """
         live = self.live
         assert live is not None, "refuse_early was not asked"
-        rows, models = self._routed(live, request)
-        allowed_s = request.timeout_s or timeout_s or self.limits.default_timeout_s
-        deadline = arrived + allowed_s
+        deadline = arrived + (request.timeout_s or timeout_s or self.limits.default_timeout_s)
         wait_s = self._batcher.expected_wait_s()
-        if time.monotonic() + wait_s > deadline:
+        if time.monotonic() + wait_s > deadline:  # asked before its rows cost being checked
             raise self._overloaded("would_be_late", f"it would wait {wait_s:.2f} s, beyond its deadline")
+        rows, models = self._routed(live, request)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ticket = Ticket(rows, models, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future)
         if not self._batcher.admit(ticket):
