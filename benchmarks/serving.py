@@ -252,7 +252,8 @@ def contender(command: list[str], port: int, health: str, env: dict[str, str]) -
             time.sleep(0.2)
         yield psutil.Process(child.pid)
     finally:
-        os.killpg(child.pid, signal.SIGTERM)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
         try:
             child.wait(40)
         except subprocess.TimeoutExpired:
@@ -306,6 +307,7 @@ def install(root: Path, hidden: tuple[int, ...]) -> tuple[dict[str, str], list[d
     spec = load_pipeline(settings, "toy")
     put_live(settings, spec, 1, make_bundle(settings, spec, seed=1, hidden=hidden))
     env = {**os.environ, **settings.as_environment(), "PYTHONPATH": str(ROOT)}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # MLflow starts `uvicorn` by name
     return env, json_rows(toy_rows(settings, DAY))
 
 

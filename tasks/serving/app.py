@@ -86,6 +86,8 @@ class PredictionApp:
             headers = dict(scope["headers"])
             timeout_s, request_id = _asked(headers, server.limits)
             body = await _read(headers, receive, server.limits)
+            if b"timeout_ms" not in body:  # its deadline is known, and decoding costs more than refusing
+                server.refuse_late(arrived + (timeout_s or server.limits.default_timeout_s))
             request = parse(decode_json(body))
             if request_id is not None and request.request_id is None:
                 request = RawRequest(request.rows, request.where, request.timeout_s, request_id)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = 0.9
 """Weight of what was known of the model's speed, against one more batch."""
+_LEAST_ROWS = 32
+"""Fewer at once cost as much."""
 
 
 class Ticket:
@@ -125,13 +127,13 @@ class MicroBatcher:
     def closed(self) -> bool:
         return self._queue.closed
 
-    def expected_wait_s(self) -> float:
-        """How long a request that comes now will wait, as fast as the last batches went."""
-        return (self.admitted_rows - self._finished_rows) * self._spent_s / self._rows_s
+    def expected_s(self, rows: int = 0) -> float:
+        """How long a request of so many rows that comes now will take, as fast as the last batches went."""
+        return (self.admitted_rows - self._finished_rows + rows) * self._spent_s / self._rows_s
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: when what waits now will have been scored."""
-        return max(1, math.ceil(self.expected_wait_s()))
+        return max(1, math.ceil(self.expected_s()))
 
     def close(self, timeout_s: float) -> None:
         """Take nothing more, answer what is inside, end the thread."""
@@ -156,21 +158,28 @@ class MicroBatcher:
             if not tickets and queue.closed and not len(queue):
                 return
             for chunk in self._chunks(tickets):
+                started = time.perf_counter()
                 try:
-                    self._score(chunk)
+                    scored_rows = self._score(chunk)
                 except Exception:
                     log.exception("A batch could not be handled")
+                    scored_rows = 0
                     for ticket in chunk:
                         ticket.error = ticket.error or _internal()
                     self._deliver(chunk)
                 self._finished_rows += sum(len(ticket.rows) for ticket in chunk)
+                if scored_rows:
+                    self._rows_s = _KEPT * self._rows_s + scored_rows
+                    self._spent_s = _KEPT * self._spent_s + time.perf_counter() - started
 
     def _chunks(self, tickets: list[Ticket]) -> Iterator[list[Ticket]]:
-        """Whole tickets, together about `batch_rows` rows."""
+        """Whole tickets, together as many rows as are scored in about `batch_s`."""
+        limits = self._limits
         chunk: list[Ticket] = []
         rows = 0
         for ticket in tickets:
-            if chunk and rows + len(ticket.rows) > self._limits.batch_rows:
+            affordable = max(_LEAST_ROWS, limits.batch_s * self._rows_s / self._spent_s)
+            if chunk and rows + len(ticket.rows) > min(limits.batch_rows, affordable):
                 yield chunk
                 chunk, rows = [], 0
             chunk.append(ticket)
@@ -178,7 +187,8 @@ class MicroBatcher:
         if chunk:
             yield chunk
 
-    def _score(self, chunk: list[Ticket]) -> None:
+    def _score(self, chunk: list[Ticket]) -> int:
+        """Answer a chunk; how many rows the models were asked for."""
         now = time.monotonic()
         groups: dict[ServedModel, list[Place]] = {}
         for ticket in chunk:
@@ -208,6 +218,7 @@ class MicroBatcher:
             challenger = places[0][0].shadow
             if challenger is not None and challenger is not model:
                 self._shadow(challenger, table, scores)
+        return sum(len(places) for places in groups.values())
 
     def _ask(self, model: ServedModel, places: Sequence[Place]) -> tuple[pa.Table | None, Any]:
         """Score rows and write the answers, or why there is none, into their tickets."""
@@ -234,8 +245,6 @@ class MicroBatcher:
                 fix="correct the row; batch scoring would put it among its dead letters",
             )
         spent_s = time.perf_counter() - started
-        self._rows_s = _KEPT * self._rows_s + len(places)
-        self._spent_s = _KEPT * self._spent_s + spent_s
         mine = self._metrics.of(model)
         mine.busy.inc(spent_s)
         mine.batch_rows.observe(len(places))

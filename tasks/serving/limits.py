@@ -12,7 +12,12 @@ class ServingLimits:
     queue_requests: int = 1024
     """Requests that wait for the model."""
     batch_rows: int = 512
-    """Rows that are scored at once; a request is never cut."""
+    """Most rows that are scored at once; a request is never cut."""
+    batch_s: float = 0.02
+    """No more are scored at once than take about so long: deadlines are looked at between batches, and a slow model gains nothing
+    from larger ones."""
+    time_margin: float = 0.7
+    """A request is admitted if it is expected to be answered within this part of the time that it has left."""
     max_wait_s: float = 0.0
     """How long a batch waits for company. 0: while one batch is scored the next one gathers by itself, and a lone
     client waits for nobody."""

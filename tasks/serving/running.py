@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -16,6 +17,10 @@ from tasks.serving.app import PredictionApp
 from tasks.serving.server import ModelServer
 
 log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.001
+"""A thread that computes lets the event loop wait for so long at most; with Python's own 5 ms the 99th percentile of a loaded
+server was a third higher, and CPU the same."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,7 +71,12 @@ class Running(uvicorn.Server):
     def serve_on(self, listener: socket.socket, *, started: Callable[[], None] | None = None) -> None:
         """Answer on `listener` until `end` or a signal. `started` is called when it listens."""
         self._tell = started
-        self.run(sockets=[listener])
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            self.run(sockets=[listener])
+        finally:
+            sys.setswitchinterval(before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

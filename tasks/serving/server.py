@@ -102,6 +102,19 @@ class ModelServer:
         if unrecorded >= self.limits.unrecorded_rows:
             raise self._overloaded("audit_backlog", "too many answered rows wait for the audit store")
 
+    def refuse_late(self, deadline: float, rows: int = 1) -> None:
+        """Refuse what would only be late.
+
+        Raises:
+            Refused: 429; a request of so many rows is not expected to be answered well before its deadline.
+        """
+        expected_s = self._batcher.expected_s(rows)
+        left_s = deadline - time.monotonic()
+        if expected_s > self.limits.time_margin * left_s:
+            raise self._overloaded(
+                "would_be_late", f"it would take about {expected_s:.2f} s and has {max(0.0, left_s):.2f} s"
+            )
+
     async def predict(self, request: RawRequest, *, arrived: float, timeout_s: float | None) -> Ticket:
         """Score a request's rows.
 
@@ -116,9 +129,7 @@ class ModelServer:
         live = self.live
         assert live is not None, "refuse_early was not asked"
         deadline = arrived + (request.timeout_s or timeout_s or self.limits.default_timeout_s)
-        wait_s = self._batcher.expected_wait_s()
-        if time.monotonic() + wait_s > deadline:  # asked before its rows cost being checked
-            raise self._overloaded("would_be_late", f"it would wait {wait_s:.2f} s, beyond its deadline")
+        self.refuse_late(deadline, len(request.rows))  # before its rows cost being checked
         rows, models = self._routed(live, request)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ticket = Ticket(rows, models, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future)
