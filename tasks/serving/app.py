@@ -97,14 +97,14 @@ class PredictionApp:
         except Exception:
             log.exception("A request failed")
             return self.problem(Refused(500, "internal", "the server failed", fix="see its log"))
-        version = ticket.models[0].deployed.version
+        versions = {model.deployed.version for model in ticket.models}
         server.metrics.of(ticket.models[0]).duration.observe(time.monotonic() - arrived)
         answer = body_of(ticket)
         found: Headers = [
             _JSON,
             (b"content-length", str(len(answer)).encode()),
             (b"x-request-id", ticket.request_id.encode("latin-1", "replace")),
-            (b"x-model-version", str(version).encode()),
+            (b"x-model-version", ", ".join(map(str, sorted(versions))).encode()),
             *_SAFE,
         ]
         return 200, self._closing(found), answer

@@ -102,7 +102,7 @@ class MicroBatcher:
         self.admitted_rows = 0
         self._finished_rows = 0
         self.unanswered_rows = 0
-        """Of the admitted rows, those that were never answered."""
+        """Of the admitted rows, those that are finished with and that the recorder does not get."""
         metrics.size.set(limits.queue_requests)
         metrics.depth.set_function(lambda: len(self._queue))
         metrics.high.set_function(lambda: self._queue.high_water_mark)
@@ -189,6 +189,29 @@ class MicroBatcher:
 
     def _score(self, chunk: list[Ticket]) -> int:
         """Answer a chunk; how many rows the models were asked for."""
+        owed = sum(len(ticket.rows) for ticket in chunk)
+        try:
+            groups = self._groups(chunk)
+            scored = [(model, places, *self._ask(model, places)) for model, places in groups.items()]
+            self._deliver(chunk)
+            moment = datetime.now(UTC)
+            for model, places, table, scores in scored:
+                if scores is None:
+                    continue
+                requests = [None if ticket.error else ticket.request_id for ticket, _ in places]
+                kept = sum(request is not None for request in requests)
+                if kept:
+                    self._record(Answered(model, scores.batches, requests, moment, kept))
+                    owed -= kept
+                challenger = places[0][0].shadow
+                if challenger is not None and challenger is not model:
+                    self._shadow(challenger, table, scores)
+        finally:  # what was not handed to the recorder will never be, and takes no room there
+            self.unanswered_rows += owed
+        return sum(len(places) for places in groups.values())
+
+    def _groups(self, chunk: list[Ticket]) -> dict[ServedModel, list[Place]]:
+        """The rows that are still in time, by the model that answers them; the other tickets get their error."""
         now = time.monotonic()
         groups: dict[ServedModel, list[Place]] = {}
         for ticket in chunk:
@@ -204,21 +227,7 @@ class MicroBatcher:
             self._metrics.of(ticket.models[0]).wait.observe(now - ticket.enqueued)
             for index, model in enumerate(ticket.models):
                 groups.setdefault(model, []).append((ticket, index))
-        scored = [(model, places, *self._ask(model, places)) for model, places in groups.items()]
-        self._deliver(chunk)
-        self.unanswered_rows += sum(len(ticket.rows) for ticket in chunk if ticket.error)
-        moment = datetime.now(UTC)
-        for model, places, table, scores in scored:
-            if scores is None:
-                continue
-            requests = [None if ticket.error else ticket.request_id for ticket, _ in places]
-            kept = sum(request is not None for request in requests)
-            if kept:
-                self._record(Answered(model, scores.batches, requests, moment, kept))
-            challenger = places[0][0].shadow
-            if challenger is not None and challenger is not model:
-                self._shadow(challenger, table, scores)
-        return sum(len(places) for places in groups.values())
+        return groups
 
     def _ask(self, model: ServedModel, places: Sequence[Place]) -> tuple[pa.Table | None, Any]:
         """Score rows and write the answers, or why there is none, into their tickets."""

@@ -91,17 +91,18 @@ class Follower:
             self._complain("log", f"The deployment log cannot be read, what answers stays: {error}")
             return
         if wanted is None or wanted == self._applied:
+            self._complaint = ""
             return
         champion = self._model(wanted.champion)
         if champion is None:
             return
         challenger = self._model(wanted.challenger) if wanted.challenger else None
         complete = challenger is not None or wanted.challenger is None
-        self._live = Live(wanted if complete else Exposure(wanted.champion), champion, challenger)
+        live = Live(wanted if complete else Exposure(wanted.champion), champion, challenger)
         self._applied = wanted if complete else None
-        self._swap(self._live)
-        if complete:
-            self._complaint = ""
+        if live != self._live:
+            self._live = live
+            self._swap(live)
 
     def _model(self, wanted: Deployed) -> ServedModel | None:
         """The model of a version, loaded unless it is; None when it cannot be now."""

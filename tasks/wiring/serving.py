@@ -82,7 +82,9 @@ class ServedBundle:
         self.signature = Signature(
             pa.schema([field for field in golden.schema if field.name not in afterwards]), spec
         )
-        self.block_rows = use_smallest_exact_block(scorer)
+        if not spec.inference.compile:  # each shape would be compiled anew
+            use_smallest_exact_block(scorer)
+        self.block_rows = scorer.execution.block_rows
         self.model = BundleModel(scorer)
         self.output_names = self.model.output_names
         self._bundle = bundle

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -16,10 +18,12 @@ from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.spec import pipeline_folder
 from tasks.metadata import MetadataStore
 from tasks.metadata.deployments import NewEvent
-from tasks.serving import ModelServer, Running, ServingLimits, listen
-from tasks.wiring.serving import model_server
+from tasks.serving import Deployed, ModelServer, Running, ServingLimits, listen
+from tasks.wiring.serving import ServedBundle, model_server
 
 DAY = date(2024, 3, 1)
+MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
+Bundles = dict[int, tuple[str, str]]
 PATH = "/v1/pipelines/toy/predictions"
 QUICK = ServingLimits(poll_s=0.05, record_every_s=0.02, drain_delay_s=0.05, default_timeout_s=20.0)
 """Looks often, waits long: no test is about how fast this machine is."""
@@ -165,8 +169,6 @@ def serving(
 
 def until(condition: Any, *, timeout_s: float = 60) -> None:
     """Wait until something is so."""
-    import time
-
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -183,6 +185,65 @@ def metric(client: httpx.Client, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )
+
+
+def deployed(version: int, bundles: Bundles) -> Deployed:
+    return Deployed(version, *bundles[version], MOMENT)
+
+
+class Clients:
+    """Threads that ask without pause; every answer or failure is kept."""
+
+    def __init__(self, url: str, rows: list[dict[str, Any]], threads: int = 4) -> None:
+        self.answers: list[tuple[str, dict[str, Any]]] = []
+        self.failures: list[str] = []
+        self.stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(url, rows[number::threads]), daemon=True)
+            for number in range(threads)
+        ]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _ask(self, url: str, rows: list[dict[str, Any]]) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while not self.stop.is_set():
+                for row in rows:
+                    try:
+                        answer = client.post(PATH, json={"rows": [row]})
+                    except httpx.HTTPError as error:
+                        self.failures.append(repr(error))
+                        continue
+                    if answer.status_code != 200:
+                        self.failures.append(answer.text)
+                    else:
+                        self.answers.append((row["customer"], answer.json()["predictions"][0]))
+
+    def versions(self) -> Counter[int]:
+        return Counter(prediction["model_version"] for _, prediction in list(self.answers))
+
+
+def expected_scores(
+    settings: Settings, spec: PipelineSpec, bundles: Bundles, versions: tuple[int, ...]
+) -> dict[tuple[str, int], float]:
+    """(customer, version) -> score."""
+    rows = toy_rows(settings)
+    found = {}
+    for version in versions:
+        model = ServedBundle(settings, spec, deployed(version, bundles))
+        scores = model.score(rows).scores.tolist()
+        found.update(
+            {(name, version): score for name, score in zip(rows["customer"].to_pylist(), scores, strict=True)}
+        )
+    return found
 
 
 def now() -> datetime:

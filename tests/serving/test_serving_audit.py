@@ -147,6 +147,21 @@ def test_a_row_that_the_audit_store_refuses_for_good_is_counted_and_costs_no_oth
     assert hot_rows(installation, spec, "", "~").num_rows == 7
 
 
+def test_rows_that_could_not_be_handed_over_take_no_room_of_the_backlog(
+    installation: Settings, spec: PipelineSpec
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    server = server_with(installation, spec, None, replace(QUICK, unrecorded_rows=5))
+
+    def fail(_: Answered) -> None:
+        raise RuntimeError("no room")
+
+    server._batcher._record = fail
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        statuses = [client.post(PATH, json={"rows": [row]}).status_code for row in rows[:12]]
+    assert statuses == [200] * 12
+
+
 def test_input_and_score_distributions_are_counted_on_the_bundle_s_grid(
     installation: Settings, spec: PipelineSpec
 ) -> None:

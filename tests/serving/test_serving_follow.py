@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -13,7 +10,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_support import PATH, QUICK, json_rows, metric, put_live, running, serving, toy_rows, until
+from serving_support import (
+    MOMENT,
+    PATH,
+    QUICK,
+    Bundles,
+    Clients,
+    deployed,
+    expected_scores,
+    json_rows,
+    metric,
+    put_live,
+    running,
+    serving,
+    toy_rows,
+    until,
+)
 
 from tasks.core import PipelineSpec, Settings
 from tasks.core.sampling import in_slice
@@ -21,68 +33,6 @@ from tasks.metadata import MetadataStore
 from tasks.metadata.deployments import NewEvent
 from tasks.serving import Deployed, Exposure, ModelServer, goes_to_challenger
 from tasks.wiring.serving import DeploymentLog, ServedBundle
-
-Bundles = dict[int, tuple[str, str]]
-MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
-
-
-def deployed(version: int, bundles: Bundles) -> Deployed:
-    return Deployed(version, *bundles[version], MOMENT)
-
-
-class Clients:
-    """Threads that ask without pause; every answer or failure is kept."""
-
-    def __init__(self, url: str, rows: list[dict[str, Any]], threads: int = 4) -> None:
-        self.answers: list[tuple[str, dict[str, Any]]] = []
-        self.failures: list[str] = []
-        self.stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(url, rows[number::threads]), daemon=True)
-            for number in range(threads)
-        ]
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def _ask(self, url: str, rows: list[dict[str, Any]]) -> None:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            while not self.stop.is_set():
-                for row in rows:
-                    try:
-                        answer = client.post(PATH, json={"rows": [row]})
-                    except httpx.HTTPError as error:
-                        self.failures.append(repr(error))
-                        continue
-                    if answer.status_code != 200:
-                        self.failures.append(answer.text)
-                    else:
-                        self.answers.append((row["customer"], answer.json()["predictions"][0]))
-
-    def versions(self) -> Counter[int]:
-        return Counter(prediction["model_version"] for _, prediction in list(self.answers))
-
-
-def expected_scores(
-    settings: Settings, spec: PipelineSpec, bundles: Bundles, versions: tuple[int, ...]
-) -> dict[tuple[str, int], float]:
-    """(customer, version) -> score."""
-    rows = toy_rows(settings)
-    found = {}
-    for version in versions:
-        model = ServedBundle(settings, spec, deployed(version, bundles))
-        scores = model.score(rows).scores.tolist()
-        found.update(
-            {(name, version): score for name, score in zip(rows["customer"].to_pylist(), scores, strict=True)}
-        )
-    return found
 
 
 def test_a_promotion_under_load_drops_nothing_and_every_score_is_that_of_the_version_it_names(
@@ -245,6 +195,17 @@ def test_a_challenger_that_cannot_be_loaded_leaves_all_traffic_to_the_champion(
         assert server.ready
         source.exposure = Exposure(deployed(1, bundles), deployed(3, bundles), 1.0)
         until(lambda: server.live.exposure.share == 1.0)
+
+
+def test_a_challenger_that_stays_broken_is_not_swapped_in_again_and_again(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    broken = replace(deployed(2, bundles), bundle_digest="0" * 64)
+    server = split_server(installation, spec, Split(Exposure(deployed(1, bundles), broken, 1.0)))
+    first = server.live
+    for _ in range(3):
+        server.follow_once()
+    assert server.live is first
 
 
 def test_a_shadow_scores_copies_answers_nothing_and_is_measured(
