@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` shows Penstock at work, `make test` proves it. `make help` lists the rest.
 
 PYTHON ?= python3.11
+JOBS ?= 2
 STATE := .penstock
 VENV := $(STATE)/venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ DEV_READY := $(VENV)/.ready-dev
 S3_READY := $(STATE)/venv-s3/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo challengers test test-fast check lint up down status lock clean
+.PHONY: help demo challengers test test-fast check lint docs secrets up down status lock clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +22,8 @@ demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (
 challengers: $(RUN_READY) ## good and bad models on real flights through the real DAG: which are promoted, which refused and why
 	@$(BIN)/python benchmarks/challengers.py
 
-test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included
-	@$(BIN)/pytest
+test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included; folders side by side (JOBS=2)
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
 	@$(BIN)/pytest -m "not e2e and not ray and not s3"
@@ -31,6 +32,12 @@ check: test ## what CI runs
 
 lint: $(DEV_READY) ## format, lint, types, and who may import whom
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: $(DEV_READY) ## the book as a site, in .penstock/site
+	@$(BIN)/python scripts/site.py && echo "open $(STATE)/site/index.html"
+
+secrets: ## random secrets for docker-compose.yml, in secrets/; what is there stays
+	@$(PYTHON) docker/make_secrets.py
 
 up: $(RUN_READY) ## start Airflow, MLflow and Ray on this machine
 	@$(BIN)/penstock up

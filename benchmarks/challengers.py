@@ -252,12 +252,12 @@ def send(installation: Installation, challenger: Challenger) -> Ended:
     run_id = challenger.name.replace(" ", "-")
     airflow.trigger(TRAIN, run_id, {"reason": challenger.story, "actor": "challengers"})
     if challenger.tamper:
-        _until(lambda: airflow.states(run_id).get(APPROVE) in ("deferred", "awaiting_input"), "the question")
+        until(lambda: airflow.states(run_id).get(APPROVE) in ("deferred", "awaiting_input"), "the question")
         with _flipped_byte(installation):
             airflow.approve(run_id)
             ended = _ended(installation, challenger, run_id, before)
         airflow.clear(TRAIN, run_id, [PROMOTE])
-        _until(lambda: airflow.run(TRAIN, run_id)["state"] == "success", "the promotion of the whole bundle")
+        until(lambda: airflow.run(TRAIN, run_id)["state"] == "success", "the promotion of the whole bundle")
         if installation.live() == before:
             ended.problems.append("with the bundle whole again, a retry did not promote it")
         return ended
@@ -268,18 +268,18 @@ def _wait_until_parsed(installation: Installation, challenger: Challenger) -> No
     """A change of `promotion.mode` changes the DAG's tasks: a run must not start with the former ones."""
     asks = any("mode: approval" in new for edits in challenger.edits.values() for new in edits.values())
     airflow = installation.airflow
-    _until(lambda: TRAIN in airflow.dags(), "the DAG to be read")
+    until(lambda: TRAIN in airflow.dags(), "the DAG to be read")
     airflow.unpause(TRAIN)
 
     def as_wanted() -> bool:
         return (APPROVE in airflow.task_ids(TRAIN)) == asks
 
-    _until(as_wanted, "the DAG to be read again")
+    until(as_wanted, "the DAG to be read again")
 
 
 def _ended(installation: Installation, challenger: Challenger, run_id: str, before: int) -> Ended:
     airflow = installation.airflow
-    _until(lambda: airflow.run(TRAIN, run_id)["state"] in ("success", "failed"), f"{run_id} to end")
+    until(lambda: airflow.run(TRAIN, run_id)["state"] in ("success", "failed"), f"{run_id} to end")
     ended = Ended(challenger, run_id, airflow.states(run_id), before, installation.live())
     log = airflow.newest_log(run_id, challenger.decided_by)
     ended.reasons = _reasons(installation, challenger, log)
@@ -328,7 +328,8 @@ def _flipped_byte(installation: Installation) -> Iterator[None]:
         weights.write_bytes(whole)
 
 
-def _until(look: Callable[[], bool], what: str) -> None:
+def until(look: Callable[[], bool], what: str) -> None:
+    """Wait for it. Raises `TimeoutError` after `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
     while not look():
         if time.monotonic() > deadline:
@@ -345,13 +346,13 @@ def go_back(installation: Installation) -> tuple[list[str], list[str]]:
     score, back = f"{PIPELINE}.score", f"{PIPELINE}.rollback"
     airflow.unpause(score)
     airflow.trigger(score, "a-week", {"first_day": "2013-05-01", "last_day": "2013-05-07"})
-    _until(lambda: airflow.run(score, "a-week")["state"] in ("success", "failed"), "a week to be scored")
+    until(lambda: airflow.run(score, "a-week")["state"] in ("success", "failed"), "a week to be scored")
     settings = installation.settings
     before = wiring.step("blast_radius")(settings, PIPELINE, version=leaving)
     airflow.unpause(back)
     conf = {"expected": leaving, "rescore": True, "reason": "wrong on Mondays", "actor": "challengers"}
     airflow.trigger(back, "back", conf)
-    _until(lambda: airflow.run(back, "back")["state"] in ("success", "failed"), "the rollback")
+    until(lambda: airflow.run(back, "back")["state"] in ("success", "failed"), "the rollback")
     now = installation.live()
     after = wiring.step("blast_radius")(settings, PIPELINE, version=leaving)
     taken = wiring.step("blast_radius")(settings, PIPELINE, version=now)

@@ -9,7 +9,9 @@ are `--rows`, and scores them in fresh processes, the engines in turn:
 - `bare + table`: the same, and for each row what the predictions table has: ids, keys, versions.
 - `bare + table + profile`: the same, and the profile that the monitor needs: all that Penstock leaves of a row, by a loop.
 - `shards`: Penstock's shard worker in one process, and publication.
-- `shards + audit`: the same with every prediction explained and its provenance kept.
+- `shards, 1 % exposed`, `shards, 25 % exposed`: as `shards`, while a challenger of the champion's size scores that share of the
+  entities beside it. Every copied flight is an entity of its own, the dearest case for the choice of the share.
+- `shards + audit`: as `shards`, with every prediction explained and its provenance kept.
 - `penstock`: as `shards`, on Ray with one actor; `penstock x2` with two.
 - `penstock, killed at half`: the driver is killed when half of the shards are committed, and a second one finishes.
 - `penstock + audit`: as `shards + audit`, on Ray with one actor.
@@ -108,6 +110,7 @@ def prepare(settings: Settings, scratch: Path, wanted: int, hidden: list[int] | 
     for info in source.list(f"bundles/{live.bundle_digest}"):
         target.put(info.key, source.get(info.key))
     digest = live.bundle_digest
+    challenger = _other_network(target_settings, spec, digest, (33,), scratch / "challenger")
     if hidden:
         digest = _other_network(target_settings, spec, digest, tuple(hidden), scratch / "bundle")
     copies = max(1, round(wanted / snapshot.rows))
@@ -124,6 +127,7 @@ def prepare(settings: Settings, scratch: Path, wanted: int, hidden: list[int] | 
         "snapshot_id": saved.snapshot_id,
         "version": live.version,
         "bundle_digest": digest,
+        "challenger_digest": challenger,
         "feature_version": live.feature_version,
     }
     facts_file.write_text(json.dumps(facts))
@@ -202,9 +206,10 @@ def _snapshot(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> 
     return load_snapshot(open_store(settings, prefix=spec.prefix), facts["snapshot_id"])
 
 
-def _planned(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> Plan:
-    from tasks.inference import plan
+def _planned(settings: Settings, spec: PipelineSpec, facts: dict[str, Any], exposed: float = 0.0) -> Plan:
+    from tasks.inference import Exposed, plan
 
+    challenger = Exposed(facts["version"] + 1, facts["challenger_digest"], facts["feature_version"], exposed)
     return plan(
         settings,
         spec,
@@ -212,6 +217,7 @@ def _planned(settings: Settings, spec: PipelineSpec, facts: dict[str, Any]) -> P
         model_version=facts["version"],
         bundle_digest=facts["bundle_digest"],
         feature_version=facts["feature_version"],
+        exposed=challenger if exposed else None,
     )
 
 
@@ -286,12 +292,13 @@ def penstock(
     local: bool = False,
     audit: bool = False,
     workers: int = 1,
+    exposed: float = 0.0,
 ) -> None:
     from tasks.inference import publish, run_plan
 
     inference = spec.inference.model_copy(update={"min_workers": workers, "max_workers": workers})
     spec = spec.model_copy(update={"inference": inference})
-    planned = _planned(settings, spec, facts)
+    planned = _planned(settings, spec, facts, exposed)
     table = "tasks.audit:audit_table" if audit else None
     with _protocol_timed() if local else nullcontext():
         run_plan(settings, spec, planned.run_id, local=local, audit_table=table)
@@ -301,7 +308,8 @@ def penstock(
 @contextmanager
 def _protocol_timed() -> Iterator[None]:
     """Print which share of this process's CPU seconds fences, look-ups, records and digests of shards take."""
-    from tasks.inference import shard, tables
+    from tasks.core import table_files
+    from tasks.inference import shard
 
     spent = 0.0
 
@@ -320,7 +328,7 @@ def _protocol_timed() -> Iterator[None]:
         (shard, "check_fence"),
         (shard, "read_shard_record"),
         (shard, "commit_shard"),
-        (tables, "digest_bytes"),
+        (table_files, "digest_bytes"),
     )
     for module, name in places:
         setattr(module, name, timed(getattr(module, name)))
@@ -435,6 +443,8 @@ ENGINES = {
     "bare + table": lambda *given: bare(*given, table=True),
     "bare + table + profile": lambda *given: bare(*given, table=True, profile=True),
     "shards": lambda *given: penstock(*given, local=True),
+    "shards, 1 % exposed": lambda *given: penstock(*given, local=True, exposed=0.01),
+    "shards, 25 % exposed": lambda *given: penstock(*given, local=True, exposed=0.25),
     "shards + audit": lambda *given: penstock(*given, local=True, audit=True),
     "penstock": penstock,
     "penstock x2": lambda *given: penstock(*given, workers=2),

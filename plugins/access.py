@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
+from airflow.api_fastapi.auth.managers.base_auth_manager import COOKIE_NAME_JWT_TOKEN
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, HTTPException, Path, Request
@@ -73,3 +75,21 @@ def require_predictions(request: Request, user: Any, pipeline: str) -> None:
 
 ReadablePipeline = Annotated[str, Depends(readable_predictions)]
 PredictionsReader = Annotated[Callable[[str], bool], Depends(predictions_reader)]
+
+
+def sent_by_own_origin(request: Request) -> bool:
+    """Whether a request that changes something cannot have been made by a page of another origin.
+
+    A browser sends Airflow's cookie by itself; what counts is a header that only pages of this origin can have sent, or a
+    bearer token and no cookie. No browser adds such a token by itself, as it does Basic and Negotiate; beside a cookie it says
+    nothing, whatever it is, for then Airflow asks the cookie who is there.
+
+    Source: OWASP, "Cross-Site Request Forgery Prevention", on fetch metadata and verifying the origin.
+    """
+    token = request.headers.get("authorization", "").lower().startswith("bearer ")
+    if token and COOKIE_NAME_JWT_TOKEN not in request.cookies:
+        return True
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host")

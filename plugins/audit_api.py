@@ -1,40 +1,27 @@
-"""The audit store as a REST API, mounted at `/penstock/api/v1` under Airflow's own login and permissions.
-
-Every endpoint is a plain function, so Airflow's API server runs it in a thread and its event loop is not held up by
-the store. Errors are problem documents (`plugins.problems`); `openapi.json` is made from the records themselves.
-"""
+"""The audit store in the REST API: predictions by id and by window, explanations, files of them."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Annotated, Any
 
 from airflow.api_fastapi.core_api.security import requires_authenticated
 from fastapi import Depends, FastAPI, Query
 from fastapi import Path as PathParameter
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic.dataclasses import dataclass
 
 from plugins.access import PredictionsReader, ReadablePipeline, SettingsDep, WiringDep
 from plugins.explaining import Explain, ExplainOnDemand
 from plugins.exports import MAX_EXPORT_ROWS, MEDIA_TYPES, Format, chunks, exported
-from plugins.json_values import jsonable
-from plugins.links import PAGES
-from plugins.problems import MEDIA_TYPE, SAFE, Problem, answer_with_problems
-from tasks.audit import AuditFilter, AuditPage, AuditRecord, InvalidQuery
+from plugins.problems import SAFE
+from plugins.rest import checked_moment, documented, json_answer
+from tasks.audit import AuditFilter, AuditPage, AuditRecord
 from tasks.audit.query import check_id
 from tasks.core.ids import prediction_event_time
-from tasks.core.records import JsonRecord
 
-API = "/api/v1"
-"""Below the plugin's own prefix."""
 MAX_PAGE = 1_000
 """Records of one page: about two megabytes of JSON."""
-_FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_TIME = datetime(9999, 12, 30, tzinfo=UTC)
 _MAX_VERSION = 2**31 - 1
 _ID = "018df9c3-4a00-8b6e-9d41-5f0c2a7e1b33"
 
@@ -97,23 +84,6 @@ def checked_filter(
     return AuditFilter(model_version, min_prediction, max_prediction, entity_id)
 
 
-def checked_moment(moment: datetime, name: str) -> datetime:
-    """`moment` in UTC. Raises `InvalidQuery` without a time zone, or outside what ids and calendars can hold."""
-    if moment.tzinfo is None:
-        raise InvalidQuery(
-            "has no time zone", which=name, fix="end it with Z or an offset, such as 2024-03-01T00:00:00Z"
-        )
-    try:
-        utc = moment.astimezone(UTC)
-    except OverflowError:
-        utc = datetime.max.replace(tzinfo=UTC)
-    if not _FIRST_TIME <= utc <= _LAST_TIME:
-        raise InvalidQuery(
-            f"is {moment.isoformat()}", which=name, fix="use a moment from 1970-01-01 to 9999-12-30"
-        )
-    return utc
-
-
 def checked_window(
     start: Annotated[datetime, Query(description="First event time, included; with a time zone.")],
     end: Annotated[datetime, Query(description="Last event time, excluded; with a time zone.")],
@@ -147,7 +117,9 @@ def pipelines(settings: SettingsDep, wiring: WiringDep, may_read: PredictionsRea
     from tasks.core import pipeline_names
 
     names = [name for name in pipeline_names(settings) if may_read(name)]
-    return _json({"pipelines": [entry.to_json() for entry in wiring.audited_pipelines(settings, names)]})
+    return json_answer(
+        {"pipelines": [entry.to_json() for entry in wiring.audited_pipelines(settings, names)]}
+    )
 
 
 def predictions(
@@ -163,7 +135,7 @@ def predictions(
 ) -> Response:
     """Predictions about a window of event time, in order of their id, page by page."""
     start, end = window
-    return _json(
+    return json_answer(
         wiring.audit_window(settings, pipeline, start, end, filter=wanted, limit=limit, cursor=cursor)
     )
 
@@ -186,7 +158,7 @@ def prediction(
     record: AuditRecord = wiring.audit_record(settings, pipeline, prediction_id, run_id)
     if explain and wants_explanation(record):
         record = explainer(settings, pipeline, prediction_id, run_id)
-    return _json(record)
+    return json_answer(record)
 
 
 def prediction_export(
@@ -219,7 +191,7 @@ def export(
 def decode(prediction_id: PredictionDep) -> Response:
     """What an id says by itself; nothing is looked up."""
     moment = prediction_event_time(prediction_id)
-    return _json(
+    return json_answer(
         {
             "prediction_id": prediction_id,
             "event_time": moment.isoformat(),
@@ -245,17 +217,8 @@ _PROBLEMS = {
 }
 
 
-def create_api() -> FastAPI:
-    """The application that the pages mount."""
-    api = FastAPI(
-        title="Penstock audit API",
-        version="1.0",
-        description="Why was this prediction made? Log in with `POST /auth/token` and send the token as Bearer.",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        servers=[{"url": f"{PAGES}{API}"}],
-    )
+def add_audit_routes(api: FastAPI) -> None:
+    """Add the endpoints about predictions."""
     whole, of_pipeline = (400, 401, 500, 503), (400, 401, 403, 404, 500, 503)
     files = {
         200: {
@@ -291,61 +254,16 @@ def create_api() -> FastAPI:
             path,
             endpoint,
             dependencies=[Depends(requires_authenticated())],
-            responses={**_documented(statuses), **more.pop("responses", {})},
+            responses={**documented(statuses, _PROBLEMS), **more.pop("responses", {})},
             operation_id=endpoint.__name__,
+            tags=["audit"],
             **more,
         )
-    api.add_api_route(
-        "/openapi.json",
-        lambda: JSONResponse(document(api), headers=SAFE),
-        dependencies=[Depends(requires_authenticated())],
-        include_in_schema=False,
-    )
-    answer_with_problems(api)
-    return api
 
 
-def document(api: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: FastAPI's own, with the records' docstrings, and without what is not answered."""
-    if "x-penstock" not in api.openapi():
-        found = api.openapi()
-        for path in found["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-                for status, answer in operation["responses"].items():
-                    if status >= "400":
-                        del answer["content"]["application/json"]
-        schemas = found["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        for record in (AuditRecord, AuditPage, PipelineEntry, DecodedId, Problem):
-            _describe(schemas[record.__name__], record)
-        found["x-penstock"] = {"max_page_rows": MAX_PAGE, "max_export_rows": MAX_EXPORT_ROWS}
-    return api.openapi()
-
-
-def _describe(schema: dict[str, Any], record: type) -> None:
-    """Give a schema the docstrings that follow the fields of its class."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and below.value.value
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(said, str):
-            schema["properties"][field.target.id]["description"] = inspect.cleandoc(said)
-
-
-def _documented(statuses: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
-    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    found: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem, "description": _PROBLEMS[status], "content": {MEDIA_TYPE: reference}}
-        for status in statuses
-    }
-    return found
-
-
-def _json(value: JsonRecord | dict[str, Any]) -> Response:
-    raw = value.to_json() if isinstance(value, JsonRecord) else value
-    return JSONResponse(jsonable(raw), headers=SAFE)
+RECORDS = (AuditRecord, AuditPage, PipelineEntry, DecodedId)
+"""What the endpoints answer."""
+LIMITS = {"max_page_rows": MAX_PAGE, "max_export_rows": MAX_EXPORT_ROWS}
 
 
 def _download(blocks: Any, kind: Format, name: str) -> Response:

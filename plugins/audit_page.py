@@ -19,12 +19,13 @@ from markupsafe import Markup
 
 from plugins import audit_charts as charts
 from plugins.access import PredictionsReader, ReadablePipeline, SettingsDep, WiringDep, require_predictions
-from plugins.audit_api import API, ExplainDep, checked_moment, wants_explanation
+from plugins.audit_api import ExplainDep, wants_explanation
 from plugins.explaining import Explain
 from plugins.exports import MAX_EXPORT_ROWS
 from plugins.links import PAGES
 from plugins.problems import status_of
 from plugins.rendering import PAGE_POLICY, html_page
+from plugins.rest import API, checked_moment
 from tasks.audit import AuditFilter, AuditRecord, InvalidQuery
 from tasks.audit.query import check_id
 from tasks.core.errors import PenstockError

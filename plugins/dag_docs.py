@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.core.report_style import percent
 from tasks.core.spec import PipelineSpec
 
 STEPS: dict[str, str] = {
@@ -20,6 +21,10 @@ STEPS: dict[str, str] = {
     "register_model": "Registers the model in MLflow as challenger, with its snapshot, feature version and verdict.",
     "canary_model": "Compares challenger and champion on labelled days after the validation window, on the same "
     "rows. `fail` ends the run; `inconclusive` keeps the champion and skips the promotion.",
+    "begin_ramp": "Gives the first share of `canary.ramp` of the entities the challenger's predictions; the monitor goes on "
+    "from there. Skipped without a champion to stand beside; the promotion is then not put off.",
+    "advance_ramp": "Looks at the exposed challenger: withdraws and bars it when it does harm, holds it while too little is "
+    "known, gives it the next share, and after the last one lets it be promoted. Skipped when nothing is exposed.",
     "approve": "Waits for a person to approve the promotion, with the evidence in the question (Required Actions). "
     "No answer in time counts as Reject.",
     "promote_model": "Loads the challenger, scores its golden rows, and moves the champion by compare-and-swap on "
@@ -87,6 +92,9 @@ FIELDS: dict[str, tuple[str, str]] = {
 def train_doc(spec: PipelineSpec) -> str:
     """Markdown of `<name>.train`."""
     mode = "asks a person before it promotes" if spec.promotion.mode == "approval" else "promotes by itself"
+    if spec.canary.ramp:
+        shares = ", ".join(map(percent, spec.canary.ramp))
+        mode += f", after exposing the challenger to {shares} of the entities"
     return f"""### {spec.name}.train
 
 {spec.description}

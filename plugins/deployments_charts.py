@@ -19,8 +19,9 @@ _WIDTH, _LEFT, _RIGHT = 980, 14, 14
 _TOP, _BAR, _MARKS, _AXIS = 16, 40, 34, 30
 _LEAST = 3.0
 """Narrowest bar in pixels: a version that was live for a minute of a year is still seen."""
+_LETTER = 11.0
 _COLOURS = ("s1", "s2", "s3", "s4", "s5")
-_LETTERS = {"bar": "B", "unbar": "U", "revert": "A", "reject": "R"}
+_LETTERS = {"expose": "E", "withdraw": "W", "bar": "B", "unbar": "U", "revert": "A", "reject": "R"}
 
 
 def timeline(spans: Sequence[Span], marks: Sequence[DeploymentEvent], now: datetime) -> str:
@@ -65,13 +66,15 @@ def timeline(spans: Sequence[Span], marks: Sequence[DeploymentEvent], now: datet
             )
         parts.append("</g>")
     floor = _TOP + _BAR
+    letter = 0.0
     for mark in marks:
         at = x(mark.at_utc)
+        letter = max(at, letter + _LETTER)  # of one moment side by side
         words = f"{mark.kind} of version {mark.version}, {mark.at_utc:%Y-%m-%d %H:%M} UTC, by {mark.actor}: {mark.reason}"
         parts.append(
             f'<g class="mark"><title>{escape(words)}</title>'
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{floor + 2}" y2="{floor + 12}" class="axis"/>'
-            f'<text x="{at:.1f}" y="{floor + 25}" text-anchor="middle">'
+            f'<text x="{letter:.1f}" y="{floor + 25}" text-anchor="middle">'
             f"{escape(_LETTERS.get(mark.kind, mark.kind[:1].upper()))}</text></g>"
         )
     base = height - _AXIS + 6

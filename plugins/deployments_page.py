@@ -1,7 +1,7 @@
 """The deployments page in Airflow's UI: what is live and was, on what evidence, and the buttons that change it.
 
 Reading needs what Airflow asks for the runs of `<pipeline>.train`. The buttons are shown to, and work for, whoever may
-trigger `<pipeline>.train` (promote) or `<pipeline>.rollback` (roll back, bar, unbar). A form names the version that its
+trigger `<pipeline>.train` (promote) or `<pipeline>.rollback` (roll back, withdraw, bar, unbar). A form names the version that its
 page showed as live: if something else is live by then, nothing moves and the page says so.
 
 A browser sends Airflow's cookie by itself, so a form of another site must not count: what changes something needs a
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_authenticated
@@ -21,7 +21,7 @@ from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from plugins.access import PIPELINE, SettingsDep, WiringDep
+from plugins.access import PIPELINE, SettingsDep, WiringDep, sent_by_own_origin
 from plugins.deployments_charts import legend, timeline
 from plugins.links import PAGES
 from plugins.problems import status_of
@@ -33,7 +33,15 @@ from tasks.core.settings import Settings
 POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'")
 _BODY = 10_000
 _REASON = 400
-_KINDS = {"promote": "train", "rollback": "rollback", "bar": "rollback", "unbar": "rollback"}
+DAG_KINDS = ("train", "score", "monitor", "rollback")
+"""Of a pipeline's DAGs, whose names are `<pipeline>.<kind>`."""
+_KINDS = {
+    "promote": "train",
+    "rollback": "rollback",
+    "withdraw": "rollback",
+    "bar": "rollback",
+    "unbar": "rollback",
+}
 """What a form does -> the DAG that one must be allowed to trigger."""
 
 
@@ -64,17 +72,8 @@ def readable(request: Request, user: GetUserDep, pipeline: Annotated[str, Path()
 
 
 def own_origin(request: Request) -> None:
-    """Raises `HTTPException` with status 403 for a request that a page of another origin may have made.
-
-    Source: OWASP, "Cross-Site Request Forgery Prevention", on fetch metadata and verifying the origin.
-    """
-    if request.headers.get("authorization", "").lower().startswith("bearer "):
-        return  # no browser adds it by itself, as it does Basic and Negotiate, beside which Airflow reads the cookie
-    site = request.headers.get("sec-fetch-site")
-    if site is not None:
-        if site == "same-origin":
-            return
-    elif urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host"):
+    """Raises `HTTPException` with status 403 for a request that a page of another origin may have made."""
+    if sent_by_own_origin(request):
         return
     raise HTTPException(
         403, "This form was sent by a page of another site: open the deployments page and use its form"
@@ -88,6 +87,7 @@ def add_deployment_pages(app: FastAPI) -> None:
     """Add the routes below `/deployments`."""
     login = [Depends(requires_authenticated())]
     app.add_api_route("/deployments/", every, dependencies=login, response_class=HTMLResponse)
+    app.add_api_route("/deployments/dag/{dag_id}", of_dag, dependencies=login, response_class=HTMLResponse)
     app.add_api_route("/deployments/{pipeline}", one, dependencies=login, response_class=HTMLResponse)
     app.add_api_route(
         "/deployments/{pipeline}",
@@ -123,6 +123,21 @@ def one(
 ) -> Response:
     """One pipeline: live version, timeline, canary, verdicts, versions with their buttons, the log."""
     return _page(request, settings, wiring, user, pipeline)
+
+
+def of_dag(
+    request: Request, settings: SettingsDep, wiring: WiringDep, user: GetUserDep, dag_id: str
+) -> Response:
+    """The page of the pipeline that a DAG belongs to; another DAG has none and says so."""
+    from tasks.core import pipeline_names
+
+    pipeline, _, kind = dag_id.rpartition(".")
+    if kind in DAG_KINDS and PIPELINE.fullmatch(pipeline):
+        readable(request, user, pipeline)
+        if pipeline in pipeline_names(settings):
+            return _page(request, settings, wiring, user, pipeline)
+    lines = ["This DAG belongs to no pipeline, so it deploys nothing."]
+    return html_page(request, "Deployments", "message.html", subtitle=dag_id[:250], lines=lines)
 
 
 async def act(
@@ -181,6 +196,8 @@ def _do(
         wiring.promote_model(settings, pipeline, version=version, expected=live, **who)
     elif kind == "rollback":
         wiring.rollback_model(settings, pipeline, expected=live, to_version=version, **who)
+    elif kind == "withdraw":
+        wiring.withdraw_model(settings, pipeline, **who)
     elif kind == "bar":
         wiring.bar_model(settings, pipeline, version=version, **who)
     else:

@@ -20,7 +20,6 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from plugins.access import PIPELINE, SettingsDep, WiringDep, read_settings, read_wiring
-from plugins.audit_api import API, create_api
 from plugins.audit_page import add_audit_pages
 from plugins.deployments_page import add_deployment_pages
 from plugins.links import PAGES
@@ -33,6 +32,7 @@ from plugins.rendering import (
     refusal,
     said,
 )
+from plugins.rest_api import API, create_api
 from tasks.core.errors import PenstockError
 
 __all__ = ["PAGES", "create_app", "read_settings", "read_wiring"]

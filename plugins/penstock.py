@@ -1,4 +1,4 @@
-"""The Airflow plugin: pages of evidence and audit under `/penstock`, tabs on every DAG run, entries in the navigation.
+"""The Airflow plugin: pages of evidence and audit under `/penstock`, tabs on every DAG and DAG run, entries in the navigation.
 
 Registered by the entry point `airflow.plugins`. Airflow loads it in every process, so the web application behind
 the pages is only built where it is asked for: in the API server.
@@ -41,6 +41,18 @@ class PenstockPlugin(AirflowPlugin):
             "url_route": "penstock-evidence",
         },
         {"name": "Deployments", "href": f"{PREFIX}/deployments/", "destination": "nav", "category": "browse"},
+        {
+            "name": "Deployments",
+            "href": f"{PREFIX}/deployments/dag/{{DAG_ID}}",
+            "destination": "dag",
+            "url_route": "penstock-deployments",
+        },
+        {
+            "name": "Deployments",
+            "href": f"{PREFIX}/deployments/dag/{{DAG_ID}}",
+            "destination": "dag_run",
+            "url_route": "penstock-run-deployments",
+        },
         {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
         {
             "name": "Audit",

@@ -137,20 +137,27 @@ def train_dag(spec: PipelineSpec) -> DAG:
             asked = spec.promotion.mode == "approval"
             approve = _approval(spec, register, evaluate, gate, canary) if asked else None
             answer = {name: approve.output[name] for name in ("actor", "reason")} if approve else {}
+            chosen = {
+                "version": register.output["version"],
+                "expected": canary.output["champion_version"],
+                **answer,
+            }
+            said = () if asked else ("actor", "reason")
+            expose = (
+                _step(spec, "expose", "begin_ramp", chosen, from_run=said, canary=canary.output)
+                if spec.canary.ramp
+                else None
+            )
             promote = _step(
                 spec,
                 "promote",
                 "promote_model",
-                {
-                    "version": register.output["version"],
-                    "expected": canary.output["champion_version"],
-                    **answer,
-                },
-                from_run=() if asked else ("actor", "reason"),
-                canary=canary.output,
+                chosen,
+                from_run=said,
+                canary=(expose or canary).output,
                 outlets=[champion_asset(spec)],
             )
-            last = [canary, approve, promote] if asked else [canary, promote]
+            last = [task for task in (canary, approve, expose, promote) if task is not None]
         chain(snapshot, validate, train, evaluate, gate, register, *last)
     return dag
 
@@ -191,10 +198,27 @@ def monitor_dag(spec: PipelineSpec) -> DAG:
         decide = _step(spec, "decide", "decide_window", window)
         report = _step(spec, "report", "report_window", window)
         chain(measure, labels, decide, report)
+        if spec.canary.ramp:
+            chain(decide, *_ramp(spec))
         if "drift" in spec.training.triggers:
             chain(decide, _due(spec, "drift", window))
         _step(spec, "archive", "archive_explanations", from_params=("as_of",))
     return dag
+
+
+def _ramp(spec: PipelineSpec) -> tuple[PenstockStepOperator, PenstockStepOperator]:
+    """The tasks that look after an exposed challenger, and promote it after its last share."""
+    ramp = _step(spec, "ramp", "advance_ramp", from_params=("as_of",))
+    chosen = {
+        "version": ramp.output["version"],
+        "expected": ramp.output["champion_version"],
+        "actor": "canary ramp",
+        "reason": f"Came through the exposures of canary.ramp in {spec.name}.monitor.",
+    }
+    promote = _step(
+        spec, "promote", "promote_model", chosen, canary=ramp.output, outlets=[champion_asset(spec)]
+    )
+    return ramp, promote
 
 
 def watch_dag(spec: PipelineSpec) -> DAG:

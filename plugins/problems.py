@@ -13,7 +13,15 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from tasks.audit.query import InvalidQuery
-from tasks.core.errors import Expired, NotFound, OutcomeUnknown, PenstockError, TerminalError, TransientError
+from tasks.core.errors import (
+    Expired,
+    NotFound,
+    OutcomeUnknown,
+    PenstockError,
+    PromotionConflict,
+    TerminalError,
+    TransientError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +31,15 @@ MEDIA_TYPE = "application/problem+json"
 
 class TooManyRows(TerminalError):
     """An export would have more rows than one answer may."""
+
+
+class Refused(HTTPException):
+    """403 with words of its own: what to ask for."""
+
+    def __init__(self, kind: str, what: str, fix: str) -> None:
+        super().__init__(403, what)
+        self.kind = kind
+        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,8 @@ def status_of(error: PenstockError) -> int:
         return 400
     if isinstance(error, TooManyRows):
         return 413
+    if isinstance(error, PromotionConflict):
+        return 409
     if isinstance(error, NotFound):
         return 410 if isinstance(error, Expired) else 404
     if isinstance(error, TransientError | OutcomeUnknown):
@@ -68,34 +87,40 @@ def _ours(_request: Request, error: Exception) -> Response:
     assert isinstance(error, PenstockError)
     status = status_of(error)
     if status >= 500:
-        log.warning("Audit API: %s", error)
+        log.warning("API: %s", error)
     return problem(status, type(error).__name__, error.what, error.which, error.fix)
 
 
 def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
-    which = ".".join(str(part) for part in first["loc"][1:]) or "request"
-    return problem(400, "InvalidQuery", first["msg"], which, "see openapi.json for what is accepted")
+    which = ".".join(str(part) for part in first["loc"][1:]) or first["loc"][0]
+    status, kind = (422, "InvalidBody") if first["loc"][0] == "body" else (400, "InvalidQuery")
+    return problem(status, kind, first["msg"], which, "see openapi.json for what is accepted")
 
 
 _REFUSALS = {
     401: ("NotLoggedIn", "get a token from POST /auth/token and send it as Authorization: Bearer"),
-    403: ("NoAccess", "ask for read access to the runs of <pipeline>.score"),
+    403: (
+        "NoAccess",
+        "ask for read access to the runs of <pipeline>.score, or get a new token if yours is too old",
+    ),
     404: ("NotFound", "see openapi.json for what there is"),
-    405: ("MethodNotAllowed", "use GET"),
+    405: ("MethodNotAllowed", "see openapi.json for what may be done there"),
 }
 
 
 def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException | StarletteHTTPException)
     kind, fix = _REFUSALS.get(error.status_code, (HTTPStatus(error.status_code).phrase.replace(" ", ""), ""))
+    if isinstance(error, Refused):
+        kind, fix = error.kind, error.fix
     headers = dict(error.headers or {})
     return problem(error.status_code, kind, str(error.detail), "", fix, headers)
 
 
 def _unexpected(_request: Request, error: Exception) -> Response:
-    log.error("Audit API", exc_info=error)
+    log.error("API", exc_info=error)
     return problem(500, "InternalError", "the server failed", "", "see the API server's log")
 
 

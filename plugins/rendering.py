@@ -17,7 +17,7 @@ from plugins.evidence_view import facts, link_label, reason_groups
 from plugins.links import PAGES
 from plugins.problems import headers_of, status_of
 from tasks.core.errors import PenstockError
-from tasks.core.report_style import page
+from tasks.core.report_style import page, percent
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,13 @@ def links_in(raw: Any, *, framed: bool) -> list[dict[str, Any]]:
     return found
 
 
-_templates.filters |= {"badge": badge, "said": said, "facts": facts, "reason_groups": reason_groups}
+_templates.filters |= {
+    "percent": percent,
+    "badge": badge,
+    "said": said,
+    "facts": facts,
+    "reason_groups": reason_groups,
+}
 
 
 def html_page(
@@ -156,6 +162,7 @@ def refusal(request: Request, error: Exception) -> Response:
 _TITLES = {
     400: "This cannot be asked",
     404: "Not found",
+    409: "Something else is live",
     410: "Expired",
     500: "Stored data cannot be used",
     503: "Not available now",

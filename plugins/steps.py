@@ -111,7 +111,7 @@ def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> d
 
     Raises:
         AirflowSkipException: There was nothing to do; everything downstream is skipped too.
-        AirflowFailException: The canary found the challenger worse than the champion.
+        AirflowFailException: The canary found the challenger worse than the champion, or its exposure did harm.
     """
     operator.log.info("Done: %s", in_words(result) or "nothing to report")
     for name, url in operator.links.items():
@@ -129,6 +129,12 @@ def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> d
                 context["ti"].xcom_push(key=key, value=value)
             raise AirflowFailException(f"The canary refused the challenger; the champion stays. {why}")
         operator.log.warning("The canary did not decide; the champion stays. %s", why)
+    if result.get("outcome") == "withdrawn":
+        for key, value in result.items():
+            context["ti"].xcom_push(key=key, value=value)
+        raise AirflowFailException(
+            f"The exposed challenger was withdrawn and barred; the champion stays. {_reasons(result)}"
+        )
     for asset in operator.outlets or ():
         context["outlet_events"][asset].extra = {
             key: value for key, value in result.items() if isinstance(value, str | int | float | bool)
@@ -139,7 +145,7 @@ def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> d
 def require_promotable(canary: Mapping[str, Any] | None, log: Any) -> None:
     """Raise `AirflowSkipException` with the canary's reasons, logged, when it does not allow a promotion."""
     if canary and canary.get("outcome") not in PROCEED:
-        why = f"Not promoted: the canary is {canary.get('outcome')}; the champion stays. {_reasons(canary)}".strip()
+        why = f"Not promoted: the outcome is {canary.get('outcome')}; the champion stays. {_reasons(canary)}".strip()
         log.warning("%s", why)
         raise AirflowSkipException(why)
 

@@ -1,6 +1,6 @@
-"""Publish the audit store's data contract: write docs/contracts from the code.
+"""Publish the data contracts of the audit store and of the delivery API: write docs/contracts from the code.
 
-Run it after a change of `AuditRecord` or of the audit table: `.penstock/venv/bin/python scripts/contract.py`. A test
+Run it after a change of `AuditRecord`, of the audit table or of the delivery API's records: `.penstock/venv/bin/python scripts/contract.py`. A test
 fails until it was run. It refuses what breaks a published document: docs/audit.md has the rule.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tasks.audit.contract import ContractBroken, publish
+from tasks.audit.contract import ContractBroken, documents, publish
+from tasks.wiring.delivery_contract import delivery_documents
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "contracts"
 
 
 def main() -> None:
     try:
-        changed = publish(FOLDER)
+        changed = publish(FOLDER, {**documents(), **delivery_documents()})
     except ContractBroken as error:
         sys.exit(str(error))
     lines = [f"wrote docs/contracts/{name}" for name in changed] or ["the published contract is up to date"]

@@ -14,6 +14,12 @@ from tasks.core import PipelineSpec, Settings, load_pipeline
 TOY_PROJECT = Path(__file__).parent / "toy_project"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, the tests of a folder share a process, and so the services that its conftest.py starts."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
     """Commands and libraries configure logging for their process; the test's process gets its own back."""

@@ -14,7 +14,7 @@ import inspect
 import json
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
@@ -63,10 +63,13 @@ def documents() -> dict[str, dict[str, Any]]:
     }
 
 
-def record_schema(record: type[JsonRecord]) -> dict[str, Any]:
+def record_schema(
+    record: type[JsonRecord], facts: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The JSON Schema of a record class, as its `to_json` writes it; other records are `$ref`s into `$defs`.
 
-    A field without a default is required. Fields that are unknown to the schema are allowed: they may come later.
+    A field without a default is required. Fields that are unknown to the schema are allowed: they may come later. `facts`
+    are what the types of fields do not say, by the field's name.
     """
     assert dataclasses.is_dataclass(record)
     hints, said = get_type_hints(record), field_descriptions(record)
@@ -74,7 +77,7 @@ def record_schema(record: type[JsonRecord]) -> dict[str, Any]:
     for field in dataclasses.fields(record):
         properties[field.name] = {
             **_schema_of(hints[field.name]),
-            **_FACTS.get(field.name, {}),
+            **(_FACTS if facts is None else facts).get(field.name, {}),
             "description": said.get(field.name, ""),
         }
         if field.name in _ALWAYS_THERE or (
@@ -154,8 +157,9 @@ def publish(folder: Path, made: dict[str, dict[str, Any]] | None = None) -> list
             raise ContractBroken(
                 "; ".join(problems),
                 which=str(path),
-                fix="keep what was published, or raise the major part of SCHEMA_VERSION (tasks/audit/record.py) or "
-                "TABLE_VERSION (tasks/audit/contract.py); for an addition the minor part",
+                fix="keep what was published, or raise the major part of SCHEMA_VERSION (tasks/audit/record.py), "
+                "TABLE_VERSION (tasks/audit/contract.py) or DELIVERY_VERSION (tasks/wiring/delivery_contract.py); for an "
+                "addition the minor part",
             )
         if published != document:
             changed.append(name)
@@ -206,6 +210,8 @@ def _schema_of(hint: Any) -> dict[str, Any]:
     if origin in (Union, types.UnionType):
         (inner,) = [one for one in arguments if one is not type(None)]
         schema = _schema_of(inner)
+        if "$ref" in schema:
+            return {"anyOf": [schema, {"type": "null"}]}
         return {**schema, "type": [schema["type"], "null"]}
     if origin is tuple:
         return {"type": "array", "items": _schema_of(arguments[0])}
@@ -276,6 +282,8 @@ def _column_breaks(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _types(schema: dict[str, Any]) -> set[str]:
+    if "anyOf" in schema:
+        return set().union(*(_types(one) for one in schema["anyOf"]))
     found = schema.get("type", schema.get("$ref"))
     return {found} if isinstance(found, str) else set(found or ())
 

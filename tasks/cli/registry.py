@@ -126,6 +126,90 @@ def registry_rollback(
     )
 
 
+@registry.command("begin-ramp")
+def registry_begin_ramp(
+    pipeline: Pipeline,
+    version: Version,
+    actor: Actor,
+    reason: Reason,
+    replacing: Annotated[
+        int | None,
+        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Expose a challenger to the first share of canary.ramp, as NAME.train does after its canary."""
+    run("begin_ramp", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
+
+
+@registry.command("expose")
+def registry_expose(
+    pipeline: Pipeline,
+    version: Version,
+    actor: Actor,
+    reason: Reason,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of entities, above 0 and below 1; default: the next of canary.ramp.",
+            show_default=False,
+        ),
+    ] = None,
+    replacing: Annotated[
+        int | None,
+        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give a share of the entities the predictions of a challenger; the champion stays what is live."""
+    run(
+        "expose_model",
+        pipeline,
+        as_json,
+        version=version,
+        share=share,
+        expected=replacing,
+        actor=actor,
+        reason=reason,
+    )
+
+
+@registry.command("withdraw")
+def registry_withdraw(
+    pipeline: Pipeline,
+    actor: Actor,
+    reason: Reason,
+    bar: Annotated[
+        bool, typer.Option("--bar", help="Also forbid its promotion until somebody unbars it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """End the exposure of a challenger: everybody gets the champion's predictions again."""
+    run("withdraw_model", pipeline, as_json, actor=actor, reason=reason, bar=bar)
+
+
+@registry.command("ramp")
+def registry_ramp(pipeline: Pipeline, as_json: Json = False) -> None:
+    """What is exposed, what was seen of it, and the steps so far."""
+    run("ramp_status", pipeline, as_json)
+
+
+@registry.command("advance")
+def registry_advance(
+    pipeline: Pipeline,
+    as_of: Annotated[
+        str | None,
+        typer.Option(help="Count only labels known by this day; default: today.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at the exposed challenger now: withdraw, hold, or give it the next share, as the monitor does.
+
+    After the last share it says `pass`; promote it then.
+    """
+    run("advance_ramp", pipeline, as_json, as_of=as_of)
+
+
 @registry.command("blast-radius")
 def registry_blast_radius(pipeline: Pipeline, version: Version, as_json: Json = False) -> None:
     """Which predictions of a version were published, and which of them readers still see."""

@@ -188,3 +188,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     step = min((m * magnitude for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-6)
     return [round(n * step, 10) + 0.0 for n in range(first, last + 1)]
+
+
+def percent(share: float) -> str:
+    """`1 %`, `0.5 %`: three digits of a share of 0 to 1."""
+    return f"{100 * share:.3g} %"

@@ -223,6 +223,20 @@ class CanarySpec(_Record):
     alpha: float = Field(0.025, gt=0, lt=0.5)
     slice_share: Share = 1.0
     """Share of entities, by hash, that the challenger scores."""
+    ramp: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of entities that get the challenger's predictions, one after the other, before it is promoted."""
+    ramp_days: int = Field(1, ge=1)
+    """Published and labelled days that each share needs before the next."""
+    max_error_share: Share = 0.001
+    """Of the exposed rows: more that only the champion could score end the exposure."""
+    max_latency_ratio: float = Field(3.0, gt=1)
+    """Seconds a row, challenger over champion on the same rows: more end the exposure."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanarySpec:
+        if list(self.ramp) != sorted(set(self.ramp)):
+            raise ValueError(f"ramp {list(self.ramp)} must rise from share to share")
+        return self
 
 
 class PromotionSpec(_Record):

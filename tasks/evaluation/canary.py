@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from tasks.core import Clock, Finding, PipelineSpec, Settings, Snapshot, Verdict, iso_utc, open_store, utc_now
 from tasks.core.errors import DataError
 from tasks.core.ids import canonical_json, digest_json
+from tasks.core.intervals import share_at_least
 from tasks.evaluation import metrics
 from tasks.evaluation.records import CanaryBound, CanaryDay
 
@@ -139,6 +142,10 @@ def compare_canary(
         if not fine and not worse:
             findings.append(_outlook(spec, usable))
         findings.extend(_day_shocks(spec, usable, outcome))
+    unscored = _unscored(spec, usable)
+    findings.extend(unscored)
+    if any(item.status == "fail" for item in unscored):
+        outcome = "fail"
     return Verdict(
         gate="canary",
         pipeline=spec.name,
@@ -197,6 +204,26 @@ def _days_finding(ordered: Sequence[CanaryDay], usable: Sequence[CanaryDay], hor
         value=float(len(usable)),
         limit=float(MIN_DAYS),
     )
+
+
+def _unscored(spec: PipelineSpec, usable: Sequence[CanaryDay]) -> list[Finding]:
+    """Rows that the challenger could not score: surely more than `canary.max_error_share` of them are a refusal."""
+    errors, rows = sum(item.challenger_errors for item in usable), sum(item.rows for item in usable)
+    if not errors:
+        return []
+    limit = spec.canary.max_error_share
+    surely = share_at_least(errors, rows, spec.canary.alpha)
+    example = next(item.error_example for item in usable if item.challenger_errors)
+    return [
+        Finding(
+            "unscored_rows",
+            "fail" if surely > limit else "warn",
+            f"the challenger could not score {errors:,} of {rows:,} rows, for example: {example or 'no number'}; each "
+            "counts as its worst prediction",
+            value=errors / rows,
+            limit=limit,
+        )
+    ]
 
 
 def _day_shocks(spec: PipelineSpec, usable: Sequence[CanaryDay], outcome: str) -> list[Finding]:
@@ -274,7 +301,7 @@ def run_canary(
     from tasks.core.partitions import read_partition
     from tasks.core.rows import entity_column
     from tasks.core.sampling import in_slice
-    from tasks.evaluation.scoring import labels_of, load_scorer, score_inputs
+    from tasks.evaluation.scoring import labels_of, load_scorer, score_or_nan
 
     if spec.label.column not in dict(snapshot.schema):
         raise DataError(
@@ -305,10 +332,23 @@ def run_canary(
         if not known.any():
             log.info("canary: %s has no labelled row in the slice", partition.day)
             continue
-        found = paired_day(
-            partition.day,
-            _losses(labels[known], score_inputs(challenger, rows, spec)[known]),
-            _losses(labels[known], score_inputs(champion, rows, spec)[known]),
+        if not days:  # what a first call costs once is no part of the seconds
+            for scorer in (challenger, champion):
+                score_or_nan(scorer, rows.slice(0, MIN_DAY_ROWS), spec)
+        losses, seconds, failed, reasons = [], [], [], []
+        for scorer in (challenger, champion):
+            started = time.process_time()
+            scores, reason = score_or_nan(scorer, rows, spec)
+            seconds.append(time.process_time() - started)
+            failed.append(int((~np.isfinite(scores[known])).sum()))
+            losses.append(_losses(labels[known], scores[known]))
+            reasons.append(reason)
+        found = replace(
+            paired_day(partition.day, *losses),
+            challenger_seconds=round(seconds[0], 5) if not any(failed) else None,
+            champion_seconds=round(seconds[1], 5) if not any(failed) else None,
+            challenger_errors=failed[0],
+            error_example=reasons[0],
         )
         days.append(found)
         log.info(
@@ -346,8 +386,6 @@ def _keep(
     report_key: str,
 ) -> Verdict:
     """Report first, evidence last by exclusive create; a concurrent winner's verdict is adopted."""
-    from dataclasses import replace
-
     from tasks.core.object_store import AlreadyExists
     from tasks.evaluation.report import render_canary
 

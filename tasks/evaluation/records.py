@@ -178,6 +178,12 @@ class CanaryDay(JsonRecord):
     champion_brier: float
     row_spread: float | None = None
     """Standard deviation of the rows' paired differences; None in evidence of earlier releases."""
+    challenger_seconds: float | None = None
+    """CPU-seconds for scoring the day's rows, from source row to probability."""
+    champion_seconds: float | None = None
+    challenger_errors: int = 0
+    """Of `rows`, those that the challenger could not score: each counts as the worst prediction."""
+    error_example: str = ""
 
     @property
     def difference(self) -> float:

@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, PipelineCodeError
 from tasks.evaluation.metrics import FloatArray
 
 if TYPE_CHECKING:
     from tasks.model import Scorer
 
 BoolArray = npt.NDArray[np.bool_]
+
+_BURIED = 200
 
 
 def load_scorer(settings: Settings, spec: PipelineSpec, digest: str) -> Scorer:
@@ -43,6 +45,29 @@ def score_inputs(scorer: Scorer, rows: pa.Table, spec: PipelineSpec) -> FloatArr
     """Calibrated probabilities of source rows, shape (rows,)."""
     encoded = scorer.encode(scorer.features(inputs_of(rows, spec)))
     return np.asarray(scorer.predict(encoded), dtype=np.float64)
+
+
+def score_or_nan(scorer: Scorer, rows: pa.Table, spec: PipelineSpec) -> tuple[FloatArray, str]:
+    """Probabilities of source rows, NaN for those that the model cannot score, and why it could not score the first.
+
+    Failing rows are found by bisection. Once `_BURIED` of them were, what fails is given up as a whole: more cost time
+    and say nothing new.
+    """
+    scores = np.full(rows.num_rows, np.nan)
+    waiting, buried, reason = [(0, rows.num_rows)], 0, ""
+    while waiting:
+        start, stop = waiting.pop()
+        try:
+            scores[start:stop] = score_inputs(scorer, rows.slice(start, stop - start), spec)
+        except (PipelineCodeError, DataError) as error:
+            where = error.which.rsplit("/", 1)[-1]  # of a path its file: the bundle's folder says nothing
+            reason = reason or f"{where} {error.what}".strip().splitlines()[0]
+            if stop - start == 1:
+                buried += 1
+            elif buried < _BURIED:
+                middle = (start + stop) // 2
+                waiting += [(middle, stop), (start, middle)]
+    return scores, reason
 
 
 def labels_of(rows: pa.Table, spec: PipelineSpec) -> tuple[npt.NDArray[np.int8], BoolArray]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         read_predictions,
         visible_rows,
     )
-    from tasks.inference.records import Plan, Published, RunReport, ShardRecord
+    from tasks.inference.records import Exposed, Plan, Published, RunExposure, RunReport, ShardRecord
     from tasks.inference.replaying import Replayed, replay
     from tasks.inference.verification import RunStatus, Verification, status, verify
 
@@ -30,10 +30,12 @@ _HOME = {
     "TombstonedFiles": "erasing",
     "let_go_files": "erasing",
     "tombstone": "erasing",
+    "Exposed": "records",
     "Optimized": "optimizing",
     "Plan": "records",
     "Published": "records",
     "Replayed": "replaying",
+    "RunExposure": "records",
     "RunReport": "records",
     "RunStatus": "verification",
     "ShardRecord": "records",
@@ -57,10 +59,12 @@ _HOME = {
 
 __all__ = [
     "KEPT_OF_PREDICTIONS",
+    "Exposed",
     "Optimized",
     "Plan",
     "Published",
     "Replayed",
+    "RunExposure",
     "RunReport",
     "RunStatus",
     "ShardRecord",

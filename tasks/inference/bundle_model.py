@@ -69,7 +69,9 @@ def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> Sha
         bundle,
         execution=Execution(scoring_device(spec), bfloat16=spec.inference.precision == "bfloat16"),
         compiled=spec.inference.compile,
-        memory_share=_MEMORY_SHARE * min(1.0, spec.inference.gpus_per_worker),
+        memory_share=_MEMORY_SHARE
+        * min(1.0, spec.inference.gpus_per_worker)
+        / (2 if fingerprint.exposed else 1),  # an exposed challenger is loaded beside the champion
     )
     if scorer.feature_version != fingerprint.feature_version:
         raise FingerprintMismatch(

@@ -12,9 +12,10 @@ from tasks.core.errors import ConfigError, DataError, FingerprintMismatch, NotFo
 from tasks.core.ids import canonical_json
 from tasks.core.object_store import AlreadyExists, ObjectStore, open_store
 from tasks.core.records import PartitionFile, Snapshot
+from tasks.core.report_style import percent
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
-from tasks.inference.records import Fingerprint, Plan, ShardPlan, plan_key, read_plan
+from tasks.inference.records import Exposed, Fingerprint, Plan, ShardPlan, plan_key, read_plan
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def plan(
     model_version: int,
     bundle_digest: str,
     feature_version: str,
+    exposed: Exposed | None = None,
     expected_run_id: str | None = None,
     clock: Clock = utc_now,
 ) -> Plan:
@@ -44,6 +46,7 @@ def plan(
         model_version: Version in the registry.
         bundle_digest: Digest of that version's bundle, 64 hex digits.
         feature_version: `FeatureCode.version` of the bundle.
+        exposed: A challenger that scores its share of the entities beside this model.
         expected_run_id: The run that the caller means to continue, when it retries.
         clock: The time.
 
@@ -65,6 +68,7 @@ def plan(
         bundle_digest=bundle_digest,
         feature_version=feature_version,
         scoring_config=scoring_config(spec),
+        exposed=exposed,
     )
     identity = run_id_of(fingerprint)
     if expected_run_id is not None and expected_run_id != identity:
@@ -98,14 +102,21 @@ def create_plan(store: ObjectStore, made: Plan) -> Plan:
         log.info("Run %s was planned at %s; continuing it.", made.run_id, found.created_at_utc)
         return found
     log.info(
-        "Planned run %s: %s rows of %d days in %d shards, model version %d.",
+        "Planned run %s: %s rows of %d days in %d shards, model version %d%s.",
         made.run_id,
         f"{made.rows:,}",
         len(made.days),
         len(made.shards),
         made.fingerprint.model_version,
+        _beside(made.fingerprint.exposed),
     )
     return made
+
+
+def _beside(exposed: Exposed | None) -> str:
+    if exposed is None:
+        return ""
+    return f", version {exposed.model_version} exposed to {percent(exposed.share)} of entities"
 
 
 def check_unchanged(spec: PipelineSpec, planned: Plan) -> None:
@@ -151,6 +162,8 @@ def run_id_of(fingerprint: Fingerprint) -> str:
     config = fingerprint.scoring_config
     if fingerprint.replay_of is not None:
         config = {**config, "replay_of": fingerprint.replay_of, "replay": fingerprint.replay}
+    if fingerprint.exposed is not None:
+        config = {**config, "exposed": fingerprint.exposed.to_json()}
     return ids.run_id(
         pipeline=fingerprint.pipeline,
         snapshot_id=fingerprint.snapshot_id,

@@ -52,6 +52,17 @@ def dead_letter_key(run_id: str, shard: int, attempt: str) -> str:
 
 
 @dataclass(frozen=True)
+class Exposed(JsonRecord):
+    """A challenger that scores a share of the entities of a run in the champion's place."""
+
+    model_version: int
+    bundle_digest: str
+    feature_version: str
+    share: float
+    """Of entities, by hash of their key (`tasks.core.sampling.in_slice`)."""
+
+
+@dataclass(frozen=True)
 class Fingerprint(JsonRecord):
     """Everything that decides what a run's predictions are (I1). `run_id` is its digest."""
 
@@ -65,6 +76,7 @@ class Fingerprint(JsonRecord):
     """The run whose dead letters this run scores again; None for a run that scores a snapshot."""
     replay: int = 0
     """Which replay of that run, from 1."""
+    exposed: Exposed | None = None
 
     def differences(self, other: Fingerprint) -> list[str]:
         """`field: mine != theirs` for every field that differs."""
@@ -126,6 +138,19 @@ class DeadLetter(JsonRecord):
 
 
 @dataclass(frozen=True)
+class ExposedRows(JsonRecord):
+    """What a shard's exposed challenger did."""
+
+    rows: int
+    """Rows of the shard that hold its predictions."""
+    errors: int
+    """Rows of its slice that it could not score: they hold the champion's predictions."""
+    error_examples: tuple[str, ...]
+    cpu_seconds: float
+    """Of the shard's, what the challenger took."""
+
+
+@dataclass(frozen=True)
 class ShardRecord(JsonRecord):
     """The commit of one shard (I2): it exists once, and what it lists is what the run holds."""
 
@@ -151,6 +176,8 @@ class ShardRecord(JsonRecord):
     explained_rows: int = 0
     inexact_explanations: int = 0
     """Explained rows whose attributions leave more than `COMPLETENESS_TOLERANCE` logits unexplained."""
+    exposed: ExposedRows | None = None
+    """None where the run exposes no challenger."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +231,20 @@ class MergeRecord(JsonRecord):
     merges: tuple[Merge, ...]
     started_at_utc: str
     created_at_utc: str
+
+
+@dataclass(frozen=True)
+class RunExposure(JsonRecord):
+    """What a run's exposed challenger did in the shards that are committed."""
+
+    model_version: int
+    share: float
+    rows: int
+    errors: int
+    error_examples: tuple[str, ...]
+    cpu_seconds: float
+    days: dict[str, int]
+    """Source day -> rows that hold the challenger's predictions."""
 
 
 @dataclass(frozen=True)

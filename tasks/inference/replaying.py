@@ -264,6 +264,7 @@ def _fingerprint(parent: Plan, made: ReplayRecord) -> Fingerprint:
         snapshot_id=made.snapshot_id,
         replay_of=parent.run_id,
         replay=made.generation,
+        exposed=None,  # the champion failed on these rows, so that none of them was exposed
     )
 
 

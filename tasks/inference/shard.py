@@ -19,7 +19,14 @@ import pyarrow.parquet as pq
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.crash_points import reached
 from tasks.core.delta import FileName, TableFile
-from tasks.core.errors import ConfigError, DataError, OutcomeUnknown, PenstockError, TransientError
+from tasks.core.errors import (
+    ConfigError,
+    DataError,
+    OutcomeUnknown,
+    PenstockError,
+    TerminalError,
+    TransientError,
+)
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.scored import COMPLETENESS_TOLERANCE, ScoredRows
@@ -28,10 +35,12 @@ from tasks.core.spec import PipelineSpec
 from tasks.core.table_files import AUDIT_GROUP_ROWS, by_event_date, write_table_file
 from tasks.inference.commit import check_fence, commit_shard, discard
 from tasks.inference.deadline import TimeIsUp, interrupted_after
+from tasks.inference.exposing import as_challenger, score_slice
 from tasks.inference.reading import PartitionReader
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,
+    ExposedRows,
     Plan,
     ShardPlan,
     ShardRecord,
@@ -69,22 +78,44 @@ def resolve(reference: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What scoring a shard gave; `scored` and `identity` are None when every row failed."""
+class _Part:
+    """The rows of a shard that one model scored."""
 
-    scored: ScoredRows | None
-    identity: pa.Table | None
+    scored: ScoredRows
+    identity: pa.Table
     """The source's key columns, rows as in `scored`."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What scoring a shard gave."""
+
+    parts: tuple[_Part, ...]
+    """The champion's, then those of an exposed challenger; empty when every row failed."""
     dead: DeadLetters
     profile: dict[str, Any] | None
+    """Of all rows as the champion scored them."""
+    exposed: ExposedRows | None = None
+
+    @property
+    def ids(self) -> PredictionIds:
+        return PredictionIds.concat([part.scored.prediction_ids for part in self.parts])
 
     @property
     def rows(self) -> int:
-        return 0 if self.scored is None else len(self.scored.prediction_ids)
+        return sum(len(part.scored.prediction_ids) for part in self.parts)
 
     @property
     def explained_rows(self) -> int:
-        return 0 if self.scored is None else int(self.scored.explained.sum())
+        return sum(int(part.scored.explained.sum()) for part in self.parts)
+
+    def table(self, rows_of: Callable[[_Part], pa.Table]) -> pa.Table | None:
+        """`rows_of` every part, in order of prediction id; None without any."""
+        tables = [rows_of(part) for part in self.parts]
+        if len(tables) < 2:
+            return tables[0] if tables else None
+        whole = pa.concat_tables(tables).unify_dictionaries()
+        return whole.take(pa.array(self.ids.order()))
 
 
 class ShardWorker:
@@ -125,15 +156,30 @@ class ShardWorker:
         self._reader = PartitionReader(self.store, settings.cache_dir)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead: tuple[int, Future[pa.Table]] | None = None
-        self._model: ShardModel | None = None
+        self._models: dict[str, ShardModel] = {}
+        self._refused: TerminalError | None = None
 
     @property
     def model(self) -> ShardModel:
         """The pinned model."""
-        if self._model is None:
+        return self._loaded(self.plan)
+
+    def _loaded(self, plan: Plan) -> ShardModel:
+        digest = plan.fingerprint.bundle_digest
+        if digest not in self._models:
             load: LoadModel = resolve(self._load_model)
-            self._model = load(self.settings, self.spec, self.plan)
-        return self._model
+            self._models[digest] = load(self.settings, self.spec, plan)
+        return self._models[digest]
+
+    def _challenger(self, plan: Plan) -> ShardModel:
+        """As `_loaded`; a challenger that cannot be loaded is not fetched again for every shard."""
+        if self._refused is not None:
+            raise self._refused
+        try:
+            return self._loaded(plan)
+        except TerminalError as error:
+            self._refused = error
+            raise
 
     def run(self, shard: int, *, then: int | None = None) -> ShardRecord:
         """Score and commit a shard; retries what may pass, up to `inference.shard_attempts` times.
@@ -215,7 +261,8 @@ class ShardWorker:
             node=socket.gethostname(),
             committed_at_utc=iso_utc(self._clock()),
             explained_rows=found.explained_rows,
-            inexact_explanations=self._inexact(found, task),
+            inexact_explanations=sum(self._inexact(part.scored, task) for part in found.parts),
+            exposed=found.exposed,
         )
         pa.default_memory_pool().release_unused()  # a worker's memory is that of one shard, not of its largest one
         return commit_shard(self.store, record, own)
@@ -232,25 +279,41 @@ class ShardWorker:
         batches = score_rows(
             self.model, self.spec, rows, first_row=task.row_start, dead=dead, explain=audited
         )
+        exposed = self.plan.fingerprint.exposed
         if not batches:  # every row failed, within the budget
-            return _Found(None, None, dead, None)
+            return _Found((), dead, None, ExposedRows(0, 0, (), 0.0) if exposed else None)
         features = pa.concat_tables([batch.features for batch in batches])
         profile = self.model.profile(features, np.concatenate([batch.scores for batch in batches]))
-        scored, identity = self._ordered(task, batches, features if audited else features.slice(0, 0))
-        _refuse_duplicates(scored.prediction_ids, which)
-        return _Found(scored, identity, dead, profile)
+        if exposed is None:
+            parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]
+            _refuse_duplicates(parts[0].scored.prediction_ids, which)
+            return _Found(tuple(parts), dead, profile)
+        other = as_challenger(self.plan, exposed)
+        kept, taken, figures = score_slice(
+            lambda: self._challenger(other), self.spec, exposed, rows, first_row=task.row_start,
+            champion=batches, output_names=self.model.output_names, explain=audited, which=which,
+        )  # fmt: skip
+        parts = []
+        for plan, part in ((self.plan, kept), (other, taken)):
+            if sum(len(batch.scores) for batch in part):
+                of_part = pa.concat_tables([batch.features for batch in part])
+                parts.append(self._ordered(task, plan, part, of_part if audited else of_part.slice(0, 0)))
+        found = _Found(tuple(parts), dead, profile, figures)
+        ids = found.ids
+        _refuse_duplicates(ids.take(ids.order()), which)
+        return found
 
-    def _inexact(self, found: _Found, task: ShardPlan) -> int:
+    def _inexact(self, scored: ScoredRows, task: ShardPlan) -> int:
         """How many explained rows have attributions that leave too much unexplained; says so in the log."""
-        if found.scored is None or not found.explained_rows:
+        if not scored.explained.any():
             return 0
-        left = np.abs(found.scored.residual[found.scored.explained])
+        left = np.abs(scored.residual[scored.explained])
         count = int((~(left <= COMPLETENESS_TOLERANCE)).sum())  # NaN is not small
         if count:
             log.warning(
                 "Shard %d: attributions of %d of %d explained rows leave more than %g logits unexplained (up to %.3g): "
                 "%s does not fit this network well.",
-                task.shard, count, len(left), COMPLETENESS_TOLERANCE, float(left.max()), found.scored.explainer,
+                task.shard, count, len(left), COMPLETENESS_TOLERANCE, float(left.max()), scored.explainer,
             )  # fmt: skip
         return count
 
@@ -283,13 +346,13 @@ class ShardWorker:
         return rows
 
     def _ordered(
-        self, task: ShardPlan, batches: Sequence[ScoredBatch], features: pa.Table
-    ) -> tuple[ScoredRows, pa.Table]:
-        """All rows of these batches in order of prediction id, and the source's key columns in the same order.
+        self, task: ShardPlan, plan: Plan, batches: Sequence[ScoredBatch], features: pa.Table
+    ) -> _Part:
+        """All rows of these batches in order of prediction id, scored by the model that `plan` pins.
 
         `features` comes with all of their rows, or with none when nobody wants them.
         """
-        fingerprint = self.plan.fingerprint
+        fingerprint, model = plan.fingerprint, self._loaded(plan)
         ids = PredictionIds.concat([batch.prediction_ids for batch in batches])
         order = ids.order()
         indices = pa.array(order)
@@ -319,33 +382,36 @@ class ShardWorker:
             entity_ids=pa.concat_arrays([batch.entity_ids for batch in batches]).take(indices),
             source_rows=joined("source_rows"),
             scores=joined("scores"),
-            output_names=self.model.output_names,
+            output_names=model.output_names,
             outputs=joined("outputs"),
             features=features.take(indices) if features.num_rows else features,
             explained=explained[order],
             attributions=np.concatenate([batch.attributions for batch in batches])[explained_order],
             base_value=bases[0] if bases else float("nan"),
             residual=joined("residual"),
-            explainer=self.model.explainer,
-            explainer_version=self.model.explainer_version,
-            background_id=self.model.background_id,
+            explainer=model.explainer,
+            explainer_version=model.explainer_version,
+            background_id=model.background_id,
         )
-        return scored, identity
+        return _Part(scored, identity)
 
     def _write_predictions(
         self, found: _Found, task: ShardPlan, attempt: str, own: list[str]
     ) -> tuple[TableFile, ...]:
-        if found.scored is None or found.identity is None:
+        table = found.table(lambda part: prediction_table(part.scored, part.identity, self.spec))
+        if table is None:
             return ()
-        table = prediction_table(found.scored, found.identity, self.spec)
         return self._write(PREDICTIONS, table, task, attempt, PREDICTION_GROUP_ROWS, own)
 
     def _write_audit(
         self, found: _Found, task: ShardPlan, attempt: str, own: list[str]
     ) -> tuple[TableFile, ...]:
-        if found.scored is None or self._audit_table is None:
+        rows_of = self._audit_table
+        if rows_of is None:
             return ()
-        table = self._audit_table(self.store, found.scored)
+        table = found.table(lambda part: rows_of(self.store, part.scored))
+        if table is None:
+            return ()
         return self._write(AUDIT, table, task, attempt, AUDIT_GROUP_ROWS, own)
 
     def _write(

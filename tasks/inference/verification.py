@@ -20,12 +20,14 @@ from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.inference.commit import newest_token
+from tasks.inference.exposing import run_exposure
 from tasks.inference.merged import current_files
 from tasks.inference.publishing import application_id, roots_of
 from tasks.inference.records import (
     AUDIT,
     PREDICTIONS,
     Plan,
+    RunExposure,
     ShardRecord,
     attempt_key,
     committed_shards,
@@ -94,6 +96,7 @@ class RunStatus(JsonRecord):
     rows_replayed: int
     """Of the dead letters, those that replays scored since."""
     by_node: tuple[NodeShare, ...]
+    exposed: RunExposure | None = None
 
     def line(self) -> str:
         """The run in one line, with a bar."""
@@ -204,6 +207,7 @@ def status(settings: Settings, spec: PipelineSpec, run_id: str) -> RunStatus:
         replays=len(replays),
         rows_replayed=sum(marker.rows for marker in markers if marker is not None),
         by_node=by_node,
+        exposed=run_exposure(planned.fingerprint, records),
     )
 
 

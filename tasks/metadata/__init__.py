@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.metadata.records import (
     AuditAction,
+    CanaryStep,
     DagLink,
     DeploymentEvent,
     MetricPoint,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuditAction",
+    "CanaryStep",
     "DagLink",
     "DeploymentEvent",
     "MetadataStore",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from tasks.metadata.access import StorePart, insert_new, owned, owner_values, upsert
 from tasks.metadata.records import (
+    EXPOSURE_KINDS,
     KINDS,
     POINTER_KINDS,
     DeploymentEvent,
@@ -33,6 +34,7 @@ class NewEvent:
     expected_version: int | None
     actor: str
     reason: str
+    share: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -48,6 +50,8 @@ class LogHead:
     live: DeploymentEvent | None
     """The event that made the live version live."""
     barred: frozenset[int]
+    exposed: DeploymentEvent | None = None
+    """The `expose` that holds: nothing has ended it since."""
 
 
 class Deployments(StorePart):
@@ -106,17 +110,22 @@ class Deployments(StorePart):
         *,
         kinds: Collection[str] | None = None,
         since: datetime | None = None,
+        until: datetime | None = None,
         before: int | None = None,
         limit: int | None = None,
     ) -> list[DeploymentEvent]:
-        """Events, newest first; with `before`, those with a smaller id."""
+        """Events from `since` to before `until`, newest first; with `before`, those with a smaller id."""
         table = deployment_events
         query = select(table).where(owned(table, of))
         if kinds is not None:
             query = query.where(table.c.kind.in_(list(kinds)))
         if since is not None:
-            # the order is that of event_id, as time never runs backwards; said so, SQLite seeks to `since` as well
-            query = query.where(table.c.at_utc >= since).order_by(table.c.at_utc.desc())
+            query = query.where(table.c.at_utc >= since)
+        if until is not None:
+            query = query.where(table.c.at_utc < until)
+        if since is not None or until is not None:
+            # the order is that of event_id, as time never runs backwards; said so, SQLite seeks to the bounds as well
+            query = query.order_by(table.c.at_utc.desc())
         if before is not None:
             query = query.where(table.c.event_id < before)
         query = query.order_by(table.c.event_id.desc())
@@ -186,7 +195,15 @@ class Deployments(StorePart):
         )
         last_mark = {row.version: row.kind for row in marks}
         barred = frozenset(version for version, kind in last_mark.items() if kind == "bar")
-        return LogHead(newest or 0, self._live(connection, of), barred)
+        return LogHead(newest or 0, self._live(connection, of), barred, self._exposed(connection, of))
+
+    def _exposed(self, connection: Connection, of: Owner) -> DeploymentEvent | None:
+        table = deployment_events
+        query = select(table).where(
+            owned(table, of), or_(table.c.moves_pointer.is_(True), table.c.kind.in_(EXPOSURE_KINDS))
+        )
+        row = connection.execute(query.order_by(table.c.event_id.desc()).limit(1)).first()
+        return _event(row) if row and row.kind == "expose" else None
 
     def _live(
         self, connection: Connection, of: Owner, *, until: datetime | None = None

@@ -10,7 +10,9 @@ from tasks.core.records import JsonRecord, Verdict
 
 POINTER_KINDS = ("promote", "rollback", "adopt")
 """Kinds of deployment event that move the champion."""
-KINDS = (*POINTER_KINDS, "bar", "unbar", "revert", "reject")
+EXPOSURE_KINDS = ("expose", "withdraw")
+"""Kinds that begin, change or end the exposure of a challenger; a move of the champion ends it as well."""
+KINDS = (*POINTER_KINDS, *EXPOSURE_KINDS, "bar", "unbar", "revert", "reject")
 """All kinds; `revert`: an alias moved by hand in MLflow was put back; `reject`: a person refused a promotion."""
 
 
@@ -50,6 +52,8 @@ class DeploymentEvent(JsonRecord):
     reason: str
     at_utc: datetime
     """Never before the event in front of it, whatever the writers' clocks say."""
+    share: float | None = None
+    """Of `expose`: the share of entities that get this version's predictions from now on."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,26 @@ class Projection(JsonRecord):
     event_id: int
     """Head of the deployment log that the alias was set for; 0 for an empty log."""
     set_at_utc: datetime
+
+
+@dataclass(frozen=True)
+class CanaryStep(JsonRecord):
+    """One look at an exposed challenger: what was seen, and what followed."""
+
+    exposure: int
+    """Event id of the `expose` that was looked at."""
+    version: int
+    champion_version: int
+    share: float
+    action: str
+    """`hold`, `advance`, `withdraw` or `promote`."""
+    reasons: tuple[str, ...]
+    evidence: dict[str, Any]
+    """Exposed days and rows, errors, the paired comparison: what the action was derived from."""
+    dag_run: str | None = None
+    step_id: int | None = None
+    """1, 2, 3, ... over the installation; None before it is kept."""
+    recorded_at_utc: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,8 @@ class ScoringRun(JsonRecord):
     model_version: int | None
     bundle_digest: str | None
     feature_version: str | None
+    exposed_version: int | None
+    """The challenger whose predictions a share of the entities got in this run."""
     first_day: date | None
     last_day: date | None
     rows: int | None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select
 
 from tasks.metadata.access import StorePart, insert_new, owned, owner_values, upsert, without_owner
 from tasks.metadata.records import Owner, Publication, ScoringRun
@@ -29,6 +29,7 @@ class Runs(StorePart):
         model_version: int | None = None,
         bundle_digest: str | None = None,
         feature_version: str | None = None,
+        exposed_version: int | None = None,
         first_day: date | None = None,
         last_day: date | None = None,
         rows: int | None = None,
@@ -54,6 +55,7 @@ class Runs(StorePart):
                 "model_version": model_version,
                 "bundle_digest": bundle_digest,
                 "feature_version": feature_version,
+                "exposed_version": exposed_version,
                 "first_day": first_day,
                 "last_day": last_day,
                 "rows": rows,
@@ -105,15 +107,15 @@ class Runs(StorePart):
             return [ScoringRun(**without_owner(row)) for row in connection.execute(query).mappings()]
 
     def runs_of(self, of: Owner, version: int) -> list[ScoringRun]:
-        """Every scoring run of a model version, oldest plan first."""
+        """Every scoring run of a model version, oldest plan first; also those in which it was exposed."""
         table = scoring_runs
-        query = select(table).where(owned(table, of), table.c.model_version == version)
+        query = select(table).where(owned(table, of), _uses(version))
         query = query.order_by(table.c.planned_at_utc)
         with self._database.read() as connection:
             return [ScoringRun(**without_owner(row)) for row in connection.execute(query).mappings()]
 
     def publications_of(self, of: Owner, version: int) -> list[Publication]:
-        """Publications of every run of a model version, oldest first."""
+        """Publications of every run of a model version, or in which it was exposed; oldest first."""
         made = publications.join(
             scoring_runs,
             (publications.c.tenant == scoring_runs.c.tenant)
@@ -121,7 +123,7 @@ class Runs(StorePart):
             & (publications.c.run_id == scoring_runs.c.run_id),
         )
         query = select(publications).select_from(made)
-        query = query.where(owned(publications, of), scoring_runs.c.model_version == version)
+        query = query.where(owned(publications, of), _uses(version))
         query = query.order_by(publications.c.published_at_utc)
         with self._database.read() as connection:
             return [_publication(row) for row in connection.execute(query).mappings()]
@@ -186,6 +188,10 @@ class Runs(StorePart):
         found = connection.execute(select(table.c.table_version).where(*mine).with_for_update()).scalar()
         if table_version >= found:
             upsert(connection, table, values)
+
+
+def _uses(version: int) -> ColumnElement[bool]:
+    return or_(scoring_runs.c.model_version == version, scoring_runs.c.exposed_version == version)
 
 
 def _publication(row: Any) -> Publication:

@@ -87,6 +87,7 @@ scoring_runs = Table(
     Column("model_version", Integer),
     Column("bundle_digest", String(64)),
     Column("feature_version", String(128)),
+    Column("exposed_version", Integer),
     Column("first_day", Date),
     Column("last_day", Date),
     Column("rows", BigId),
@@ -143,6 +144,7 @@ deployment_events = Table(
     Column("actor", String(250), nullable=False),
     Column("reason", Text, nullable=False),
     Column("at_utc", UtcDateTime, nullable=False),
+    Column("share", Double),
     Index("ix_penstock_deployment_events_latest", "tenant", "pipeline", "moves_pointer", "event_id"),
     Index(
         "ix_penstock_deployment_events_live_at", "tenant", "pipeline", "moves_pointer", "at_utc", "event_id"
@@ -264,6 +266,25 @@ metrics = Table(
     ),
 )
 
+canary_steps = Table(
+    "penstock_canary_steps",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    *_owner(key=False),
+    Column("exposure", BigId, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("champion_version", Integer, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("reasons", JsonText, nullable=False),
+    Column("evidence", JsonText, nullable=False),
+    Column("dag_run", String(250)),
+    Column("record_digest", String(64), nullable=False),
+    Column("recorded_at_utc", UtcDateTime, nullable=False),
+    UniqueConstraint("tenant", "pipeline", "record_digest", name="uq_penstock_canary_steps_record"),
+    Index("ix_penstock_canary_steps_version", "tenant", "pipeline", "version", "id"),
+)
+
 HISTORY = (
     "penstock_deployment_events",
     "penstock_model_versions",
@@ -272,5 +293,6 @@ HISTORY = (
     "penstock_decisions",
     "penstock_audit_actions",
     "penstock_metrics",
+    "penstock_canary_steps",
 )
 """Tables that refuse UPDATE and DELETE by trigger."""

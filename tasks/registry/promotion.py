@@ -49,7 +49,7 @@ def history(
 
 def version(settings: Settings, spec: PipelineSpec, number: int) -> ModelVersion:
     """A registered version. Raises `NotFound`, listing those there are."""
-    return _registered(MetadataStore.open(settings), spec, number)
+    return registered(MetadataStore.open(settings), spec, number)
 
 
 def versions(settings: Settings, spec: PipelineSpec) -> list[ModelVersion]:
@@ -66,6 +66,7 @@ def promote(
     actor: str,
     reason: str,
     check: Check,
+    expected_event: int | None = None,
     clock: Clock = utc_now,
 ) -> Deployment:
     """Make `version` the champion if `expected` is the champion now: of any number of callers, one wins.
@@ -76,6 +77,8 @@ def promote(
     Args:
         expected: The version that the caller believes to be live; None: none is.
         check: Called before the pointer moves; what it raises leaves the champion as it is.
+        expected_event: The event that the caller believes to have made `expected` live (0: none is), so that a version
+            that left and came back meanwhile counts as moved.
 
     Raises:
         PromotionConflict: Something else is live; the message names it and who put it there.
@@ -84,7 +87,7 @@ def promote(
         ServiceUnavailable: The database does not answer. MLflow down is no error: `alias_pending` says so.
     """
     store = MetadataStore.open(settings, clock=clock)
-    model = _registered(store, spec, version)
+    model = registered(store, spec, version)
 
     def already(head: LogHead) -> DeploymentEvent | None:
         live = head.live
@@ -96,9 +99,9 @@ def promote(
     def decide(head: LogHead) -> list[NewEvent]:
         if already(head):
             return []
-        _refuse_barred(spec, version, head)
-        _require_live(spec, expected, head, wanted=f"promote version {version}")
-        return [_event("promote", model, expected=expected, actor=actor, reason=reason)]
+        refuse_barred(spec, version, head)
+        require_live(spec, expected, head, wanted=f"promote version {version}", event=expected_event)
+        return [new_event("promote", model, expected=expected, actor=actor, reason=reason)]
 
     head = store.head(spec)
     if decide(head):
@@ -126,6 +129,7 @@ def rollback(
     actor: str,
     reason: str,
     check: Check,
+    expected_event: int | None = None,
     clock: Clock = utc_now,
 ) -> Deployment:
     """Go back to an earlier champion and bar the present one until a person says otherwise (I7).
@@ -135,6 +139,7 @@ def rollback(
         expected: The version that the caller wants to leave. Give it whenever the call may be repeated: if it
             was rolled back already, that rollback is returned instead of going back one more.
         check: Called with the target before the pointer moves; what it raises leaves the champion as it is.
+        expected_event: As in `promote`.
 
     Raises:
         PromotionConflict: Something other than `expected` is live.
@@ -158,20 +163,20 @@ def rollback(
     event = already(head)
     if event is None:
         leaving = _require_something_live(spec, head)
-        _require_live(spec, leaving if expected is None else expected, head, wanted="roll back")
+        require_live(spec, leaving if expected is None else expected, head, wanted="roll back")
         past = store.history(spec, kinds=POINTER_KINDS)
-        target = _registered(store, spec, _rollback_target(spec, past, head, to_version))
-        failing = _registered(store, spec, leaving)
+        target = registered(store, spec, _rollback_target(spec, past, head, to_version))
+        failing = registered(store, spec, leaving)
         check(target)
 
         def decide(now: LogHead) -> list[NewEvent]:
             if already(now):
                 return []
-            _require_live(spec, leaving, now, wanted="roll back")
-            _refuse_barred(spec, target.version, now)
+            require_live(spec, leaving, now, wanted="roll back", event=expected_event)
+            refuse_barred(spec, target.version, now)
             return [
-                _event("rollback", target, expected=leaving, actor=actor, reason=reason),
-                _event("bar", failing, expected=leaving, actor=actor, reason=reason),
+                new_event("rollback", target, expected=leaving, actor=actor, reason=reason),
+                new_event("bar", failing, expected=leaving, actor=actor, reason=reason),
             ]
 
         appended = store.append_events(spec, decide)
@@ -198,14 +203,14 @@ def once_live(moves: Sequence[DeploymentEvent]) -> list[int]:
 
 
 def bar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, reason: str) -> None:
-    """Forbid the promotion of `version` until `unbar`; nothing changes when it is barred already.
+    """Forbid the promotion of `version` until `unbar`, and end its exposure; nothing changes when it is barred already.
 
     Raises:
         TerminalError: It is live: roll back instead, which bars it.
         NotFound: It is not registered.
     """
     store = MetadataStore.open(settings)
-    model = _registered(store, spec, version)
+    model = registered(store, spec, version)
 
     def decide(head: LogHead) -> list[NewEvent]:
         if version in head.barred:
@@ -216,7 +221,9 @@ def bar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, rea
                 which=f"{spec.name} version {version}",
                 fix=f"roll it back: `penstock registry rollback {spec.name} --leaving {version}` bars it too",
             )
-        return [_event("bar", model, expected=None, actor=actor, reason=reason)]
+        shown = head.exposed is not None and head.exposed.version == version
+        kinds = ["withdraw", "bar"] if shown else ["bar"]
+        return [new_event(kind, model, expected=None, actor=actor, reason=reason) for kind in kinds]
 
     if store.append_events(spec, decide):
         _alias_pending(settings, store, spec)
@@ -229,8 +236,8 @@ def unbar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, r
         NotFound: It is not registered.
     """
     store = MetadataStore.open(settings)
-    model = _registered(store, spec, version)
-    event = _event("unbar", model, expected=None, actor=actor, reason=reason)
+    model = registered(store, spec, version)
+    event = new_event("unbar", model, expected=None, actor=actor, reason=reason)
     if store.append_events(spec, lambda head: [event] if version in head.barred else []):
         _alias_pending(settings, store, spec)
 
@@ -246,7 +253,7 @@ def reject(
         NotFound: It is not registered.
     """
     store = MetadataStore.open(settings)
-    model = _registered(store, spec, version)
+    model = registered(store, spec, version)
 
     def recorded() -> DeploymentEvent | None:
         said = (version, actor, reason)
@@ -256,15 +263,27 @@ def reject(
     found = recorded()
     if found is not None:
         return found
-    event = _event("reject", model, expected=None, actor=actor, reason=reason)
+    event = new_event("reject", model, expected=None, actor=actor, reason=reason)
     return store.append_events(spec, lambda _head: [event])[0]
 
 
-def _event(kind: str, model: ModelVersion, *, expected: int | None, actor: str, reason: str) -> NewEvent:
-    return NewEvent(kind, model.version, model.bundle_digest, model.feature_version, expected, actor, reason)
+def new_event(
+    kind: str,
+    model: ModelVersion,
+    *,
+    expected: int | None,
+    actor: str,
+    reason: str,
+    share: float | None = None,
+) -> NewEvent:
+    """An event about `model`, to be appended."""
+    return NewEvent(
+        kind, model.version, model.bundle_digest, model.feature_version, expected, actor, reason, share
+    )
 
 
-def _registered(store: MetadataStore, spec: PipelineSpec, number: int) -> ModelVersion:
+def registered(store: MetadataStore, spec: PipelineSpec, number: int) -> ModelVersion:
+    """A registered version. Raises `NotFound`, naming the newest."""
     model = store.model_version(spec, number)
     if model is None:
         known = ", ".join(str(item.version) for item in store.model_versions(spec, limit=10)) or "none yet"
@@ -276,11 +295,17 @@ def _registered(store: MetadataStore, spec: PipelineSpec, number: int) -> ModelV
     return model
 
 
-def _require_live(spec: PipelineSpec, expected: int | None, head: LogHead, *, wanted: str) -> None:
+def require_live(
+    spec: PipelineSpec, expected: int | None, head: LogHead, *, wanted: str, event: int | None = None
+) -> None:
+    """Raises `PromotionConflict` unless `expected` is what is live (None: nothing is), by `event` where that is given."""
     live = head.live.version if head.live else None
-    if live == expected:
+    made = head.live.event_id if head.live else 0
+    if live == expected and event in (None, made):
         return
     believed = "no version" if expected is None else f"version {expected}"
+    if event:
+        believed += f" (event {event})"
     raise PromotionConflict(
         f"cannot {wanted}: {believed} was expected to be live, but {_who(head.live)}",
         which=spec.name,
@@ -294,7 +319,8 @@ def _require_something_live(spec: PipelineSpec, head: LogHead) -> int:
     return head.live.version
 
 
-def _refuse_barred(spec: PipelineSpec, version: int, head: LogHead) -> None:
+def refuse_barred(spec: PipelineSpec, version: int, head: LogHead) -> None:
+    """Raises `TerminalError` when the version is barred."""
     if version in head.barred:
         raise TerminalError(
             "is barred: it was rolled back or refused",
@@ -310,7 +336,7 @@ def _rollback_target(
     earlier = [number for number in once_live(past) if number != live]
     usable = [number for number in earlier if number not in head.barred]
     if to_version is not None:
-        _refuse_barred(spec, to_version, head)
+        refuse_barred(spec, to_version, head)
         if to_version not in earlier:
             raise TerminalError(
                 "is live now"

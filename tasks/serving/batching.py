@@ -38,6 +38,7 @@ class Ticket:
         "enqueued",
         "error",
         "future",
+        "handed",
         "models",
         "request_id",
         "rows",
@@ -66,6 +67,8 @@ class Ticket:
         self.answers: list[tuple[str, float, Any]] = [("", math.nan, None)] * len(rows)
         """By row: prediction id, score, and what the model says beside it."""
         self.error: Refused | None = None
+        self.handed = False
+        """Whether its answer is on its way; nothing may be changed then."""
 
 
 Place = tuple[Ticket, int]
@@ -164,9 +167,10 @@ class MicroBatcher:
                 except Exception:
                     log.exception("A batch could not be handled")
                     scored_rows = 0
-                    for ticket in chunk:
+                    left = [ticket for ticket in chunk if not ticket.handed]
+                    for ticket in left:
                         ticket.error = ticket.error or _internal()
-                    self._deliver(chunk)
+                    self._deliver(left)
                 self._finished_rows += sum(len(ticket.rows) for ticket in chunk)
                 if scored_rows:
                     self._rows_s = _KEPT * self._rows_s + scored_rows
@@ -271,6 +275,8 @@ class MicroBatcher:
 
     def _deliver(self, tickets: list[Ticket]) -> None:
         assert self._loop is not None
+        for ticket in tickets:
+            ticket.handed = True
         try:
             self._loop.call_soon_threadsafe(_settle, tickets)
         except RuntimeError:  # the loop is closed: nobody waits any more

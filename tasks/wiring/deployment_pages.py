@@ -11,14 +11,15 @@ from typing import Any
 
 from tasks.core import Clock, PipelineSpec, Settings, load_pipeline, pipeline_names, utc_now
 from tasks.core.errors import NotFound, PenstockError
-from tasks.metadata import DeploymentEvent, MetadataStore, ModelVersion
+from tasks.metadata import CanaryStep, DeploymentEvent, MetadataStore, ModelVersion
 from tasks.metadata.deployments import LogHead
 from tasks.metadata.records import KINDS, POINTER_KINDS
+from tasks.registry import Exposure
 from tasks.wiring.context import Context, open_context
 
 log = logging.getLogger(__name__)
 
-EVENTS, VERDICTS, VERSIONS, SPANS = 25, 12, 12, 60
+EVENTS, VERDICTS, VERSIONS, SPANS, STEPS = 25, 12, 12, 60, 20
 """Most of each that one page shows."""
 _KNOWN = 200
 """Versions, newest first, that a verdict's bundle is looked for among."""
@@ -43,7 +44,7 @@ class VersionLine:
 
     model: ModelVersion
     state: str
-    """`live`, `challenger`, `barred`, `former` or `registered`."""
+    """`live`, `exposed`, `challenger`, `barred`, `former` or `registered`."""
     promotable: bool
     rollback_target: bool
 
@@ -88,6 +89,10 @@ class Deployments:
     """HTML of the newest canary's confidence sequence; empty without one."""
     canary_of: int | None
     rollback_to: int | None
+    exposed: Exposure | None
+    """The challenger that a share of the entities gets."""
+    steps: tuple[CanaryStep, ...]
+    """Looks at exposed challengers, newest first."""
 
 
 def deployments(
@@ -135,6 +140,8 @@ def deployments(
         canary_figure=figure,
         canary_of=canary_of,
         rollback_to=targets[0] if targets else None,
+        exposed=Exposure.of(head),
+        steps=tuple(store.canary_steps(spec, limit=STEPS)),
     )
 
 
@@ -199,6 +206,8 @@ def _versions(
         barred = model.version in head.barred
         if model.version == live:
             state = "live"
+        elif head.exposed is not None and model.version == head.exposed.version:
+            state = "exposed"
         elif barred:
             state = "barred"
         elif context.metadata.was_live(context.spec, model.version):

@@ -103,13 +103,15 @@ def join_labels(
     states: dict[str, int] = defaultdict(int)
     rows = 0
     performances = []
+    runs = _run_by_day(context, days)
     for day, run_id in days.items():
-        found = performance(context.spec, day=day, scored=_scored(context, day), labels=labels, as_of=asked)
+        scored = _scored(context, day, runs.get(day))
+        found = performance(context.spec, day=day, scored=scored, labels=labels, as_of=asked)
         context.store.put(_performance_key(day, run_id), canonical_json(found.to_json()))
         states[found.state] += 1
         rows += found.labelled_rows
         performances.append(found)
-    keep_performance(context, performances, _run_by_day(context, days))
+    keep_performance(context, performances, runs)
     result = {
         "first_day": first.isoformat(),
         "last_day": last.isoformat(),
@@ -271,12 +273,18 @@ def _labels(context: Context, days: dict[date, str], as_of: date) -> Any:
         return None
 
 
-def _scored(context: Context, day: date) -> Any:
+def _scored(context: Context, day: date, run: ScoringRun | None) -> Any:
+    """A day's predictions of the model that its run pins: an exposed challenger's say nothing of the champion."""
+    import pyarrow.compute as pc
+
     from tasks.inference import read_predictions
 
-    table = read_predictions(context.settings, context.spec, [day], ["prediction_id", "score"])
+    columns = ["prediction_id", "score", "model_version"]
+    table = read_predictions(context.settings, context.spec, [day], columns)
     table = table.filter(table.column("score").is_valid())  # what was erased has no score to measure
-    return table.rename_columns(["prediction_id", "prediction"])
+    if run is not None and run.exposed_version is not None:
+        table = table.filter(pc.field("model_version") != run.exposed_version)
+    return table.select(["prediction_id", "score"]).rename_columns(["prediction_id", "prediction"])
 
 
 def _signals(context: Context, first: date, last: date) -> list[DaySignals]:

@@ -120,12 +120,13 @@ def promote_model(
     actor: str,
     reason: str,
     expected: int | None = None,
+    expected_event: int | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
     """Make a registered version the champion, after loading it and replaying its golden rows (I6, I7).
 
     `expected` is the version believed to be live (0: none is), so that a promotion run again after somebody else's
-    is refused instead of undoing it; left out, it is read now. The version that is live, to which a rollback would go
+    is refused instead of undoing it; left out, it is read now. `expected_event` is the event that made it so. The version that is live, to which a rollback would go
     back, is loaded first as well: `rollback_target` says `loaded`, or why it does not.
     """
     from tasks.registry import champion, promote
@@ -138,6 +139,7 @@ def promote_model(
         context.spec,
         version,
         expected=(live.version if live else None) if expected is None else expected or None,
+        expected_event=expected_event,
         actor=actor,
         reason=reason,
         check=_loads_and_scores(context),
@@ -154,6 +156,7 @@ def rollback_model(
     actor: str,
     reason: str,
     expected: int,
+    expected_event: int | None = None,
     to_version: int | None = None,
     rescore: bool = False,
     local: bool = False,
@@ -174,6 +177,7 @@ def rollback_model(
         context.spec,
         to_version=to_version,
         expected=expected,
+        expected_event=expected_event,
         actor=actor,
         reason=reason,
         check=_loads_and_scores(context),

@@ -24,7 +24,7 @@ class _Affected:
 
     run: ScoringRun
     visible: dict[date, int]
-    """Day -> visible rows."""
+    """Day -> visible rows that the version made: an exposed challenger made its share of a run's."""
 
 
 def blast_radius(settings: Settings, pipeline: str, *, version: int) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def blast_radius(settings: Settings, pipeline: str, *, version: int) -> dict[str
     visible = [item for item in affected if item.visible]
     days = sorted({day for item in visible for day in item.visible})
     published = {item.run_id: item for item in context.metadata.publications_of(context.spec, version)}
+    runs = {item.run.run_id: item.run for item in affected}
     unfinished = [item.run.run_id for item in affected if item.run.run_id not in published]
     moments = [item.published_at_utc for item in published.values()]
     return {
@@ -55,7 +56,7 @@ def blast_radius(settings: Settings, pipeline: str, *, version: int) -> dict[str
         "first_day": days[0].isoformat() if days else None,
         "last_day": days[-1].isoformat() if days else None,
         "published_runs": len(published),
-        "published_rows": sum(item.rows for item in published.values()),
+        "published_rows": sum(_rows_of(runs[item.run_id], version, item.rows) for item in published.values()),
         "first_published": f"{min(moments):%Y-%m-%dT%H:%M:%SZ}" if moments else None,
         "last_published": f"{max(moments):%Y-%m-%dT%H:%M:%SZ}" if moments else None,
         "table_versions": sorted({item.table_version for item in published.values()}),
@@ -93,7 +94,7 @@ def plan_rescoring(
 ) -> dict[str, Any]:
     """Plan the rows that `version` still shows for the version that is live now: the same rows of the same snapshots.
 
-    A day that another version's run has replaced meanwhile is left alone. With `rescore` false, or nothing to do,
+    Of a version that was exposed, whole days: the rows beside its own are scored again to the same predictions. A day that another version's run has replaced meanwhile is left alone. With `rescore` false, or nothing to do,
     `nothing_to_do` says why.
 
     Raises:
@@ -178,8 +179,25 @@ def _affected(context: Context, version: int) -> list[_Affected]:
     for (run_id, day), rows in sorted(visible_rows(context.settings, context.spec).items()):
         shown.setdefault(run_id, {})[day] = rows
     return [
-        _Affected(run, shown.get(run.run_id, {})) for run in context.metadata.runs_of(context.spec, version)
+        _Affected(
+            run,
+            {
+                day: made
+                for day, rows in shown.get(run.run_id, {}).items()
+                if (made := _rows_of(run, version, rows, day))
+            },
+        )
+        for run in context.metadata.runs_of(context.spec, version)
     ]
+
+
+def _rows_of(run: ScoringRun, version: int, rows: int, day: date | None = None) -> int:
+    """How many of `rows` of a run, or of one of its days, the version made."""
+    found = run.record.get("exposed")
+    if found is None:
+        return rows
+    exposed = int(found["rows"] if day is None else found["days"].get(day.isoformat(), 0))
+    return exposed if run.exposed_version == version else rows - exposed
 
 
 def _plan(context: Context, item: _Affected, dag_run: str | None) -> dict[str, Any]:
@@ -196,7 +214,9 @@ def _plan(context: Context, item: _Affected, dag_run: str | None) -> dict[str, A
     parent = context.snapshot(snapshot_id)
     kept = [part for part in parent.partitions if part.day in item.visible]
     chosen = derive_snapshot(context.store, parent, kept)
-    return plan_scoring(context.settings, context.spec.name, snapshot_id=chosen.snapshot_id, dag_run=dag_run)
+    return plan_scoring(
+        context.settings, context.spec.name, snapshot_id=chosen.snapshot_id, expose=False, dag_run=dag_run
+    )
 
 
 def _span(days: Iterable[date]) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
 from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.context import Context, open_context, parse_day, window
+
+if TYPE_CHECKING:
+    from tasks.inference import Exposed
+    from tasks.registry import Deployment
 
 _VACUUM_AGE = timedelta(days=7)
 AUDIT_TABLE = "tasks.audit:audit_table"
@@ -55,13 +59,22 @@ def snapshot_scoring(
 
 
 def plan_scoring(
-    settings: Settings, pipeline: str, *, snapshot_id: str, dag_run: str | None = None
+    settings: Settings,
+    pipeline: str,
+    *,
+    snapshot_id: str,
+    expose: bool = True,
+    dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Pin the champion and cut the snapshot into shards; equal work is the same run (I1)."""
+    """Pin the champion, and an exposed challenger, and cut the snapshot into shards; equal work is the same run (I1).
+
+    With `expose` false all rows are the champion's, whatever is exposed.
+    """
     from tasks.inference import plan
 
     context = open_context(settings, pipeline)
-    live = context.require_champion()
+    live, beside = _pinned(context)
+    exposed = beside if expose else None
     planned = plan(
         settings,
         context.spec,
@@ -69,6 +82,7 @@ def plan_scoring(
         model_version=live.version,
         bundle_digest=live.bundle_digest,
         feature_version=live.feature_version,
+        exposed=exposed,
     )
     context.metadata.record_run(
         context.spec,
@@ -78,6 +92,7 @@ def plan_scoring(
         model_version=live.version,
         bundle_digest=live.bundle_digest,
         feature_version=live.feature_version,
+        exposed_version=exposed.model_version if exposed else None,
         first_day=planned.days[0],
         last_day=planned.days[-1],
         rows=planned.rows,
@@ -92,6 +107,8 @@ def plan_scoring(
         "last_day": planned.days[-1].isoformat(),
         "model_version": live.version,
     }
+    if exposed:
+        result |= {"exposed_version": exposed.model_version, "exposed_share": exposed.share}
     context.evidence(dag_run, "plan", result)
     return result
 
@@ -115,9 +132,16 @@ def score_run(
         cpu_seconds=whole.cpu_seconds,
         gpu_seconds=whole.gpu_seconds,
         wall_s=report.wall_s if report.shards_committed else None,
+        record={"exposed": whole.exposed.to_json()} if whole.exposed else None,
         dag_run=dag_run,
     )
     result = report.to_json()
+    if whole.exposed:
+        result |= {
+            "exposed_version": whole.exposed.model_version,
+            "exposed_rows": whole.exposed.rows,
+            "exposed_errors": whole.exposed.errors,
+        }
     context.evidence(dag_run, "scoring", result)
     return result
 
@@ -301,19 +325,36 @@ def maintain(
     return result
 
 
+def _pinned(context: Context) -> tuple[Deployment, Exposed | None]:
+    """The champion and the challenger beside it, as of one moment of the log."""
+    from tasks.inference import Exposed
+    from tasks.registry import Deployment, Exposure
+
+    head = context.metadata.head(context.spec)
+    if head.live is None:
+        return context.require_champion(), None
+    found = Exposure.of(head)
+    if found is None:
+        return Deployment.of(head.live), None
+    exposed = Exposed(found.version, found.bundle_digest, found.feature_version, found.share)
+    return Deployment.of(head.live), exposed
+
+
 def _refuse_barred(context: Context, run_id: str) -> None:
     """A run that a rollback overtook must not bring the bad version's rows after it; what is visible stays."""
     from tasks.inference.records import read_published
 
     run = context.metadata.run(context.spec, run_id)
-    if run is None or run.model_version not in context.metadata.head(context.spec).barred:
+    used = {run.model_version, run.exposed_version} if run else set()
+    barred = [version for version in context.metadata.head(context.spec).barred if version in used]
+    if not barred:
         return
     if read_published(context.store, run_id) is None:
         raise TerminalError(
-            f"was planned with version {run.model_version}, which has been barred since: nothing was published",
+            f"was planned with version {barred[0]}, which has been barred since: nothing was published",
             which=f"run {run_id}",
             fix=f"score its days again with the version that is live now ({context.spec.name}.score does); or, if version "
-            f"{run.model_version} is right after all, `penstock registry unbar {context.spec.name} {run.model_version} --reason ...`",
+            f"{barred[0]} is right after all, `penstock registry unbar {context.spec.name} {barred[0]} --reason ...`",
         )
 
 

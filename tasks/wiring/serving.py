@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOG_PATIENCE_S = 5.0
-_EXPOSING = ("expose", "withdraw")
 
 
 class ServedBundle:
@@ -286,8 +285,11 @@ class DeploymentLog:
         if self._shadow:
             challenger = self._registered_challenger(head)
             return Exposure(champion, challenger, shadow=challenger is not None)
-        challenger, share = self._exposed(head)
-        return Exposure(champion, challenger, share)
+        exposed = head.exposed
+        if exposed is None or not exposed.share or exposed.version in head.barred:
+            return Exposure(champion)
+        challenger = Deployed(exposed.version, exposed.bundle_digest, exposed.feature_version, exposed.at_utc)
+        return Exposure(champion, challenger, exposed.share)
 
     def quality(self, version: int) -> Mapping[str, float]:
         """Newest value of each metric that the monitor measured of a version.
@@ -301,22 +303,6 @@ class DeploymentLog:
             if points:
                 found[name] = points[-1].value
         return found
-
-    def _exposed(self, head: LogHead) -> tuple[Deployed | None, float]:
-        newest = next(iter(self._metadata.history(self._spec, kinds=_EXPOSING, limit=1)), None)
-        assert head.live is not None
-        if (
-            newest is None
-            or newest.kind != "expose"
-            or newest.event_id < head.live.event_id
-            or newest.version == head.live.version
-            or newest.version in head.barred
-        ):
-            return None, 0.0
-        share = min(1.0, max(0.0, float(getattr(newest, "share", None) or 0.0)))
-        if not share:
-            return None, 0.0
-        return Deployed(newest.version, newest.bundle_digest, newest.feature_version, newest.at_utc), share
 
     def _registered_challenger(self, head: LogHead) -> Deployed | None:
         projection = self._metadata.projection(self._spec, "challenger")

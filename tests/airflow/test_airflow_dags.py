@@ -161,6 +161,20 @@ def test_approval_stands_between_canary_and_promotion_only_when_asked_for(instal
     assert "actor" not in promote.from_run
 
 
+def test_a_ramp_puts_an_exposure_before_the_promotion_and_the_monitor_promotes(installed: Settings) -> None:
+    assert not build(installed)[0]["toy.monitor"].has_task("ramp")
+    edit_toy(installed, "drift:", "canary: {ramp: [0.01, 0.25]}\npromotion: {mode: approval}\ndrift:")
+    dags = build(installed)[0]
+    expose, promote = (dags["toy.train"].get_task(f"release.{name}") for name in ("expose", "promote"))
+    assert expose.upstream_task_ids >= {"release.canary", "release.approve"}
+    assert promote.upstream_task_ids >= {"release.expose"} and promote.canary.operator is expose
+    assert not expose.outlets, "scoring starts when the champion changes"
+    ramp, last = (dags["toy.monitor"].get_task(name) for name in ("ramp", "promote"))
+    assert ramp.upstream_task_ids == {"decide"} and last.upstream_task_ids == {"ramp"}
+    assert [asset.name for asset in last.outlets] == ["toy.champion"]
+    assert "1 %, 25 %" in dags["toy.train"].doc_md
+
+
 def test_building_twice_serialises_the_same_so_that_no_dag_version_is_made(installed: Settings) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,62 +10,25 @@ import pytest
 from airflow.api_fastapi.app import create_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
+from deployment_support import EVIL, deployed, model
 from fastapi.testclient import TestClient
 
 from plugins import pages
+from plugins.penstock import PenstockPlugin
 from tasks import registry, wiring
 from tasks.core import Finding, PipelineSpec, Settings, Verdict, load_pipeline, open_store
 from tasks.core.errors import DigestMismatch
-from tasks.metadata import MetadataStore, ModelVersion
+from tasks.metadata import CanaryStep, MetadataStore, ModelVersion
 from tasks.metadata.deployments import NewEvent
 
-EVIL = '<script>alert("x")</script>'
 SAME = {"sec-fetch-site": "same-origin"}
 TOY = "/deployments/toy"
-
-
-def model(number: int) -> ModelVersion:
-    return ModelVersion(
-        version=number,
-        bundle_digest=f"{number:064x}",
-        feature_version="1+toy",
-        snapshot_id="0" * 16,
-        training_id=f"t{number}",
-        mlflow_model_name="toy",
-        mlflow_run_id=None,
-        mlflow_model_uri=None,
-        url="",
-        created_at_utc=datetime(2024, 2, number, tzinfo=UTC),
-        metrics={"validation_auc": 0.7 + number / 100},
-    )
 
 
 @pytest.fixture
 def spec(settings: Settings) -> PipelineSpec:
     """The toy pipeline with version 1 live before version 2, which is live; 3 waits."""
-    spec = load_pipeline(settings, "toy")
-    store = MetadataStore.open(settings)
-    for number in (1, 2, 3):
-        store.record_model_version(spec, model(number))
-    for number, expected in ((1, None), (2, 1)):
-        made = model(number)
-        event = NewEvent(
-            "promote", number, made.bundle_digest, "1+toy", expected, "airflow:ada", f"number {number} {EVIL}"
-        )
-        store.append_events(spec, lambda _head, event=event: [event])
-    finding = Finding("min_auc", "fail", f"AUC 0.5 {EVIL}", value=0.5, limit=0.6)
-    store.record_verdict(
-        spec,
-        Verdict(
-            gate="evaluation",
-            pipeline="toy",
-            subject=model(3).bundle_digest,
-            outcome="fail",
-            findings=(finding, Finding("data", "pass", "900 rows")),
-            decided_at_utc="2024-02-03T00:00:00Z",
-        ),
-    )
-    return spec
+    return deployed(settings)
 
 
 @pytest.fixture
@@ -101,6 +63,7 @@ def site(settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
         deployments_overview=wiring.deployments_overview,
         promote_model=promote_model,
         rollback_model=rollback_model,
+        withdraw_model=wiring.withdraw_model,
         bar_model=wiring.bar_model,
         unbar_model=wiring.unbar_model,
     )
@@ -179,6 +142,7 @@ def test_nobody_without_a_login_reads_or_changes(site: TestClient) -> None:
         {"origin": "null"},
         {"authorization": "Basic dTpw", "sec-fetch-site": "cross-site"},
         {"authorization": "Negotiate abc", "sec-fetch-site": "cross-site"},
+        {"authorization": "Bearer of-nobody", "cookie": "_token=of-ada", "sec-fetch-site": "cross-site"},
     ],
 )
 def test_a_form_that_another_site_may_have_sent_changes_nothing(
@@ -267,9 +231,10 @@ def test_what_was_live_at_a_moment_can_be_asked(viewer: TestClient) -> None:
 
 
 def test_the_log_is_paged_by_event(viewer: TestClient, settings: Settings, spec: PipelineSpec) -> None:
-    for number in range(30):
-        registry.bar(settings, spec, 3, actor="ada", reason=f"{number}")
-        registry.unbar(settings, spec, 3, actor="ada", reason=f"{number}")
+    store, made = MetadataStore.open(settings), model(3)
+    for kind in ("bar", "unbar") * 30:
+        event = NewEvent(kind, 3, made.bundle_digest, "1+toy", None, "ada", "again")
+        store.append_events(spec, lambda _head, event=event: [event])
     seen: list[int] = []
     path = TOY
     while path:
@@ -313,3 +278,56 @@ def test_a_pipeline_without_anything_says_what_to_do(settings: Settings, site: T
     text = as_user(site, "VIEWER").get("/deployments/Not a name")
     assert text.status_code == 404
     assert as_user(site, "VIEWER").get("/deployments/unknown").status_code == 404
+
+
+def test_an_exposure_is_shown_with_its_steps_and_can_be_withdrawn_by_who_may_roll_back(
+    site: TestClient, settings: Settings, spec: PipelineSpec
+) -> None:
+    store = MetadataStore.open(settings)
+    made = model(3)
+    event = NewEvent("expose", 3, made.bundle_digest, "1+toy", 2, "airflow:ada", EVIL, 0.05)
+    store.append_events(spec, lambda _head: [event])
+    evidence = {"rows": 12345, "errors": 2, "judged_days": 4, "next_share": 0.05}
+    store.record_canary_step(spec, CanaryStep(3, 3, 2, 0.01, "advance", (f"all well {EVIL}",), evidence))
+    page = as_user(site, "VIEWER").get(TOY).text
+    assert "Version 3</b> is exposed to <b>5 %</b> of the entities" in page
+    assert "12,345" in page and "all well &lt;script&gt;" in page and EVIL not in page
+    assert "Withdraw" not in page
+    admin = as_user(site, "ADMIN")
+    assert "Withdraw version 3" in admin.get(TOY).text
+    done = admin.post(TOY, data=form(action="withdraw", version=3, live=2), headers=SAME)
+    assert (done.status_code, done.headers["location"].split("?")[1]) == (303, "done=withdraw")
+    assert store.head(spec).exposed is None and store.history(spec, limit=1)[0].actor == "airflow:ada"
+
+
+@pytest.mark.parametrize("dag", ["toy.train", "toy.score", "toy.monitor", "toy.rollback"])
+def test_a_dag_of_a_pipeline_leads_to_its_page(viewer: TestClient, dag: str) -> None:
+    text = viewer.get(f"/deployments/dag/{dag}").text
+    assert (
+        "version 2" in text and "A rollback goes to" in text and 'action="/penstock/deployments/toy"' in text
+    )
+
+
+def test_a_dag_of_no_pipeline_says_that_it_deploys_nothing(viewer: TestClient) -> None:
+    for dag in ("platform.maintenance", "somebody_elses", "unknown.train", "toy.else", f"{EVIL}.train"):
+        answer = viewer.get(f"/deployments/dag/{dag}")
+        assert answer.status_code == (200 if "/" not in dag else 404), dag
+        assert "<script" not in answer.text and "<button" not in answer.text
+        assert "/" in dag or "belongs to no pipeline" in answer.text
+
+
+def test_a_dags_page_needs_what_the_pipelines_page_needs(site: TestClient) -> None:
+    assert site.get("/deployments/dag/toy.score").status_code == 401
+    assert as_user(site, None).get("/deployments/dag/toy.score").status_code == 403
+    assert as_user(site, None).get("/deployments/dag/unknown.score").status_code == 403
+
+
+def test_the_page_is_a_tab_of_every_dag_and_dag_run() -> None:
+    views = [view for view in PenstockPlugin.external_views if view["name"] == "Deployments"]
+    assert {view["destination"]: view["href"] for view in views} == {
+        "nav": "/penstock/deployments/",
+        "dag": "/penstock/deployments/dag/{DAG_ID}",
+        "dag_run": "/penstock/deployments/dag/{DAG_ID}",
+    }
+    routes = [view["url_route"] for view in PenstockPlugin.external_views if "url_route" in view]
+    assert len(routes) == len(set(routes)), "Airflow drops a second view of the same route"

@@ -103,6 +103,19 @@ def test_a_failed_canary_fails_and_an_undecided_one_does_not(installed: Settings
     assert step("canary_model").execute(context_of())["outcome"] == "inconclusive"
 
 
+def test_an_exposure_that_did_harm_fails_its_task_and_one_that_goes_on_does_not(
+    installed: Settings, wiring: ModuleType
+) -> None:
+    wiring.advance_ramp = lambda *_, **__: {"outcome": "withdrawn", "version": 4, "reasons": ["30 errors"]}
+    context = context_of()
+    with pytest.raises(AirflowFailException, match=r"withdrawn and barred; the champion stays\. 30 errors"):
+        step("advance_ramp").execute(context)
+    wiring.advance_ramp = lambda *_, **__: {"outcome": "advance", "next_share": 0.05, "reasons": ["all well"]}
+    assert step("advance_ramp").execute(context_of())["next_share"] == 0.05
+    with pytest.raises(AirflowSkipException, match=r"the outcome is advance.*all well"):
+        step("promote_model", canary={"outcome": "advance", "reasons": ["all well"]}).execute(context_of())
+
+
 @pytest.mark.parametrize("outcome", ["inconclusive", "hold", "something new", None])
 def test_nothing_is_promoted_unless_the_canary_allows_it(
     installed: Settings, wiring: ModuleType, outcome: str | None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import date, timedelta
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.core import PipelineSpec
+from tasks.core.errors import PipelineCodeError
 from tasks.evaluation import CanaryDay, compare_canary
 from tasks.evaluation.canary import (
     asymptotic_half_width,
@@ -20,6 +23,7 @@ from tasks.evaluation.canary import (
     half_width,
     paired_day,
 )
+from tasks.evaluation.scoring import score_or_nan
 
 
 def days_of(differences: list[float], rows: int = 500) -> list[CanaryDay]:
@@ -192,3 +196,44 @@ def test_days_of_earlier_evidence_say_nothing_about_shocks(toy: PipelineSpec) ->
     assert CanaryDay.from_json(old).row_spread is None
     verdict = compare_canary(toy, days_of([0.0] * 7), subject="x")
     assert all(finding.name != "day_shocks" for finding in verdict.findings)
+
+
+@pytest.mark.parametrize(
+    ("errors", "outcome", "status"), [(0, "pass", None), (2, "pass", "warn"), (40, "fail", "fail")]
+)
+def test_rows_that_the_challenger_cannot_score_are_named_and_surely_too_many_refuse_it(
+    toy: PipelineSpec, errors: int, outcome: str, status: str | None
+) -> None:
+    quiet = days_of([0.0] * 7)
+    quiet[2] = replace(quiet[2], challenger_errors=errors, error_example="no entry for WN")
+    verdict = compare_canary(toy, quiet, subject="c")
+    found = [item for item in verdict.findings if item.name == "unscored_rows"]
+    assert (verdict.outcome, [item.status for item in found]) == (outcome, [status] if status else [])
+    assert all("no entry for WN" in item.detail for item in found)
+
+
+def test_rows_that_a_model_cannot_score_are_found_and_the_others_keep_their_scores(toy: PipelineSpec) -> None:
+    class Stumbling:
+        asked = 0
+
+        def features(self, rows: pa.Table) -> pa.Table:
+            self.asked += 1
+            if not set(rows["visits"].to_pylist()).isdisjoint(self.unknown):
+                raise PipelineCodeError("no entry", which="features.py", fix="add it")
+            return rows
+
+        def encode(self, features: pa.Table) -> np.ndarray:
+            return features["visits"].to_numpy()
+
+        def predict(self, encoded: np.ndarray) -> np.ndarray:
+            return encoded / 10_000
+
+    rows = pa.table({"visits": list(range(4_000))})
+    scorer = Stumbling()
+    scorer.unknown = {7, 8, 3_999}  # type: ignore[attr-defined]
+    scores, reason = score_or_nan(scorer, rows, toy)  # type: ignore[arg-type]
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [7, 8, 3_999] and "no entry" in reason
+    assert np.nanmax(np.abs(scores - np.arange(4_000) / 10_000)) == 0
+    scorer.unknown, scorer.asked = set(range(4_000)), 0  # type: ignore[attr-defined]
+    scores, _ = score_or_nan(scorer, rows, toy)  # type: ignore[arg-type]
+    assert np.isnan(scores).all() and scorer.asked < 1_000, "what fails altogether is given up"

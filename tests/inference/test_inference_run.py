@@ -350,7 +350,7 @@ def test_a_stale_attempt_cannot_commit_and_leaves_no_file(
     from inference_support import StubModel
 
     stub = StubModel(1)
-    worker._model = TakesOver()  # type: ignore[assignment]
+    worker._models[planned.fingerprint.bundle_digest] = TakesOver()  # type: ignore[assignment]
     with pytest.raises(StaleAttempt, match="token 1, and token 2"):
         worker.run(0)
     assert read_shard_record(store, planned.run_id, 0) is None

@@ -7,7 +7,7 @@ from datetime import date
 from sqlalchemy import create_engine, text
 
 from tasks.core import Finding, Verdict, utc_now
-from tasks.metadata import MetadataStore, ModelVersion, NewMetric, Scope
+from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope
 from tasks.metadata.deployments import NewEvent
 from tasks.metadata.tables import metadata
 
@@ -53,6 +53,8 @@ def populate(store: MetadataStore) -> None:
         store.record_decision(of, action="nothing", verdict="healthy", reasons=["quiet"], first_day=DAY)
         store.record_metrics(of, [NewMetric("auc", 1, DAY, 0.7 + 1e-16, "evaluation", "e.json", 0.6, 0.8, 9)])
         store.record_audit_action(of, kind="archived", day=DAY, rows=9, key="a.parquet")
+        store.append_events(of, lambda _: [NewEvent("expose", 3, "b" * 64, "1", 1, "ada", "try", 0.01)])
+        store.record_canary_step(of, CanaryStep(5, 3, 1, 0.01, "hold", ("early",), {"low": -1e-300}, "run 1"))
 
 
 def held(url: str) -> dict[str, int]:

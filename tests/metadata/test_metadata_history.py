@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from tasks.core import Finding, Settings, Verdict, utc_now
-from tasks.metadata import MetadataStore, ModelVersion, NewMetric, Scope, schema
+from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope, schema
 from tasks.metadata.deployments import NewEvent
 
 TOY = Scope("toy")
@@ -24,6 +24,7 @@ HISTORY = [
     "penstock_decisions",
     "penstock_audit_actions",
     "penstock_metrics",
+    "penstock_canary_steps",
 ]
 
 
@@ -43,6 +44,7 @@ def fill(store: MetadataStore) -> None:
     store.record_decision(TOY, action="nothing", verdict="healthy", reasons=["quiet"])
     store.record_audit_action(TOY, kind="archived", day=date(2024, 3, 1), rows=9, key="a.parquet")
     store.record_metrics(TOY, [NewMetric("auc", 1, date(2024, 3, 1), 0.7, "evaluation", "e.json")])
+    store.record_canary_step(TOY, CanaryStep(2, 2, 1, 0.01, "hold", ("early",), {"rows": 7}))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,12 @@ QUESTIONS = {
         since=NOON + timedelta(minutes=190)
     ),
     "the last 24 hours": lambda store, of: store.history(of, since=NOON + timedelta(minutes=190)),
+    "newest events before T": lambda store, of: store.history(
+        of, until=NOON + timedelta(minutes=30), limit=5
+    ),
+    "events of an hour": lambda store, of: store.history(
+        of, since=NOON + timedelta(minutes=10), until=NOON + timedelta(minutes=15)
+    ),
 }
 
 SERIES = {

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Secrets come as files in /run/secrets, programs want them in their environment. Nothing is written anywhere.
+set -eu
+
+secret() {
+  tr -d '\n' < "/run/secrets/$1" || { echo "secret $1 is missing: run \`make secrets\` beside docker-compose.yml" >&2; exit 1; }
+}
+
+database() {
+  echo "postgresql+psycopg://penstock:$(secret postgres_password)@postgres/$1"
+}
+
+PENSTOCK_METADATA_URL=$(database penstock)
+AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=$(database airflow)
+AIRFLOW__API__SECRET_KEY=$(secret airflow_secret_key)
+AIRFLOW__API_AUTH__JWT_SECRET=$(secret airflow_jwt_secret)
+AIRFLOW__CORE__FERNET_KEY=$(secret airflow_fernet_key)
+MLFLOW_BACKEND_STORE_URI=$(database mlflow)
+RAY_AUTH_TOKEN=$(secret ray_auth_token)
+AWS_ACCESS_KEY_ID=$(secret s3_access_key)
+AWS_SECRET_ACCESS_KEY=$(secret s3_secret_key)
+export PENSTOCK_METADATA_URL AIRFLOW__DATABASE__SQL_ALCHEMY_CONN AIRFLOW__API__SECRET_KEY AIRFLOW__API_AUTH__JWT_SECRET \
+  AIRFLOW__CORE__FERNET_KEY MLFLOW_BACKEND_STORE_URI RAY_AUTH_TOKEN AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
+
+exec "$@"

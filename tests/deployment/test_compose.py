@@ -1,0 +1,174 @@
+"""docker-compose.yml: valid, hardened, without a secret in it, and in step with the code that it starts."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import s3_endpoint
+import yaml
+
+from tasks.core.pools import POOLS
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
+TEXT = COMPOSE.read_text()
+ENDS_OR_IS_ASKED_BY_OTHERS = {"objects", "objects-init", "airflow-init"}
+"""Services without a health check: two end, and the store is asked by `objects-init`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """As compose reads it: `<<` merges."""
+
+
+COMPOSED: dict[str, Any] = yaml.load(TEXT, _Loader)
+SERVICES: dict[str, dict[str, Any]] = COMPOSED["services"]
+OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("penstock:")}
+
+
+def test_it_is_a_valid_compose_file() -> None:
+    folder = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    schema = json.loads((folder / "compose-spec.json").read_text())
+    jsonschema.Draft7Validator(schema).validate(COMPOSED)
+    broken = {**COMPOSED, "services": {**SERVICES, "ray": {**SERVICES["ray"], "healthcheck": {"tests": "x"}}}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft7Validator(schema).validate(broken)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_pinned_limited_restarted_and_without_privileges(name: str) -> None:
+    service = SERVICES[name]
+    tag = service["image"].rpartition(":")[2]
+    assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?[\w.-]*", tag), f"{service['image']} may change under us"
+    limits = service["deploy"]["resources"]["limits"]
+    assert limits["cpus"] and limits["memory"]
+    assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]
+    assert service["restart"] in ("unless-stopped", "on-failure")
+    assert ("healthcheck" in service) != (name in ENDS_OR_IS_ASKED_BY_OTHERS)
+    if name in OURS:
+        assert (
+            service["user"] == "50000:50000"
+            and "useradd --create-home --uid 50000" in (ROOT / "Dockerfile").read_text()
+        )
+    for port in service.get("ports", ()):
+        assert port.startswith("127.0.0.1:"), "only a proxy is for others"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_waits_for_is_there_and_can_become_what_it_waits_for(name: str) -> None:
+    waits = SERVICES[name].get("depends_on", {})
+    for other, how in waits.items() if isinstance(waits, dict) else ((one, {}) for one in waits):
+        assert other in SERVICES
+        if how.get("condition") == "service_healthy":
+            assert "healthcheck" in SERVICES[other]
+        if how.get("condition") == "service_completed_successfully":
+            assert SERVICES[other]["restart"] == "on-failure"
+
+
+def test_every_variable_has_a_default_and_is_in_the_example_and_none_is_a_secret() -> None:
+    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", TEXT))
+    assert len(used) == len(set(re.findall(r"\$\{(\w+)", TEXT))), "a variable without a default"
+    example = dict(
+        line.split("=", 1)
+        for line in (ROOT / ".env.example").read_text().splitlines()
+        if re.match(r"\w+=", line)
+    )
+    assert example == used
+    assert not [name for name in used if re.search("PASSWORD|SECRET|TOKEN|_KEY", name)]
+
+
+def test_secrets_are_files_that_are_made_ignored_and_read_by_who_is_given_them() -> None:
+    made = set(runpy.run_path(str(ROOT / "docker" / "make_secrets.py"))["NAMES"])
+    named = set(COMPOSED["secrets"])
+    assert named <= made
+    given = {secret for service in SERVICES.values() for secret in service.get("secrets", ())}
+    assert given == named
+    read = set(re.findall(r"secret (\w+)\)", (ROOT / "docker" / "entrypoint.sh").read_text()))
+    for service in OURS.values():
+        assert read <= set(service["secrets"])
+    for ignored in (".gitignore", ".dockerignore"):
+        assert "secrets/" in (ROOT / ignored).read_text().splitlines()
+
+
+def test_the_pools_that_dags_run_in_are_made_before_airflow_starts() -> None:
+    commands = " ".join(SERVICES["airflow-init"]["command"])
+    for name, pool in POOLS.items():
+        (made,) = re.findall(rf"airflow pools set {name} .*?(?=&&|$)", commands.replace("\n", " "))
+        assert ("--include-deferred" in made) == pool.include_deferred
+
+
+def test_secrets_are_made_once_and_can_be_read_by_a_container_only(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "docker" / "make_secrets.py"), str(tmp_path / "secrets")]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    values = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert "postgres_password" in first.stdout and len(set(values.values())) == len(values) >= 7
+    assert not [value for value in values.values() if value in first.stdout]
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "is complete" in again.stdout
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == values
+    from cryptography.fernet import Fernet
+
+    Fernet(values["airflow_fernet_key"])
+
+
+def entry(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """The entry point with its secrets in `tmp_path` instead of /run/secrets."""
+    script = (ROOT / "docker" / "entrypoint.sh").read_text().replace("/run/secrets", str(tmp_path))
+    return subprocess.run(
+        ["sh", "-c", script, "entrypoint", *command],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
+
+
+def test_the_entry_point_gives_secrets_to_the_program_and_says_which_is_missing(tmp_path: Path) -> None:
+    for name in COMPOSED["secrets"]:
+        (tmp_path / name).write_text(f"value-of-{name}\n")
+    show = "import os, json; print(json.dumps(dict(os.environ)))"
+    started = entry(tmp_path, sys.executable, "-c", show)
+    environment = json.loads(started.stdout)
+    assert started.stderr == ""
+    assert environment["RAY_AUTH_TOKEN"] == "value-of-ray_auth_token"
+    assert environment["PENSTOCK_METADATA_URL"] == (
+        "postgresql+psycopg://penstock:value-of-postgres_password@postgres/penstock"
+    )
+    assert entry(tmp_path, "sh", "-c", "exit 7").returncode == 7, "the program takes the shell's place"
+    (tmp_path / "ray_auth_token").unlink()
+    missing = entry(tmp_path, "true")
+    assert missing.returncode != 0 and "secret ray_auth_token is missing" in missing.stderr
+
+
+@pytest.mark.s3
+def test_the_bucket_is_made_once_and_a_store_that_does_not_answer_is_named(
+    s3_url: str, tmp_path: Path
+) -> None:
+    script = str(ROOT / "docker" / "prepare_store.py")
+    env = {
+        **os.environ,
+        **s3_endpoint.CREDENTIALS,
+        "PYTHONPATH": str(ROOT),
+        "PENSTOCK_HOME": str(tmp_path),
+        "PENSTOCK_STORE": "s3://prepared-here/store",
+        "PENSTOCK_S3_ENDPOINT": s3_url,
+    }
+    for _ in range(2):
+        done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "s3://prepared-here/store is there, and honours conditional puts" in done.stdout
+    impatient = f"import runpy; m = runpy.run_path({script!r}); m['main'].__globals__['PATIENCE_S'] = 0; exit(m['main']())"
+    down = {**env, "PENSTOCK_S3_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", impatient], env=down, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "http://127.0.0.1:9 does not answer" in done.stderr
