@@ -25,7 +25,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -338,77 +338,65 @@ def mlflow_command(root: Path, port: int, env: dict[str, str]) -> list[str]:
     return [*command, "--env-manager", "local", "--workers", "1"]
 
 
+def contenders(root: Path, env: dict[str, str]) -> Iterator[tuple[str, list[str], int, str, str, str]]:
+    """Name, command, port, path, form of the rows, and where it says that it is ready."""
+    for name, options in (
+        ("Penstock, max wait 0", ["--no-audit"]),
+        ("Penstock, max wait 2 ms", ["--no-audit", "--max-wait-ms", "2"]),
+        ("Penstock, every answer audited and explained", []),
+    ):
+        port = free_port()
+        yield name, penstock(port, *options), port, PATH, "rows", "/health/ready"
+    port = free_port()
+    command = [sys.executable, __file__, "inline", "--port", str(port)]
+    yield "FastAPI, inline, batch of 1", command, port, PATH, "rows", "/health/ready"
+    port = free_port()
+    yield (
+        "MLflow models serve",
+        mlflow_command(root, port, env),
+        port,
+        "/invocations",
+        "dataframe_records",
+        "/ping",
+    )
+
+
 def measure(seconds: float, repeats: int) -> list[str]:
-    """Side by side, both models."""
+    """Side by side, both models: all contenders run, and are asked in turn."""
     lines = []
     for size, hidden in MODELS.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             root = Path(folder)
             env, rows = install(root, hidden)
-            native, mlflow = root / "native.json", root / "mlflow.json"
-            native.write_text(json.dumps([json.dumps({"rows": [row]}) for row in rows]))
-            mlflow.write_text(json.dumps([json.dumps({"dataframe_records": [row]}) for row in rows]))
+            up: dict[str, tuple[psutil.Process, int, Path, str]] = {}
             lines += [
                 f"\n## {size.capitalize()} model, layers {', '.join(map(str, hidden))}\n",
-                "| | clients | CPU-µs a request | requests/s | p50 ms | p99 ms |",
+                "| clients | | CPU-µs a request | requests/s | p50 ms | p99 ms |",
                 "|---|---|---|---|---|---|",
             ]
-            contenders: list[tuple[str, Any, str, Path, str]] = [
-                (
-                    "Penstock, max wait 0",
-                    lambda port: penstock(port, "--no-audit"),
-                    PATH,
-                    native,
-                    "/health/ready",
-                ),
-                (
-                    "Penstock, max wait 2 ms",
-                    lambda port: penstock(port, "--no-audit", "--max-wait-ms", "2"),
-                    PATH,
-                    native,
-                    "/health/ready",
-                ),
-                ("Penstock, every answer audited and explained", penstock, PATH, native, "/health/ready"),
-                (
-                    "FastAPI, inline, batch of 1",
-                    lambda port: [sys.executable, __file__, "inline", "--port", str(port)],
-                    PATH,
-                    native,
-                    "/health/ready",
-                ),
-                (
-                    "MLflow models serve",
-                    lambda port, root=root, env=env: mlflow_command(root, port, env),
-                    "/invocations",
-                    mlflow,
-                    "/ping",
-                ),
-            ]
-            for name, command, path, bodies, health in contenders:
-                port = free_port()
-                try:
-                    with contender(command(port), port, health, env) as process:
-                        ask(process, port, bodies, path, 1.0, clients=8)  # warm
-                        counts = (*CLIENTS, 256) if name.startswith("Penstock, max") else CLIENTS
-                        for clients in counts:
-                            runs = [
-                                ask(process, port, bodies, path, seconds, clients=clients)
-                                for _ in range(repeats)
-                            ]
-                            middle = {
-                                key: statistics.median(run[key] for run in runs)
-                                for key in ("cpu_us", "rate", "p50_ms", "p99_ms")
-                            }
-                            bad = {status for run in runs for status in run["statuses"]} - {"200"}
-                            note = f" (also {', '.join(sorted(bad))})" if bad else ""
-                            lines.append(
-                                f"| {name}{note} | {clients} | {middle['cpu_us']:,.0f} | {middle['rate']:,.0f} | "
-                                f"{middle['p50_ms']:.1f} | {middle['p99_ms']:.1f} |"
-                            )
-                            print(size, lines[-1], flush=True)
-                except (RuntimeError, subprocess.CalledProcessError) as error:
-                    lines.append(f"| {name} | does not start here | | | | |")
-                    print(name, error, flush=True)
+            for name, command, port, path, form, health in contenders(root, env):
+                bodies = root / f"{form}.json"
+                bodies.write_text(json.dumps([json.dumps({form: [row]}) for row in rows]))
+                up[name] = (stack.enter_context(contender(command, port, health, env)), port, bodies, path)
+                ask(*up[name], 1.0, clients=8)  # warm
+            for clients in (*CLIENTS, 256):
+                names = [name for name in up if clients <= 64 or name.startswith("Penstock, max")]
+                runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+                for _ in range(repeats):
+                    for name in names:
+                        runs[name].append(ask(*up[name], seconds, clients=clients))
+                for name in names:
+                    middle = {
+                        key: statistics.median(run[key] for run in runs[name])
+                        for key in ("cpu_us", "rate", "p50_ms", "p99_ms")
+                    }
+                    bad = {status for run in runs[name] for status in run["statuses"]} - {"200"}
+                    note = f" (also {', '.join(sorted(bad))})" if bad else ""
+                    lines.append(
+                        f"| {clients} | {name}{note} | {middle['cpu_us']:,.0f} | {middle['rate']:,.0f} | "
+                        f"{middle['p50_ms']:.1f} | {middle['p99_ms']:.1f} |"
+                    )
+                    print(size, lines[-1], flush=True)
     return lines
 
 

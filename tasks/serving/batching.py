@@ -155,9 +155,12 @@ class MicroBatcher:
         import torch
 
         torch.set_num_threads(1)  # of this thread: another thread's setting is not inherited
-        limits, queue = self._limits, self._queue
+        limits, queue, before = self._limits, self._queue, 1
         while True:
-            tickets = queue.dequeue_batch(limits.batch_rows, limits.max_wait_s, idle_wait_s=math.inf)
+            # Whoever came together last time is waited for; who came alone waits for nobody.
+            wait_s = limits.max_wait_s if before > 1 else 0.0
+            tickets = queue.dequeue_batch(limits.batch_rows, wait_s, idle_wait_s=math.inf, enough=before)
+            before = len(tickets)
             if not tickets and queue.closed and not len(queue):
                 return
             for chunk in self._chunks(tickets):

@@ -140,17 +140,20 @@ class BoundedQueue(Generic[T]):
             self._release()
         return None
 
-    def dequeue_batch(self, max_items: int, max_wait_s: float = 0.0, *, idle_wait_s: float = 0.0) -> list[T]:
+    def dequeue_batch(
+        self, max_items: int, max_wait_s: float = 0.0, *, idle_wait_s: float = 0.0, enough: int | None = None
+    ) -> list[T]:
         """Take up to `max_items` from the front, all at one moment, in their order.
 
         First waits up to `idle_wait_s` until there is any item, then up to `max_wait_s` until there are `max_items`
-        (or the queue is full), and takes what is there then. While it waits, the items stay inside: they count against the limit, and
+        (or `enough`, or the queue is full), and takes what is there then. While it waits, the items stay inside: they count against the limit, and
         another consumer may take them. So the list is empty when nothing came, and also when others were faster.
 
         Args:
             max_items: At least 1.
             max_wait_s: Seconds to wait for more than there is; 0: take what is there.
             idle_wait_s: Seconds to wait for the first item; `math.inf`: until the queue is closed.
+            enough: With so many items the wait is over, even if `max_items` is more; by default `max_items`.
 
         Raises:
             ValueError: `max_items` is less than 1.
@@ -161,8 +164,9 @@ class BoundedQueue(Generic[T]):
             items = self._items
             if not items and idle_wait_s > 0:
                 self._await_item(idle_wait_s)
-            if max_wait_s > 0 and len(items) < max_items:
-                self._await_fill(min(max_items, self._max_size), max_wait_s)
+            wanted = max_items if enough is None else min(enough, max_items)
+            if max_wait_s > 0 and len(items) < wanted:
+                self._await_fill(min(wanted, self._max_size), max_wait_s)
             if len(items) <= max_items:
                 batch = list(items)
                 items.clear()

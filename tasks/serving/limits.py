@@ -19,8 +19,8 @@ class ServingLimits:
     time_margin: float = 0.7
     """A request is admitted if it is expected to be answered within this part of the time that it has left."""
     max_wait_s: float = 0.0
-    """How long a batch waits for company. 0: while one batch is scored the next one gathers by itself, and a lone
-    client waits for nobody."""
+    """How long a batch waits for as many requests as came together before it; after a lone one it waits for nobody. 0: what gathers while
+    a batch is scored is the next one."""
     default_timeout_s: float = 1.0
     """A request without a deadline of its own is dropped after so long."""
     max_timeout_s: float = 30.0
@@ -35,6 +35,8 @@ class ServingLimits:
     """Beyond so many of them explanations are left out, until there are fewer."""
     record_every_s: float = 0.25
     """Answered rows gather so long before they are explained and written together."""
+    count_every_s: float = 1.0
+    """How often answered rows are counted for the metrics of inputs and scores."""
     shadow_requests: int = 256
     """Copies that wait for a shadow challenger; more are not scored."""
     poll_s: float = 2.0

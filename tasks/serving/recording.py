@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -23,6 +24,7 @@ from tasks.serving.models import Answered, Journal, ServedModel
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 256
+_COUNTED_AT_ONCE = 2048
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 
 
@@ -45,6 +47,8 @@ class Recorder:
         self._queue: BoundedQueue[Answered] = BoundedQueue(limits.unrecorded_rows)
         self._offered_rows = 0
         self._done_rows = 0
+        self._uncounted: list[Answered] = []
+        self._counted_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         metrics.backlog.set_function(lambda: self.unrecorded_rows)
@@ -87,20 +91,22 @@ class Recorder:
         import torch
 
         torch.set_num_threads(1)
+        limits = self._limits
         while True:
-            groups = self._queue.dequeue_batch(_AT_ONCE, self._limits.record_every_s, idle_wait_s=math.inf)
-            if not groups:
-                if self._queue.closed and not len(self._queue):
-                    return
-                continue
-            try:
-                self._keep(groups)
-            except Exception:
-                log.exception("Answered rows could not be recorded")
-                self._metrics.record_failures.inc()
-                self._metrics.lost.inc(sum(group.rows for group in groups))
-            self._done_rows += sum(group.rows for group in groups)
-            self._count(groups)
+            idle_s = limits.count_every_s if self._uncounted else math.inf
+            groups = self._queue.dequeue_batch(_AT_ONCE, limits.record_every_s, idle_wait_s=idle_s)
+            if groups:
+                try:
+                    self._keep(groups)
+                except Exception:
+                    log.exception("Answered rows could not be recorded")
+                    self._metrics.record_failures.inc()
+                    self._metrics.lost.inc(sum(group.rows for group in groups))
+                self._done_rows += sum(group.rows for group in groups)
+                self._uncounted += groups
+            self._count_if_due()
+            if not groups and self._queue.closed and not len(self._queue):
+                return
 
     def _keep(self, groups: Sequence[Answered]) -> None:
         if self._journal is None:
@@ -131,14 +137,19 @@ class Recorder:
             self._metrics.explanations_shed.inc(done.shed)
             return
 
-    def _count(self, groups: Sequence[Answered]) -> None:
+    def _count_if_due(self) -> None:
+        """Count on the profile's grid what was not counted yet; a count of few rows costs as much as one of many."""
+        groups = self._uncounted
+        waited_s = time.monotonic() - self._counted_at
+        if not groups or (len(groups) < _COUNTED_AT_ONCE and waited_s < self._limits.count_every_s):
+            return
+        self._uncounted, self._counted_at = [], time.monotonic()
         now = datetime.now(UTC)
         by_model = sorted(groups, key=lambda group: group.model.deployed.version)
         for model, of_model in groupby(by_model, key=lambda group: group.model):
             batches = [batch for group in of_model for batch in group.batches]
             try:
-                profile = model.profile(batches)
-                self._metrics.observe(model, profile, _lag_s(batches, now))
+                self._metrics.observe(model, model.profile(batches), _lag_s(batches, now))
             except PenstockError as error:
                 log.warning("Answered rows were not counted: %s", error)
 

@@ -25,7 +25,9 @@ DAY = date(2024, 3, 1)
 MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
 Bundles = dict[int, tuple[str, str]]
 PATH = "/v1/pipelines/toy/predictions"
-QUICK = ServingLimits(poll_s=0.05, record_every_s=0.02, drain_delay_s=0.05, default_timeout_s=20.0)
+QUICK = ServingLimits(
+    poll_s=0.05, record_every_s=0.02, count_every_s=0.02, drain_delay_s=0.05, default_timeout_s=20.0
+)
 """Looks often, waits long: no test is about how fast this machine is."""
 
 

@@ -295,6 +295,21 @@ def test_a_batch_ends_when_it_is_full_and_not_when_its_time_is_over() -> None:
     assert found == [[0, 1, 2]]
 
 
+def test_a_batch_ends_when_there_is_enough_and_takes_more_if_more_is_there() -> None:
+    queue: BoundedQueue[int] = BoundedQueue(8)
+    found: list[list[int]] = []
+    in_threads(
+        [
+            lambda: found.append(queue.dequeue_batch(8, max_wait_s=1e9, enough=2)),
+            lambda: [queue.enqueue(n) for n in range(2)] and None,
+        ]
+    )
+    assert found == [[0, 1]]
+    for n in range(5):
+        queue.enqueue(n)
+    assert queue.dequeue_batch(4, max_wait_s=1e9, enough=2) == [0, 1, 2, 3]
+
+
 def test_a_batch_larger_than_the_queue_ends_when_the_queue_is_full() -> None:
     queue: BoundedQueue[int] = BoundedQueue(2)
     found: list[list[int]] = []
