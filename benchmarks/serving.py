@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "serving.md"
 MODELS = {"small": (16, 8), "larger": (1024, 1024, 512)}
 CLIENTS = (1, 8, 64)
+OVERLOAD = "\n## Ten times the load\n"
 PATH = "/v1/pipelines/toy/predictions"
 DAY = date(2024, 3, 1)
 sys.path.insert(0, str(ROOT / "tests" / "serving"))
@@ -413,8 +414,8 @@ def overload(seconds: float) -> list[str]:
             ask(process, port, bodies, PATH, 2.0, clients=8)
             capacity = ask(process, port, bodies, PATH, seconds, clients=16)
             lines = [
-                "\n## Ten times the load\n",
-                "Requests of 32 rows for a model with layers 2048, 2048, 2048, and a deadline of 1 s. Capacity is what 16 clients that wait for "
+                OVERLOAD,
+                f"Runs of {seconds:g} s (`--only overload`). Requests of 32 rows for a model with layers 2048, 2048, 2048, and a deadline of 1 s. Capacity is what 16 clients that wait for "
                 "their answers get; then requests come at their own pace.\n",
                 "| load | requests/s sent | answered in time/s | of capacity | p50 ms | p99 ms | other answers |",
                 "|---|---|---|---|---|---|---|",
@@ -436,18 +437,22 @@ def overload(seconds: float) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    lines = [] if arguments.only == "overload" else measure(arguments.seconds, arguments.repeats)
-    lines += [] if arguments.only == "measure" else overload(arguments.seconds)
-    if arguments.write:
+    side_by_side, found, rest = (RESULTS.read_text() if RESULTS.exists() else "").partition(OVERLOAD)
+    overloaded = found + rest
+    if arguments.only != "overload":
         head = (
             "# Predictions on request\n\n"
             f"`python benchmarks/serving.py run --seconds {arguments.seconds:g} --repeats {arguments.repeats} --write`, "
-            f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. The load tool and the contender share the CPUs, and other "
-            "work ran on the machine: compare CPU, and rows of one table; rates and latencies are only good for order of magnitude.\n\n"
-            f"Each request has one row. Medians of {arguments.repeats} runs of {arguments.seconds:g} s.\n"
+            f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. The load tool and the contenders share the CPUs, and other "
+            "work ran on the machine: compare CPU, and rows with the same number of clients; rates and latencies show no more than an order of magnitude.\n\n"
+            f"Each request has one row. All contenders run at once and are asked in turn. Medians of {arguments.repeats} runs of {arguments.seconds:g} s.\n"
         )
-        RESULTS.write_text(head + "\n".join(lines) + "\n")
-    print("\n".join(lines))
+        side_by_side = head + "\n".join(measure(arguments.seconds, arguments.repeats)) + "\n"
+    if arguments.only != "measure":
+        overloaded = "\n".join(overload(arguments.seconds)) + "\n"
+    if arguments.write:
+        RESULTS.write_text(side_by_side + overloaded)
+    print(side_by_side + overloaded)
 
 
 def main() -> None:

@@ -21,7 +21,10 @@ def serve(
         float, typer.Option(min=1, max=30_000, help="Deadline of requests that name none.")
     ] = 1000,
     max_wait_ms: Annotated[
-        float, typer.Option(min=0, max=1000, help="How long a batch waits for more requests.")
+        float,
+        typer.Option(
+            min=0, max=1000, help="Most that a batch waits for as many requests as came together before it."
+        ),
     ] = 0,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 1024,
     poll_s: Annotated[
