@@ -23,7 +23,7 @@ challengers: $(RUN_READY) ## good and bad models on real flights through the rea
 	@$(BIN)/python benchmarks/challengers.py
 
 test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included; folders side by side (JOBS=2)
-	@$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n $(JOBS) --no-loadscope-reorder
 
 test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
 	@$(BIN)/pytest -m "not e2e and not ray and not s3"

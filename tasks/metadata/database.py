@@ -28,6 +28,27 @@ from tasks.core.errors import CommitOutcomeUnknown, ConfigError, NotFound, Penst
 
 _WRITE = "penstock_write"
 _SECRET_QUERY = ("password", "sslpassword", "passfile")
+_READ_ONLY = "25006"  # a standby, or a server that was made read-only
+_ANSWER_FACTOR = 10  # a statement may take so many times the patience for a lock
+_KNOWN_REASONS = (
+    (
+        ("read-only transaction", "readonly database"),
+        "point it at the primary server, or make the file and its folder writable; then run again",
+    ),
+    (
+        ("disk is full", "No space left on device", "disk I/O error"),
+        "free space on the database's disk; then run again",
+    ),
+    (
+        ("too many clients", "too many connections", "connection slots"),
+        "raise max_connections or end clients that are idle; then run again",
+    ),
+    (
+        ("lock timeout", "database is locked", "statement timeout"),
+        "end the program that holds the lock, or wait for it; then run again",
+    ),
+)
+"""What databases say, and what helps."""
 
 
 class Database:
@@ -35,7 +56,8 @@ class Database:
 
     Args:
         url: SQLAlchemy URL: `sqlite:///<absolute path>` or `postgresql://...` (driver psycopg 3).
-        patience_s: How long to wait for a lock or a connection before `ServiceUnavailable`.
+        patience_s: How long to wait for a lock or a connection before `ServiceUnavailable`; PostgreSQL may take ten
+            times as long over a statement.
         named: Where the URL was given, for errors.
 
     Raises:
@@ -110,7 +132,7 @@ class Database:
             raise ServiceUnavailable(
                 f"the metadata database does not answer: {_reason(error)}",
                 which=self.shown_url,
-                fix="check that it runs, is reachable and not held by another program; then run again",
+                fix=_fix(error),
             ) from error
         except DatabaseError as error:
             if isinstance(error.orig, sqlite3.DatabaseError) and "not a database" in str(error.orig):
@@ -124,6 +146,12 @@ class Database:
                     f"the metadata database went away: {_reason(error)}",
                     which=self.shown_url,
                     fix="run again",
+                ) from error
+            if getattr(error.orig, "sqlstate", None) == _READ_ONLY:  # psycopg calls it an internal error
+                raise ServiceUnavailable(
+                    f"the metadata database refuses: {_reason(error)}",
+                    which=self.shown_url,
+                    fix=_fix(error),
                 ) from error
             raise
 
@@ -182,11 +210,22 @@ class Database:
             },
         )
         event.listen(engine, "begin", self._begin_postgres)
+        from tasks.metadata.answers import connector
+
+        # PostgreSQL ends a slow statement by itself; the client's own deadline is for a server that is stopped
+        event.listen(engine, "do_connect", connector(self._answer_s + min(5.0, self._answer_s)))
         return engine
 
+    @property
+    def _answer_s(self) -> float:
+        return _ANSWER_FACTOR * self.patience_s
+
     def _begin_postgres(self, connection: Connection) -> None:
-        if connection.get_execution_options().get(_WRITE):
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.patience_s * 1000)}")
+        """Readers too: a table that is being altered would hold them for ever."""
+        lock_ms, statement_ms = round(self.patience_s * 1000), round(self._answer_s * 1000)
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = {statement_ms}"
+        )
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -209,6 +248,14 @@ def parsed_url(url: str, named: str) -> URL:
 def without_secrets(url: URL) -> str:
     """The URL as it may be shown."""
     return url.set(password=None).difference_update_query(_SECRET_QUERY).render_as_string(hide_password=True)
+
+
+def _fix(error: DBAPIError) -> str:
+    said = str(error.orig)
+    for marks, fix in _KNOWN_REASONS:
+        if any(mark in said for mark in marks):
+            return fix
+    return "check that it runs, is reachable and not held by another program; then run again"
 
 
 def _reason(error: DBAPIError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
+from tasks.core.errors import CommitOutcomeUnknown, ServiceUnavailable
 from tasks.metadata.access import StorePart, insert_new, owned, owner_values, upsert
 from tasks.metadata.records import (
     EXPOSURE_KINDS,
@@ -67,18 +68,32 @@ class Deployments(StorePart):
 
         Raises:
             ServiceUnavailable: The database does not answer; nothing was appended.
-            CommitOutcomeUnknown: Read `history` before deciding again.
+            CommitOutcomeUnknown: The connection broke during the commit and the log could not be read, or does not
+                hold the events (yet). Read `history` before deciding again.
         """
         refused: LogHead | None = None
         while True:
+            appended: list[DeploymentEvent] = []
             try:
                 with self._database.write() as connection:
                     head = self._head(connection, of)
-                    return self._append(connection, of, head, decide(head))
+                    appended = self._append(connection, of, head, decide(head))
+            except CommitOutcomeUnknown:
+                if not self._landed(of, appended):
+                    raise
             except IntegrityError:  # PostgreSQL: another writer took this number and committed first
                 if head == refused:  # the log did not move, so it was not a race
                     raise
                 refused = head
+                continue
+            return appended
+
+    def _landed(self, of: Owner, events: Sequence[DeploymentEvent]) -> bool:
+        try:
+            found = {event.event_id: event for event in self.history(of, limit=len(events) + 100)}
+        except ServiceUnavailable:
+            return False
+        return all(found.get(event.event_id) == event for event in events)
 
     def head(self, of: Owner) -> LogHead:
         """The end of the log now."""

@@ -60,12 +60,16 @@ class Evidence(StorePart):
     def record_verdict(self, of: Owner, verdict: Verdict, *, dag_run: str | None = None) -> bool:
         """Keep a verdict; False when the very same one of the same DAG run is there already.
 
+        Of a DAG run, the moment does not count: a task that is tried again, or beside an attempt taken for dead, judges
+        once. Without a DAG run each judgement is one of its own.
+
         Raises:
             ValueError: The verdict is about another pipeline.
         """
         if verdict.pipeline != of.name:
             raise ValueError(f"a verdict on {verdict.pipeline!r} cannot be kept under {of.name!r}")
         record = verdict.to_json()
+        said = {name: value for name, value in record.items() if name != "decided_at_utc" or dag_run is None}
         values = {
             **owner_values(of),
             "gate": verdict.gate,
@@ -74,7 +78,7 @@ class Evidence(StorePart):
             "decided_at_utc": datetime.fromisoformat(verdict.decided_at_utc),
             "dag_run": dag_run,
             "record": record,
-            "record_digest": record_digest([record, dag_run]),
+            "record_digest": record_digest([said, dag_run]),
             "recorded_at_utc": self._clock(),
         }
         with self._database.write() as connection:

@@ -7,20 +7,23 @@ from one that somebody moved by hand: only the second differs from what was last
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
-from tasks.core.errors import NotFound, PromotionConflict
+from tasks.core.errors import NotFound
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.metadata.deployments import LogHead, NewEvent
-from tasks.metadata.records import POINTER_KINDS, DeploymentEvent, ModelVersion, Projection
+from tasks.metadata.records import POINTER_KINDS, ModelVersion, Projection
 from tasks.metadata.store import MetadataStore
 from tasks.registry.mlflow_api import MlflowRegistry
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+_SECOND_LOOK_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -103,45 +106,121 @@ def _answer_hand_moves(
     check: Callable[[ModelVersion], None] | None,
     actor: str,
 ) -> list[str]:
-    present = _present(mlflow, spec)
-    lines = _answer_moved_challenger(store, spec, present.get(CHALLENGER), actor=actor)
-    found = present.get(CHAMPION)
-    head = store.head(spec)
-    live = head.live.version if head.live else None
-    ours = store.projection(spec, CHAMPION)
-    if found == live or found in _may_be_behind(store, spec, ours):
+    """Record what hands moved; nothing while a promotion, a registration or another reconcile is at work."""
+    while True:
+        look = _look(store, mlflow, spec)
+        if not _moved_by_hand(store, spec, look):
+            return []
+        time.sleep(_SECOND_LOOK_S)  # a process may be between the alias and its note
+        if _look(store, mlflow, spec) != look:
+            continue
+        events, lines = _answers(store, spec, look, policy=policy, check=check, actor=actor)
+        try:
+            store.append_events(spec, partial(_unless_moved, look.head, events))
+        except _LogMovedError:
+            continue
         return lines
-    shown = f"version {found}" if found is not None else "nothing"
-    moved = f"alias champion was moved by hand in MLflow to {shown}; the log says {_shown(live)}"
-    if policy == "adopt" and found is not None:
-        refusal = _adopt(store, spec, found, live=live, check=check, actor=actor)
-        if refusal is None:
-            return [*lines, f"{moved}: adopted version {found}"]
-        moved = f"{moved}; not adopted: {refusal}"
-    if head.live is not None:
-        _record_revert(store, spec, head.live, reason=moved, actor=actor)
-    return [*lines, f"{moved}: put back"]
 
 
-def _answer_moved_challenger(
-    store: MetadataStore, spec: PipelineSpec, found: int | None, *, actor: str
-) -> list[str]:
-    """Record that somebody moved `challenger`; it says which version waits, so there is nothing to adopt."""
-    wanted = _wanted(store, spec).aliases[CHALLENGER]
-    ours = store.projection(spec, CHALLENGER)
-    if found == wanted or found == (ours.version if ours else None):
-        return []
-    newest = next(iter(store.model_versions(spec, limit=1)), None)
-    # Between the registration of a version and the note that the alias was set, a crash leaves it unrecorded.
-    if newest is None or (found == newest.version and ours is None):
-        return []
-    shown = f"version {found}" if found is not None else "nothing"
-    moved = f"alias challenger was moved by hand in MLflow to {shown}; {_shown(wanted)} waits"
-    event = NewEvent(
-        "revert", newest.version, newest.bundle_digest, newest.feature_version, None, actor, moved
+@dataclass(frozen=True)
+class _Look:
+    """Aliases of one moment with the log and the notes, which were the same before and after."""
+
+    head: LogHead
+    wanted: Wanted
+    champion_note: Projection | None
+    challenger_note: Projection | None
+    present: dict[str, int] = field(default_factory=dict)
+
+
+class _LogMovedError(Exception):
+    """Another process was first."""
+
+
+def _look(store: MetadataStore, mlflow: MlflowRegistry, spec: PipelineSpec) -> _Look:
+    while True:
+        before = _notes(store, spec)
+        present = _present(mlflow, spec)
+        if _notes(store, spec) == before:
+            return replace(before, present=present)
+
+
+def _notes(store: MetadataStore, spec: PipelineSpec) -> _Look:
+    notes = (store.projection(spec, CHAMPION), store.projection(spec, CHALLENGER))
+    return _Look(store.head(spec), _wanted(store, spec), *notes)
+
+
+def _unless_moved(seen: LogHead, events: list[NewEvent], now: LogHead) -> list[NewEvent]:
+    if now.event_id != seen.event_id:
+        raise _LogMovedError
+    return events
+
+
+def _moved_by_hand(store: MetadataStore, spec: PipelineSpec, look: _Look) -> list[str]:
+    """The aliases that differ from the log in a way that neither a crash nor an outage explains."""
+    moved = []
+    found, wanted = look.present.get(CHALLENGER), look.wanted.aliases[CHALLENGER]
+    if found not in (wanted, look.challenger_note.version if look.challenger_note else None):
+        newest = next(iter(store.model_versions(spec, limit=1)), None)
+        # Between the registration of a version and the note that the alias was set, a crash leaves it unrecorded.
+        if newest is not None and not (found == newest.version and look.challenger_note is None):
+            moved.append(CHALLENGER)
+    found, live = look.present.get(CHAMPION), look.wanted.aliases[CHAMPION]
+    if found != live and found not in _may_be_behind(store, spec, look.champion_note):
+        moved.append(CHAMPION)
+    return moved
+
+
+def _answers(
+    store: MetadataStore,
+    spec: PipelineSpec,
+    look: _Look,
+    *,
+    policy: str,
+    check: Callable[[ModelVersion], None] | None,
+    actor: str,
+) -> tuple[list[NewEvent], list[str]]:
+    """The events to append on the head that was seen, and the lines that tell of them."""
+    events: list[NewEvent] = []
+    lines: list[str] = []
+    aliases = _moved_by_hand(store, spec, look)
+    if CHALLENGER in aliases:
+        newest = store.model_versions(spec, limit=1)[0]
+        wanted = look.wanted.aliases[CHALLENGER]
+        moved = f"alias challenger was moved by hand in MLflow to {_shown(look.present.get(CHALLENGER), 'nothing')}; {_shown(wanted)} waits"
+        event = NewEvent(
+            "revert", newest.version, newest.bundle_digest, newest.feature_version, None, actor, moved
+        )
+        events += _unless_recorded(store, spec, event, look.challenger_note)
+        lines.append(f"{moved}: put back")
+    if CHAMPION in aliases:
+        live, found = look.head.live, look.present.get(CHAMPION)
+        now = live.version if live else None
+        moved = f"alias champion was moved by hand in MLflow to {_shown(found, 'nothing')}; the log says {_shown(now)}"
+        if policy == "adopt" and found is not None:
+            adopted = _adoption(store, spec, found, look.head, check=check, actor=actor)
+            if isinstance(adopted, NewEvent):
+                return [*events, adopted], [*lines, f"{moved}: adopted version {found}"]
+            moved = f"{moved}; not adopted: {adopted}"
+        if live is not None:
+            event = NewEvent(
+                "revert", live.version, live.bundle_digest, live.feature_version, live.version, actor, moved
+            )
+            events += _unless_recorded(store, spec, event, look.champion_note)
+        lines.append(f"{moved}: put back")
+    return events, lines
+
+
+def _unless_recorded(
+    store: MetadataStore, spec: PipelineSpec, event: NewEvent, note: Projection | None
+) -> list[NewEvent]:
+    """Nothing when an attempt that stopped half way, or one beside this, has recorded it: the alias was not set since."""
+    since = note.event_id if note else 0
+    past = store.history(spec, kinds=("revert",), limit=10)
+    same = (
+        item.reason == event.reason and item.actor == event.actor for item in past if item.event_id > since
     )
-    store.append_events(spec, lambda _head: [event])
-    return [f"{moved}: put back"]
+    return [] if any(same) else [event]
 
 
 def _may_be_behind(store: MetadataStore, spec: PipelineSpec, ours: Projection | None) -> set[int | None]:
@@ -151,57 +230,36 @@ def _may_be_behind(store: MetadataStore, spec: PipelineSpec, ours: Projection | 
     return {ours.version if ours else None} | {event.version for event in later if event.event_id > since}
 
 
-def _adopt(
+def _adoption(
     store: MetadataStore,
     spec: PipelineSpec,
     version: int,
+    head: LogHead,
     *,
-    live: int | None,
     check: Callable[[ModelVersion], None] | None,
     actor: str,
-) -> str | None:
+) -> NewEvent | str:
+    """The event that makes the hand-made choice a deployment, or why it cannot be one."""
     model = store.model_version(spec, version)
     if model is None:
         return f"version {version} was not registered by Penstock"
     if check is None:
         return "no check was given that loads it"
-    if version in store.head(spec).barred:
+    if version in head.barred:
         return f"version {version} is barred"
     try:
         check(model)
     except Exception as error:  # whatever the user's model raises must not keep the alias wrong
         return f"its check failed: {error}"
-
-    def decide(head: LogHead) -> list[NewEvent]:
-        now_live = head.live.version if head.live else None
-        if now_live != live or version in head.barred:
-            raise PromotionConflict("the log moved meanwhile", which=f"{spec.name} version {version}")
-        return [
-            NewEvent(
-                "adopt",
-                version,
-                model.bundle_digest,
-                model.feature_version,
-                live,
-                actor,
-                "alias champion was moved by hand in MLflow",
-            )
-        ]
-
-    try:
-        store.append_events(spec, decide)
-    except PromotionConflict as error:
-        return error.what
-    return None
-
-
-def _record_revert(
-    store: MetadataStore, spec: PipelineSpec, live: DeploymentEvent, *, reason: str, actor: str
-) -> None:
-    event = NewEvent(
-        "revert", live.version, live.bundle_digest, live.feature_version, live.version, actor, reason
+    return NewEvent(
+        "adopt",
+        version,
+        model.bundle_digest,
+        model.feature_version,
+        head.live.version if head.live else None,
+        actor,
+        "alias champion was moved by hand in MLflow",
     )
-    store.append_events(spec, lambda _head: [event])
 
 
 def _wanted(store: MetadataStore, spec: PipelineSpec) -> Wanted:
@@ -244,5 +302,5 @@ def _set(
     return lines
 
 
-def _shown(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
+def _shown(version: int | None, none: str = "none") -> str:
+    return none if version is None else f"version {version}"

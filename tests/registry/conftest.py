@@ -20,6 +20,7 @@ from tasks.registry.mlflow_api import MlflowRegistry
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is down in a test stays down: asking again at once is enough."""
     monkeypatch.setattr("tasks.registry.mlflow_api._PAUSE_S", 0.0)
+    monkeypatch.setattr("tasks.registry.aliases._SECOND_LOOK_S", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -82,3 +83,88 @@ def test_a_connection_that_breaks_at_the_alias_leaves_it_pending_and_a_repeat_pu
     assert (again.event_id, again.alias_pending) == (made.event_id, False)
     assert mlflow.aliases(spec.model_name) == {"champion": 1, "challenger": 2}
     assert [event.kind for event in registry.history(with_mlflow, spec)] == ["promote"], "no hand was at work"
+
+
+@pytest.fixture
+def registered(with_mlflow: Settings, spec: PipelineSpec, train: Callable[[str], Trained]) -> Settings:
+    """Versions 1 and 2 are registered, none is live."""
+    for letter in "ab":
+        registry.register_challenger(with_mlflow, spec, train(letter), passing(spec, letter), {})
+    return with_mlflow
+
+
+def first(settings: Settings, spec: PipelineSpec) -> registry.Deployment:
+    return registry.promote(settings, spec, 1, expected=None, actor="tests", reason="first", check=loads)
+
+
+def second(settings: Settings, spec: PipelineSpec) -> registry.Deployment:
+    return registry.promote(settings, spec, 2, expected=1, actor="tests", reason="second", check=loads)
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, answer_s: float) -> None:
+    monkeypatch.setitem(MlflowRegistry.__init__.__kwdefaults__, "answer_s", answer_s)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault("POST", ALIAS, "answer", times=1, status=status) for status in (429, 502, 503)),
+        Fault("GetObject", "registered-models/get$", "answer", times=1, status=502),
+        Fault("*", "registered-models", "delay", delay_s=0.3),
+    ],
+    ids=lambda fault: f"{fault.operation}-{fault.kind}-{fault.status}",
+)
+def test_a_promotion_ends_with_its_alias_set_when_mlflow_is_slow_or_refuses_once(
+    registered: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, fault: Fault
+) -> None:
+    with FaultProxy(registered.mlflow_url) as proxy:
+        proxy.add(fault)
+        made = first(dataclasses.replace(registered, mlflow_url=proxy.url), spec)
+        assert proxy.met(fault.kind)
+    assert not made.alias_pending
+    assert mlflow.aliases(spec.model_name) == {"champion": 1, "challenger": 2}
+    assert registry.reconcile(registered, spec) == []
+
+
+def test_a_mlflow_that_never_answers_is_given_up_and_reconciled_when_it_does(
+    registered: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(registered.mlflow_url) as proxy:
+        through = dataclasses.replace(registered, mlflow_url=proxy.url)
+        proxy.add(Fault("*", "registered-models", "hang"))
+        with monkeypatch.context() as patch:
+            impatient(patch, 0.3)
+            assert first(through, spec).alias_pending
+            with pytest.raises(ServiceUnavailable, match="did not answer") as caught:
+                registry.reconcile(through, spec)
+        assert proxy.url in caught.value.which and "run again" in caught.value.fix
+        proxy.clear()
+        assert registry.reconcile(through, spec) == ["alias champion: none -> version 1"]
+    assert [event.kind for event in registry.history(registered, spec)] == ["promote"]
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_an_alias_that_mlflow_sets_after_it_was_given_up_is_right_after_a_reconcile(
+    registered: Settings,
+    spec: PipelineSpec,
+    mlflow: MlflowRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    overtaken: bool,
+) -> None:
+    """Overtaken: the next promotion has set its alias before the late one arrives, which looks like a hand."""
+    with FaultProxy(registered.mlflow_url) as proxy, monkeypatch.context() as patch:
+        proxy.add(Fault("POST", ALIAS, "delay", times=1, delay_s=2.0))
+        impatient(patch, 0.5)
+        assert first(dataclasses.replace(registered, mlflow_url=proxy.url), spec).alias_pending
+        patch.undo()
+        if overtaken:
+            assert not second(registered, spec).alias_pending
+        deadline = time.monotonic() + 30
+        while mlflow.aliases(spec.model_name).get("champion") != 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    said = registry.reconcile(registered, spec)
+    assert ("by hand" in " ".join(said)) == overtaken
+    assert mlflow.aliases(spec.model_name)["champion"] == (2 if overtaken else 1)
+    live = registry.champion(registered, spec)
+    assert live is not None and live.version == (2 if overtaken else 1)
+    assert registry.reconcile(registered, spec) == []
