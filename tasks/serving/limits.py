@@ -16,7 +16,7 @@ class ServingLimits:
     batch_s: float = 0.02
     """No more are scored at once than take about so long: deadlines are looked at between batches, and a slow model gains nothing
     from larger ones."""
-    time_margin: float = 0.7
+    time_margin: float = 0.6
     """A request is admitted if it is expected to be answered within this part of the time that it has left."""
     max_wait_s: float = 0.0
     """How long a batch waits for as many requests as came together before it; after a lone one it waits for nobody. 0: what gathers while
