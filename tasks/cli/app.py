@@ -29,6 +29,7 @@ from tasks.cli.options import (
 )
 from tasks.cli.output import console, show
 from tasks.cli.registry import registry
+from tasks.cli.serve import serve
 from tasks.cli.services import cli_settings
 from tasks.cli.waivers import add_waiver_commands
 from tasks.core.errors import ConfigError
@@ -61,6 +62,7 @@ app.add_typer(registry, name="registry")
 app.add_typer(inference, name="inference")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 app.command("ci")(ci)
+app.command("serve")(serve)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")

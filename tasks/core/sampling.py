@@ -62,6 +62,11 @@ def in_slice(pipeline: str, entities: pa.Array | Sequence[str], share: float) ->
     return mask
 
 
+def entity_in_slice(pipeline: str, entity: str, share: float) -> bool:
+    """`in_slice` of one entity, for requests that come one by one."""
+    return share >= 1 or _place(pipeline, entity) < int(share * 2**64)
+
+
 def _place(pipeline: str, entity: str) -> int:
     digest = hashlib.blake2b(f"canary\x1f{pipeline}\x1f{entity}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")

@@ -67,7 +67,7 @@ def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> Sha
     bundle = fetch_bundle(store, fingerprint.bundle_digest, settings.cache_dir)
     scorer = Scorer(
         bundle,
-        execution=Execution(_device(spec), bfloat16=spec.inference.precision == "bfloat16"),
+        execution=Execution(scoring_device(spec), bfloat16=spec.inference.precision == "bfloat16"),
         compiled=spec.inference.compile,
         memory_share=_MEMORY_SHARE
         * min(1.0, spec.inference.gpus_per_worker)
@@ -84,7 +84,8 @@ def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> Sha
     return BundleModel(scorer)
 
 
-def _device(spec: PipelineSpec) -> str:
+def scoring_device(spec: PipelineSpec) -> str:
+    """Where the pipeline's models are to run on this machine, as torch names it."""
     if spec.inference.gpus_per_worker <= 0:
         return "cpu"
     import torch

@@ -109,6 +109,7 @@ _OTHERS = {
     "new_pipeline": "pages",
     "overview": "pages",
     "read_report": "pages",
+    "serve": "serving",
 }
 
 __all__ = sorted([*_STEPS, *_OTHERS, "step"])

@@ -1,0 +1,66 @@
+"""`penstock serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tasks.cli.options import Pipeline
+from tasks.cli.output import console
+from tasks.cli.services import cli_settings
+
+
+def serve(
+    pipeline: Pipeline,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the API has no log-in of its own.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    timeout_ms: Annotated[
+        float, typer.Option(min=1, max=30_000, help="Deadline of requests that name none.")
+    ] = 1000,
+    max_wait_ms: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1000, help="Most that a batch waits for as many requests as came together before it."
+        ),
+    ] = 0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 1024,
+    poll_s: Annotated[
+        float, typer.Option(min=0.05, help="How often the deployment log is asked what is live.")
+    ] = 2.0,
+    audit: Annotated[
+        bool, typer.Option("--audit/--no-audit", help="Keep every answer in the audit store.")
+    ] = True,
+    shadow: Annotated[
+        bool,
+        typer.Option("--shadow", help="Let the registered challenger score copies, and answer nothing."),
+    ] = False,
+) -> None:
+    """Answer predictions over HTTP with the live model, until SIGTERM; follows promotions by itself.
+
+    One process is one replica: start several on different ports behind a load balancer.
+    """
+    from tasks import wiring
+    from tasks.serving import ServingLimits
+
+    def started(url: str, version: int | None) -> None:
+        model = f"version {version}" if version else "no version yet"
+        console.print(f"{pipeline}: {model} on {url}, described at {url}/docs", soft_wrap=True, markup=False)
+
+    wiring.serve(
+        cli_settings(),
+        pipeline,
+        host=host,
+        port=port,
+        limits=ServingLimits(
+            queue_requests=queue,
+            max_wait_s=max_wait_ms / 1000,
+            default_timeout_s=timeout_ms / 1000,
+            poll_s=poll_s,
+        ),
+        audit=audit,
+        shadow=shadow,
+        started=started,
+    )

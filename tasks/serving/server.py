@@ -1,0 +1,187 @@
+"""The model server without HTTP: admission, routing, and the threads behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+
+from tasks.serving.batching import MicroBatcher, Ticket
+from tasks.serving.following import Follower, Live
+from tasks.serving.limits import ServingLimits
+from tasks.serving.metrics import ServingMetrics
+from tasks.serving.models import Journal, Loader, Quality, ServedModel, Source
+from tasks.serving.recording import Recorder, Shadow
+from tasks.serving.refusals import Refused
+from tasks.serving.requests import RawRequest
+from tasks.serving.signature import Row
+
+log = logging.getLogger(__name__)
+
+
+class ModelServer:
+    """One pipeline's models, answering.
+
+    Args:
+        pipeline: Its name.
+        tenant: Whose it is; a label of the metrics.
+        source: The deployment log.
+        load: Makes a version answer.
+        journal: The audit store; None: answers are not recorded.
+        quality: What is known of a version's quality.
+        limits: See there.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        tenant: str,
+        *,
+        source: Source,
+        load: Loader,
+        journal: Journal | None,
+        quality: Quality,
+        limits: ServingLimits | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.limits = limits or ServingLimits()
+        self.metrics = ServingMetrics(tenant, pipeline)
+        self.live: Live | None = None
+        self.draining = False
+        """Set on SIGTERM: not ready any more, and every answer closes its connection."""
+        self._recorder = Recorder(journal, self.limits, self.metrics)
+        self._shadow = Shadow(self.limits, self.metrics)
+        self._batcher = MicroBatcher(
+            self.limits, self.metrics, record=self._recorder.offer, shadow=self._shadow.offer
+        )
+        self._follower = Follower(source, load, self._swap, quality, self.limits, self.metrics)
+
+    def follow_once(self) -> None:
+        """Look for the champion now and load it; what fails is logged and tried again later."""
+        self._follower.follow_once()
+
+    def start(self) -> None:
+        """Start the threads; called in the event loop that serves."""
+        self._batcher.start(asyncio.get_running_loop())
+        self._recorder.start()
+        self._shadow.start()
+        self._follower.start()
+
+    def stop(self) -> None:
+        """Answer what was admitted, record what was answered, end the threads."""
+        self.draining = True
+        self._follower.close()
+        self._batcher.close(self.limits.drain_timeout_s)
+        self._shadow.close()
+        self._recorder.close(self.limits.drain_timeout_s)
+
+    @property
+    def ready(self) -> bool:
+        return self.live is not None and not self.draining
+
+    def refuse_early(self) -> None:
+        """Refuse what would be refused anyway, before it costs reading and decoding.
+
+        Raises:
+            Refused: 503 without a model, 429 when too much waits.
+        """
+        if self.live is None:
+            raise Refused(
+                503,
+                "not_ready",
+                "no model answers yet",
+                which=self.pipeline,
+                fix="promote one, or wait until it is loaded",
+                retry_after_s=max(1, math.ceil(self.limits.poll_s)),
+            )
+        if self._batcher.full:
+            raise self._overloaded("queue_full", "too many requests wait")
+        unrecorded = self._batcher.admitted_rows - self._batcher.unanswered_rows - self._recorder.done_rows
+        if unrecorded >= self.limits.unrecorded_rows:
+            raise self._overloaded("audit_backlog", "too many answered rows wait for the audit store")
+
+    def refuse_late(self, deadline: float, rows: int = 1) -> None:
+        """Refuse what would only be late.
+
+        Raises:
+            Refused: 429; a request of so many rows is not expected to be answered well before its deadline.
+        """
+        expected_s = self._batcher.expected_s(rows)
+        left_s = deadline - time.monotonic()
+        if expected_s > self.limits.time_margin * left_s:
+            raise self._overloaded(
+                "would_be_late", f"it would take about {expected_s:.2f} s and has {max(0.0, left_s):.2f} s"
+            )
+
+    async def predict(self, request: RawRequest, *, arrived: float, timeout_s: float | None) -> Ticket:
+        """Score a request's rows.
+
+        Args:
+            request: Its rows, not checked yet.
+            arrived: When it came, by `time.monotonic`.
+            timeout_s: Its deadline, from a header; one in the request itself goes first.
+
+        Raises:
+            Refused: It gets no prediction.
+        """
+        live = self.live
+        assert live is not None, "refuse_early was not asked"
+        deadline = arrived + (request.timeout_s or timeout_s or self.limits.default_timeout_s)
+        self.refuse_late(deadline, len(request.rows))  # before its rows cost being checked
+        rows, models = self._routed(live, request)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(rows, models, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future)
+        if not self._batcher.admit(ticket):
+            if self._batcher.closed:
+                raise Refused(
+                    503, "not_ready", "the server is shutting down", fix="send it to another replica"
+                )
+            raise self._overloaded("queue_full", "too many requests wait")
+        await future
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    def _routed(self, live: Live, request: RawRequest) -> tuple[list[Row], list[ServedModel]]:
+        """Checked rows, and who answers each."""
+        if not request.rows:
+            raise Refused(422, "invalid_field", "there is no row", which="rows", fix="send at least one")
+        if len(request.rows) > self.limits.max_rows:
+            raise Refused(
+                413,
+                "too_large",
+                f"has {len(request.rows):,} rows, {self.limits.max_rows:,} may be",
+                which="rows",
+                fix="send several requests, or score them in batch",
+            )
+        signature = live.champion.signature
+        rows = [signature.read(raw, request.where(index)) for index, raw in enumerate(request.rows)]
+        models = [live.model_for(self.pipeline, row.entity) for row in rows]
+        for index, model in enumerate(models):
+            if model is not live.champion and model.signature.schema != signature.schema:
+                rows[index] = model.signature.read(request.rows[index], request.where(index))
+        return rows, models
+
+    def _overloaded(self, cause: str, what: str) -> Refused:
+        after_s = self._batcher.retry_after_s()
+        return Refused(429, cause, what, fix=f"retry after {after_s} s", retry_after_s=after_s)
+
+    def _swap(self, live: Live) -> None:
+        before, self.live = self.live, live
+        self.metrics.share.set(0.0 if live.exposure.shadow else live.exposure.share)
+        for model, deployed in (
+            (live.champion, live.exposure.champion),
+            (live.challenger, live.exposure.challenger),
+        ):
+            if model is not None and deployed is not None:
+                self.metrics.of(model).live_since.set(deployed.live_since.timestamp())
+        log.info(
+            "Version %d answers%s%s",
+            live.exposure.champion.version,
+            f", {live.exposure.share:.1%} by version {live.challenger.deployed.version}"
+            if live.challenger
+            else "",
+            f"; before: version {before.exposure.champion.version}" if before else "",
+        )

@@ -1,0 +1,252 @@
+"""Small real models of the toy pipeline, a server that runs in a thread, and clients."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from typing import Any
+
+import httpx
+import pyarrow as pa
+
+from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core.spec import pipeline_folder
+from tasks.metadata import MetadataStore
+from tasks.metadata.deployments import NewEvent
+from tasks.serving import Deployed, ModelServer, Running, ServingLimits, listen
+from tasks.wiring.serving import ServedBundle, model_server
+
+DAY = date(2024, 3, 1)
+MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
+Bundles = dict[int, tuple[str, str]]
+PATH = "/v1/pipelines/toy/predictions"
+QUICK = ServingLimits(
+    poll_s=0.05, record_every_s=0.02, count_every_s=0.02, drain_delay_s=0.05, default_timeout_s=20.0
+)
+"""Looks often, waits long: no test is about how fast this machine is."""
+
+
+def toy_rows(settings: Settings, day: date = DAY) -> pa.Table:
+    """A day of the toy source, as scoring sees it."""
+    path = pipeline_folder(settings, "toy") / "source.py"
+    found = importlib.util.spec_from_file_location("toy_source_for_serving", path)
+    assert found is not None and found.loader is not None
+    source = importlib.util.module_from_spec(found)
+    found.loader.exec_module(source)
+    return source.load(day, day).drop_columns(["paid", "bought"])
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as a client sends them."""
+    return [
+        {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in table.to_pylist()
+    ]
+
+
+def make_bundle(
+    settings: Settings,
+    spec: PipelineSpec,
+    *,
+    seed: int,
+    hidden: tuple[int, ...] = (16, 8),
+    features: str | None = None,
+) -> tuple[str, str]:
+    """A bundle with random weights in the store; (digest, feature version)."""
+    import torch
+
+    from tasks.model import (
+        BundleManifest,
+        Calibration,
+        FeatureCode,
+        FeatureEncoder,
+        NetworkSpec,
+        Profile,
+        ProfileSpec,
+        build_network,
+        upload_bundle,
+        write_bundle,
+    )
+    from tasks.model.bundle import background_id, golden_table, weights_bytes
+    from tasks.model.execution import predict
+
+    days = [date(2024, 1, 1), date(2024, 1, 2)]
+    rows = pa.concat_tables([toy_rows(settings, day) for day in days])
+    home = pipeline_folder(settings, spec.name)
+    source = features or (home / "features.py").read_text()
+    code = FeatureCode(source, origin="features.py")
+    model_source = (home / "model.py").read_text()
+    table = code.compute(rows, spec.features)
+    encoder = FeatureEncoder.fit(table, spec.features)
+    shape = NetworkSpec(encoder.numeric_width, encoder.cardinalities, (3, 2), hidden, 0.1)
+    torch.manual_seed(seed)
+    network = build_network(model_source, shape, origin="model.py").eval()
+    calibration = Calibration(1.25, -0.5)
+    scores = predict(network, encoder.encode(table), calibration)
+    grid = ProfileSpec.fit(table, scores, spec)
+    golden = rows.slice(0, 40)
+    encoded = encoder.encode(table.slice(0, 40))
+    weights = weights_bytes(network.state_dict())
+    folder = settings.home / f"made-{seed}"
+    write_bundle(
+        folder,
+        manifest=BundleManifest(
+            pipeline=spec.name,
+            training_id=f"{seed:016d}",
+            snapshot_id="s" * 16,
+            feature_version=code.version,
+            network=shape,
+            calibration=calibration,
+            label_rate=0.5,
+            train_first_day=days[0],
+            train_last_day=days[0],
+            validation_first_day=days[1],
+            created_at_utc="2024-01-04T00:00:00.000Z",
+            background_id=background_id(encoder, weights),
+        ),
+        spec=spec,
+        feature_code=code,
+        model_source=model_source,
+        encoder=encoder,
+        weights=weights,
+        golden=golden_table(golden, encoded, predict(network, encoded, calibration)),
+        profile_spec=grid,
+        reference={day: Profile.of(grid, table, scores) for day in days},
+    )
+    return upload_bundle(open_store(settings, prefix=spec.prefix), folder), code.version
+
+
+def put_live(settings: Settings, spec: PipelineSpec, version: int, bundle: tuple[str, str]) -> None:
+    """Write the event that makes a version live."""
+    digest, feature_version = bundle
+    MetadataStore.open(settings).append_events(
+        spec,
+        lambda head: [
+            NewEvent(
+                "promote",
+                version,
+                digest,
+                feature_version,
+                head.live.version if head.live else None,
+                "tests",
+                "serving",
+            )
+        ],
+    )
+
+
+@contextmanager
+def running(server: ModelServer) -> Iterator[str]:
+    """Serve in a thread until the end of the block; the URL."""
+    listener = listen("127.0.0.1", 0)
+    service, listens = Running(server), threading.Event()
+    thread = threading.Thread(
+        target=service.serve_on, args=(listener,), kwargs={"started": listens.set}, daemon=True
+    )
+    thread.start()
+    assert listens.wait(60)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        service.end()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def serving(
+    settings: Settings, limits: ServingLimits = QUICK, **options: Any
+) -> Iterator[tuple[ModelServer, httpx.Client]]:
+    """The toy pipeline's server, its champion loaded, and a client."""
+    server = model_server(settings, "toy", limits=limits, node="tests", **options)
+    server.follow_once()
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield server, client
+
+
+def until(condition: Any, *, timeout_s: float = 60) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def metric(client: httpx.Client, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels; 0 without one."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def deployed(version: int, bundles: Bundles) -> Deployed:
+    return Deployed(version, *bundles[version], MOMENT)
+
+
+class Clients:
+    """Threads that ask without pause; every answer or failure is kept."""
+
+    def __init__(self, url: str, rows: list[dict[str, Any]], threads: int = 4) -> None:
+        self.answers: list[tuple[str, dict[str, Any]]] = []
+        self.failures: list[str] = []
+        self.stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(url, rows[number::threads]), daemon=True)
+            for number in range(threads)
+        ]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _ask(self, url: str, rows: list[dict[str, Any]]) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while not self.stop.is_set():
+                for row in rows:
+                    try:
+                        answer = client.post(PATH, json={"rows": [row]})
+                    except httpx.HTTPError as error:
+                        self.failures.append(repr(error))
+                        continue
+                    if answer.status_code != 200:
+                        self.failures.append(answer.text)
+                    else:
+                        self.answers.append((row["customer"], answer.json()["predictions"][0]))
+
+    def versions(self) -> Counter[int]:
+        return Counter(prediction["model_version"] for _, prediction in list(self.answers))
+
+
+def expected_scores(
+    settings: Settings, spec: PipelineSpec, bundles: Bundles, versions: tuple[int, ...]
+) -> dict[tuple[str, int], float]:
+    """(customer, version) -> score."""
+    rows = toy_rows(settings)
+    found = {}
+    for version in versions:
+        model = ServedBundle(settings, spec, deployed(version, bundles))
+        scores = model.score(rows).scores.tolist()
+        found.update(
+            {(name, version): score for name, score in zip(rows["customer"].to_pylist(), scores, strict=True)}
+        )
+    return found
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

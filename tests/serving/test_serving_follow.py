@@ -1,0 +1,272 @@
+"""Promotions, rollbacks, bad versions, a log that is down, splits and shadows, while requests come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving_support import (
+    MOMENT,
+    PATH,
+    QUICK,
+    Bundles,
+    Clients,
+    deployed,
+    expected_scores,
+    json_rows,
+    metric,
+    put_live,
+    running,
+    serving,
+    toy_rows,
+    until,
+)
+
+from tasks.core import PipelineSpec, Settings
+from tasks.core.sampling import in_slice
+from tasks.metadata import MetadataStore
+from tasks.metadata.deployments import NewEvent
+from tasks.serving import Deployed, Exposure, ModelServer, goes_to_challenger
+from tasks.wiring.serving import DeploymentLog, ServedBundle
+
+
+def test_a_promotion_under_load_drops_nothing_and_every_score_is_that_of_the_version_it_names(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    with (
+        serving(installation, audit=False) as (server, client),
+        Clients(str(client.base_url), rows) as clients,
+    ):
+        until(lambda: clients.versions()[1] > 20)
+        for version in (2, 3, 1):  # forward, forward, and back
+            put_live(installation, spec, version, bundles[version])
+            until(lambda version=version: server.live.exposure.champion.version == version)
+            seen = clients.versions()[version]
+            until(lambda version=version, seen=seen: clients.versions()[version] > seen + 20)
+    assert clients.failures == []
+    expected = expected_scores(installation, spec, bundles, (1, 2, 3))
+    assert {prediction["model_version"] for _, prediction in clients.answers} == {1, 2, 3}
+    for customer, prediction in clients.answers:
+        assert prediction["score"] == expected[customer, prediction["model_version"]]
+
+
+def test_a_tampered_version_is_not_served_and_the_one_before_goes_on_ready_and_counted(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    weights = installation.home / "store" / spec.prefix / "bundles" / bundles[2][0] / "weights.pt"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    row = json_rows(toy_rows(installation))[0]
+    with serving(installation, audit=False) as (server, client):
+        put_live(installation, spec, 2, bundles[2])
+        until(lambda: metric(client, "penstock_serving_follow_failures_total", cause="load") >= 1)
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["model_version"]) == (200, 1)
+        assert client.post(PATH, json={"rows": [row]}).json()["predictions"][0]["model_version"] == 1
+        put_live(installation, spec, 3, bundles[3])  # the next good one is taken
+        until(lambda: client.get("/health/ready").json()["model_version"] == 3)
+        assert server.ready
+
+
+def test_a_version_that_does_not_compute_what_it_was_trained_to_is_not_served(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    with serving(installation, audit=False) as (_, client):
+        put_live(installation, spec, 2, (bundles[2][0], "another feature version"))
+        until(lambda: metric(client, "penstock_serving_follow_failures_total", cause="load") >= 1)
+        assert client.get("/health/ready").json()["model_version"] == 1
+
+
+def test_metadata_and_store_may_be_gone_while_the_last_good_version_answers(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    row = json_rows(toy_rows(installation))[0]
+    with serving(installation, audit=False) as (server, client):
+        database = installation.home / "metadata.db"
+        found = [path for path in installation.home.glob("*.db*") if path.is_file()]
+        assert database in found, found
+        hidden = installation.home / "hidden"
+        hidden.mkdir()
+        for path in found:
+            path.rename(hidden / path.name)
+        database.mkdir()  # what opens it fails, and does not make a new one
+        (installation.home / "store").rename(hidden / "store")
+        until(lambda: metric(client, "penstock_serving_follow_failures_total", cause="log") >= 1)
+        for _ in range(10):
+            assert client.post(PATH, json={"rows": [row]}).status_code == 200
+        assert client.get("/health/ready").status_code == 200
+        database.rmdir()
+        for path in hidden.iterdir():
+            path.rename(installation.home / path.name)
+        put_live(installation, spec, 2, bundles[2])
+        until(lambda: server.live.exposure.champion.version == 2)
+
+
+def test_without_a_champion_it_waits_says_so_and_takes_the_first_one(
+    settings: Settings, toy: PipelineSpec, made: Any
+) -> None:
+    from serving_support import make_bundle
+
+    with serving(settings, audit=False) as (_, client):
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/health/ready").status_code == 503
+        refused = client.post(PATH, json={"rows": [{}]})
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert client.get("/openapi.json").status_code == 200
+        put_live(settings, toy, 1, make_bundle(settings, toy, seed=1))
+        until(lambda: client.get("/health/ready").status_code == 200)
+
+
+class Split:
+    """A source of exposures that the test sets."""
+
+    def __init__(self, exposure: Exposure) -> None:
+        self.exposure = exposure
+
+    def __call__(self) -> Exposure:
+        return self.exposure
+
+
+def split_server(settings: Settings, spec: PipelineSpec, source: Split) -> ModelServer:
+    server = ModelServer(
+        "toy",
+        "default",
+        source=source,
+        load=lambda one: ServedBundle(settings, spec, one),
+        journal=None,
+        quality=lambda version: {"auc": 0.5 + version / 10},
+        limits=replace(QUICK, quality_every_s=0.1),
+    )
+    server.follow_once()
+    return server
+
+
+def ask_all(client: httpx.Client, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    answers = client.post(PATH, json={"rows": rows}).json()["predictions"]
+    return {row["customer"]: answer for row, answer in zip(rows, answers, strict=True)}
+
+
+def test_a_split_is_that_of_the_canary_s_slice_sticky_and_changed_while_running(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    champion, challenger = deployed(1, bundles), deployed(2, bundles)
+    source = Split(Exposure(champion))
+    rows = json_rows(toy_rows(installation))
+    customers = [row["customer"] for row in rows]
+    expected = expected_scores(installation, spec, bundles, (1, 2))
+    server = split_server(installation, spec, source)
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        before: set[str] = set()
+        for share in (0.0, 0.1, 0.5, 1.0):
+            source.exposure = Exposure(champion, challenger, share)
+            until(lambda share=share: server.live.exposure.share == share)
+            answers = ask_all(client, rows)
+            chosen = {name for name, answer in answers.items() if answer["model_version"] == 2}
+            assert chosen == set(np.array(customers)[in_slice("toy", customers, share)])
+            assert chosen >= before  # whoever was moved stays moved
+            assert ask_all(client, rows) == answers
+            for name, answer in answers.items():
+                assert answer["score"] == expected[name, answer["model_version"]]
+            before = chosen
+        assert metric(client, "penstock_serving_challenger_share_ratio") == 1.0
+        source.exposure = Exposure(champion)  # withdrawn
+        until(lambda: server.live.challenger is None)
+        assert {answer["model_version"] for answer in ask_all(client, rows).values()} == {1}
+        until(
+            lambda: metric(client, "penstock_serving_model_quality", model_version="1", metric="auc") == 0.6
+        )
+
+
+def test_a_challenger_that_cannot_be_loaded_leaves_all_traffic_to_the_champion(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    broken = replace(deployed(2, bundles), bundle_digest="0" * 64)
+    source = Split(Exposure(deployed(1, bundles), broken, 1.0))
+    server = split_server(installation, spec, source)
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        answers = ask_all(client, json_rows(toy_rows(installation))[:20])
+        assert {answer["model_version"] for answer in answers.values()} == {1}
+        assert server.ready
+        source.exposure = Exposure(deployed(1, bundles), deployed(3, bundles), 1.0)
+        until(lambda: server.live.exposure.share == 1.0)
+
+
+def test_a_challenger_that_stays_broken_is_not_swapped_in_again_and_again(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    broken = replace(deployed(2, bundles), bundle_digest="0" * 64)
+    server = split_server(installation, spec, Split(Exposure(deployed(1, bundles), broken, 1.0)))
+    first = server.live
+    for _ in range(3):
+        server.follow_once()
+    assert server.live is first
+
+
+def test_a_shadow_scores_copies_answers_nothing_and_is_measured(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    MetadataStore.open(installation).record_projection(spec, "challenger", 2, event_id=1)
+    from tasks.metadata.records import ModelVersion
+
+    MetadataStore.open(installation).record_model_version(
+        spec, ModelVersion(2, *bundles[2], "s", "t", "toy", None, None, "", MOMENT)
+    )
+    rows = json_rows(toy_rows(installation))
+    with serving(installation, audit=False, shadow=True) as (server, client):
+        assert server.live.shadow is not None
+        answers = ask_all(client, rows)
+        assert {answer["model_version"] for answer in answers.values()} == {1}
+        until(lambda: metric(client, "penstock_serving_shadow_difference_count", model_version="2") == 120)
+        assert metric(client, "penstock_serving_predictions_total", model_version="2") == 0
+    expected = expected_scores(installation, spec, bundles, (1,))
+    assert all(answer["score"] == expected[name, 1] for name, answer in answers.items())
+
+
+def test_the_log_without_exposures_gives_all_traffic_to_the_champion(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    found = DeploymentLog(installation, spec).exposure()
+    assert found is not None
+    assert (found.champion.version, found.challenger, found.share, found.shadow) == (1, None, 0.0, False)
+
+
+def test_a_barred_challenger_is_no_shadow(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    from tasks.metadata.records import ModelVersion
+
+    store = MetadataStore.open(installation)
+    store.record_projection(spec, "challenger", 2, event_id=1)
+    store.record_model_version(spec, ModelVersion(2, *bundles[2], "s", "t", "toy", None, None, "", MOMENT))
+    log = DeploymentLog(installation, spec, shadow=True)
+    assert log.exposure().challenger.version == 2
+    store.append_events(spec, lambda head: [NewEvent("bar", 2, *bundles[2], 1, "tests", "bad")])
+    assert log.exposure().challenger is None
+
+
+@given(st.text(min_size=1), st.floats(0, 1), st.floats(0, 1))
+def test_the_router_agrees_with_the_canary_s_slice_and_grows_with_the_share(
+    entity: str, share: float, other: float
+) -> None:
+    entity = entity.encode(errors="replace").decode()
+    champion, challenger = Deployed(1, "a", "f", MOMENT), Deployed(2, "b", "f", MOMENT)
+    low, high = sorted((share, other))
+    at_low = goes_to_challenger("toy", entity, Exposure(champion, challenger, low))
+    at_high = goes_to_challenger("toy", entity, Exposure(champion, challenger, high))
+    assert at_high or not at_low
+    assert at_low == bool(in_slice("toy", [entity], low)[0])
+    assert not goes_to_challenger("toy", entity, Exposure(champion, challenger, high, shadow=True))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share": -0.1}, {"share": 1.1}, {"share": 0.5}, {"shadow": True}, {"share": float("nan")}]
+)
+def test_an_exposure_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="share"):
+        Exposure(Deployed(1, "a", "f", MOMENT), **wrong)
