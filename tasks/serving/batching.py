@@ -34,6 +34,7 @@ class Ticket:
 
     __slots__ = (
         "answers",
+        "champion",
         "deadline",
         "enqueued",
         "error",
@@ -49,6 +50,7 @@ class Ticket:
         self,
         rows: list[Row],
         models: list[ServedModel],
+        champion: ServedModel,
         shadow: ServedModel | None,
         deadline: float,
         request_id: str,
@@ -57,6 +59,8 @@ class Ticket:
         self.rows = rows
         self.models = models
         """By row: whoever was live for its entity when it was admitted."""
+        self.champion = champion
+        """Answers what an exposed challenger cannot."""
         self.shadow = shadow
         """Scores a copy and answers nothing."""
         self.deadline = deadline
@@ -73,6 +77,8 @@ class Ticket:
 
 Place = tuple[Ticket, int]
 """A ticket and which of its rows."""
+Scored = tuple[ServedModel, list[Place], pa.Table | None, Any]
+"""Who was asked about which rows, their table, and the scores; None when the model failed as a whole."""
 
 
 class MicroBatcher:
@@ -200,12 +206,17 @@ class MicroBatcher:
         try:
             groups = self._groups(chunk)
             scored = [(model, places, *self._ask(model, places)) for model, places in groups.items()]
+            for model, places in self._fallen_back(scored).items():
+                scored.append((model, places, *self._ask(model, places)))
             self._deliver(chunk)
             moment = datetime.now(UTC)
             for model, places, table, scores in scored:
                 if scores is None:
                     continue
-                requests = [None if ticket.error else ticket.request_id for ticket, _ in places]
+                requests = [
+                    None if ticket.error or ticket.models[index] is not model else ticket.request_id
+                    for ticket, index in places
+                ]
                 kept = sum(request is not None for request in requests)
                 if kept:
                     self._record(Answered(model, scores.batches, requests, moment, kept))
@@ -216,6 +227,22 @@ class MicroBatcher:
         finally:  # what was not handed to the recorder will never be, and takes no room there
             self.unanswered_rows += owed
         return sum(len(places) for places in groups.values())
+
+    def _fallen_back(self, scored: Sequence[Scored]) -> dict[ServedModel, list[Place]]:
+        """Rows that an exposed challenger could not score, by the champion that answers them instead.
+
+        As in batch: an exposure can make predictions differ, it cannot lose one.
+        """
+        groups: dict[ServedModel, list[Place]] = {}
+        for model, places, _, scores in scored:
+            failed = range(len(places)) if scores is None else sorted(scores.failures)
+            fallen = [places[row] for row in failed if places[row][0].champion is not model]
+            for ticket, index in fallen:
+                ticket.models[index] = ticket.champion
+                groups.setdefault(ticket.champion, []).append((ticket, index))
+            if fallen:
+                self._metrics.of(model).fallbacks.inc(len(fallen))
+        return groups
 
     def _groups(self, chunk: list[Ticket]) -> dict[ServedModel, list[Place]]:
         """The rows that are still in time, by the model that answers them; the other tickets get their error."""
@@ -253,6 +280,8 @@ class MicroBatcher:
             ticket.answers[index] = (scores.prediction_ids[position], values[position], beside)
         for row, failure in scores.failures.items():
             ticket, index = places[row]
+            if ticket.champion is not model:
+                continue  # the champion is asked next
             ticket.error = Refused(
                 422,
                 "row_failed",
@@ -272,6 +301,8 @@ class MicroBatcher:
         log.error("Version %d failed on %d rows: %s", version, len(places), error, exc_info=error)
         what = error.what if isinstance(error, PenstockError) else f"{type(error).__name__} in the model"
         for ticket, _ in places:
+            if ticket.champion is not model:
+                continue  # the champion is asked next
             ticket.error = Refused(
                 500, "model_failed", what, which=f"model version {version}", fix="see the server's log"
             )

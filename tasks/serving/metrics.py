@@ -46,6 +46,7 @@ class ModelMetrics:
         self.wait = whole.wait.labels(*labels)
         self.batch_rows = whole.batch_rows.labels(*labels)
         self.busy = whole.busy.labels(*labels)
+        self.fallbacks = whole.fallbacks.labels(*labels)
         self.input_rows = whole.input_rows.labels(*labels)
         self.event_lag = whole.event_lag.labels(*labels)
         self.drift = whole.drift.labels(*labels)
@@ -81,6 +82,12 @@ class ServingMetrics:
             buckets=_SECONDS,
         )
         self.predictions = make(Counter, "predictions", "Rows that were answered.", _MODEL)
+        self.fallbacks = make(
+            Counter,
+            "fallback_rows",
+            "Rows that an exposed challenger could not score and the champion answered.",
+            _MODEL,
+        )
         self.errors = make(Counter, "errors", "Requests without a prediction, by cause.", (*_MODEL, "cause"))
         self.depth = make(Gauge, "queue_depth_requests", "Requests that wait for the model.", _OWNER).labels(
             *self.owner
@@ -236,6 +243,7 @@ class ServingMetrics:
                 self.wait,
                 self.batch_rows,
                 self.busy,
+                self.fallbacks,
                 self.input_values,
             ),
             *(self.input_rows, self.event_lag, self.drift, self.live_since, self.trained_until, self.quality),

@@ -132,7 +132,9 @@ class ModelServer:
         self.refuse_late(deadline, len(request.rows))  # before its rows cost being checked
         rows, models = self._routed(live, request)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(rows, models, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future)
+        ticket = Ticket(
+            rows, models, live.champion, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future
+        )
         if not self._batcher.admit(ticket):
             if self._batcher.closed:
                 raise Refused(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from serving_support import Clients, expected_scores, json_rows, metric, serving, toy_rows, until
 
@@ -88,3 +92,45 @@ def test_an_exposure_is_withdrawn_and_the_champion_answers_everybody_again(
     assert (found.champion.version, found.challenger, found.share) == (1, None, 0.0)
     with serving(installation, audit=False) as (server, _):
         assert server.live is not None and server.live.challenger is None
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("stumbles", ["on some rows", "on everything"])
+def test_a_row_that_the_exposed_challenger_cannot_score_is_answered_by_the_champion(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles, stumbles: str
+) -> None:
+    expose(installation, spec, 2, share=0.5, expected=1, check=accept, **WHO)
+    rows = json_rows(toy_rows(installation))[:40]
+    expected = expected_scores(installation, spec, bundles, (1, 2))
+    with serving(installation) as (server, client):
+        assert server.live is not None and server.live.challenger is not None
+        challenger = server.live.challenger
+        score = challenger.score
+
+        def stumbling(table: pa.Table) -> Any:
+            if stumbles == "on everything":
+                raise RuntimeError("no entry")
+            found = score(table)
+            lost = {
+                row: SimpleNamespace(stage="features", error_class="KeyError", reason="x") for row in (0, 1)
+            }
+            kept = [position for position, row in enumerate(found.rows.tolist()) if row not in lost]
+            return replace(
+                found,
+                rows=found.rows[kept],
+                scores=found.scores[kept],
+                prediction_ids=[found.prediction_ids[position] for position in kept],
+                failures=lost,
+            )
+
+        object.__setattr__(challenger, "score", stumbling)
+        answer = client.post("/v1/pipelines/toy/predictions", json={"rows": rows})
+        assert answer.status_code == 200, answer.text
+        got = answer.json()["predictions"]
+        fallen = metric(client, "penstock_serving_fallback_rows_total", model_version="2")
+    mine = sum(in_slice("toy", [row["customer"] for row in rows], 0.5).tolist())
+    by_version = Counter(one["model_version"] for one in got)
+    lost = mine if stumbles == "on everything" else 2
+    assert (fallen, by_version[2], by_version[1]) == (lost, mine - lost, 40 - mine + lost)
+    for row, one in zip(rows, got, strict=True):
+        assert one["score"] == expected[row["customer"], one["model_version"]]
