@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.alerts import alerts
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
 from tasks.cli.ci import ci
@@ -63,6 +64,7 @@ add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")
 app.add_typer(metadata, name="metadata")
+app.add_typer(alerts, name="alerts")
 
 
 @app.callback()

@@ -64,6 +64,8 @@ _STEPS = {
     "decide_window": "monitor",
     "report_window": "monitor",
     "monitor_window": "monitor",
+    "list_alerts": "alerts",
+    "test_alert": "alerts",
     "archive_explanations": "audit_upkeep",
     "hold_days": "audit_upkeep",
     "release_days": "audit_upkeep",
@@ -99,6 +101,7 @@ _OTHERS = {
     "new_pipeline": "pages",
     "overview": "pages",
     "read_report": "pages",
+    "send_alerts": "alerts",
 }
 
 __all__ = sorted([*_STEPS, *_OTHERS, "step"])
