@@ -16,6 +16,10 @@ _LEASE = timedelta(minutes=15)
 """A message whose sender has not come back after this is sent again, under the same message id."""
 
 
+class _TakenByAnother(Exception):
+    """Ends the transaction of a claim without its earlier rows."""
+
+
 class AlertRecords(StorePart):
     """Rows are plain mappings of the tables' columns: `tasks.monitoring` knows what they mean."""
 
@@ -92,21 +96,16 @@ class AlertRecords(StorePart):
             table.c.status == "pending",
             and_(table.c.status == "sending", table.c.tried_at_utc < now - _LEASE),
         )
-        with self._database.write() as connection:
-            for row in rows:
-                taken = connection.execute(
-                    update(table)
-                    .where(*_same(row), free)
-                    .values(
-                        status="sending",
-                        message_id=message_id,
-                        tried_at_utc=now,
-                        attempts=table.c.attempts + 1,
-                    )
-                )
-                if taken.rowcount != 1:
-                    connection.rollback()
-                    return False
+        mine = {"status": "sending", "message_id": message_id, "tried_at_utc": now}
+        try:
+            with self._database.write() as connection:
+                for row in rows:
+                    claim = update(table).where(*_same(row), free)
+                    taken = connection.execute(claim.values(**mine, attempts=table.c.attempts + 1))
+                    if taken.rowcount != 1:
+                        raise _TakenByAnother
+        except _TakenByAnother:
+            return False
         return True
 
     def finish_deliveries(
