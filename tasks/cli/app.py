@@ -14,6 +14,7 @@ from tasks.cli.ci import ci
 from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
+from tasks.cli.metrics import metrics
 from tasks.cli.options import (
     AsOf,
     Day,
@@ -60,6 +61,7 @@ app.add_typer(registry, name="registry")
 app.add_typer(inference, name="inference")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 app.command("ci")(ci)
+app.command("metrics")(metrics)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")

@@ -102,6 +102,7 @@ _OTHERS = {
     "overview": "pages",
     "read_report": "pages",
     "send_alerts": "alerts",
+    "batch_metrics": "exposition",
 }
 
 __all__ = sorted([*_STEPS, *_OTHERS, "step"])

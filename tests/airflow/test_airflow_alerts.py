@@ -32,3 +32,26 @@ def test_a_connection_comes_from_airflow_and_else_from_the_file(
     assert (find("other").host, find("other").origin) == ("f", "file")
     with pytest.raises(NotFound, match="missing_one"):
         find("missing_one")
+
+
+def test_the_metrics_endpoint_asks_for_a_login_and_shows_only_what_the_user_may_read(
+    settings: Settings,
+) -> None:
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.core_api.security import get_user, requires_authenticated
+    from fastapi.testclient import TestClient
+
+    from plugins import pages
+
+    create_auth_manager()
+    app = pages.create_app()
+    app.dependency_overrides[pages.read_settings] = lambda: settings
+    client = TestClient(app)
+    assert client.get("/metrics").status_code == 401
+    app.dependency_overrides[get_user] = lambda: object()
+    app.dependency_overrides[requires_authenticated()] = lambda: None
+    for may, seen in ((True, True), (False, False)):
+        app.dependency_overrides[pages.readable_pipelines] = lambda may=may: lambda name: may
+        answer = client.get("/metrics")
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
+        assert ('penstock_pipeline_loads{pipeline="toy",tenant="default"} 1.0' in answer.text) is seen
