@@ -23,6 +23,7 @@ from plugins.access import PIPELINE, SettingsDep, WiringDep, read_settings, read
 from plugins.audit_page import add_audit_pages
 from plugins.deployments_page import add_deployment_pages
 from plugins.links import PAGES
+from plugins.metrics import add_metrics
 from plugins.rendering import (
     REPORT_POLICY,
     badge,
@@ -80,6 +81,7 @@ def create_app() -> FastAPI:
     app.add_api_route("/report/{pipeline}/{key:path}", report, response_class=HTMLResponse)
     add_audit_pages(app)
     add_deployment_pages(app)
+    add_metrics(app, readable_pipelines)
     app.add_exception_handler(StarletteHTTPException, refusal)  # of an address without a page too
     app.add_exception_handler(PenstockError, failure)
     api = create_api()

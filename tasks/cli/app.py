@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.alerts import alerts
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
 from tasks.cli.ci import ci
 from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
+from tasks.cli.metrics import metrics
 from tasks.cli.options import (
     Actor,
     AsOf,
@@ -63,10 +65,12 @@ app.add_typer(inference, name="inference")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 app.command("ci")(ci)
 app.command("serve")(serve)
+app.command("metrics")(metrics)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")
 app.add_typer(metadata, name="metadata")
+app.add_typer(alerts, name="alerts")
 
 
 @app.callback()

@@ -6,6 +6,7 @@ from typing import Self
 
 from tasks.core.clock import Clock, utc_now
 from tasks.core.settings import Settings
+from tasks.metadata.alerts import AlertRecords
 from tasks.metadata.canary import CanarySteps
 from tasks.metadata.database import Database
 from tasks.metadata.deployments import Deployments
@@ -17,7 +18,7 @@ from tasks.metadata.schema import ensure_current
 from tasks.metadata.series import Series
 
 
-class MetadataStore(Evidence, Runs, Deployments, Monitoring, Fleet, Series, CanarySteps):
+class MetadataStore(Evidence, Runs, Deployments, Monitoring, Fleet, Series, CanarySteps, AlertRecords):
     """Everything that is asked later, in SQL. Open it wherever it is needed; there is nothing to close.
 
     Every method takes the owner of the rows first: a `PipelineSpec` or a `Scope`; those about all pipelines take a tenant. Every method raises

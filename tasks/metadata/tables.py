@@ -285,6 +285,42 @@ canary_steps = Table(
     Index("ix_penstock_canary_steps_version", "tenant", "pipeline", "version", "id"),
 )
 
+alerts = Table(
+    "penstock_alerts",
+    metadata,
+    *_owner(key=True),
+    Column("kind", String(64), primary_key=True),
+    Column("incident", String(64), primary_key=True),
+    Column("severity", String(16), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("headline", Text, nullable=False),
+    Column("since", String(64), nullable=False),
+    Column("opened_at_utc", UtcDateTime, nullable=False),
+    Column("observed_at_utc", UtcDateTime, nullable=False),
+    Column("resolved_at_utc", UtcDateTime),
+    Column("record", JsonText, nullable=False),
+    Index("ix_penstock_alerts_status", "tenant", "pipeline", "status", "observed_at_utc"),
+)
+
+alert_deliveries = Table(
+    "penstock_alert_deliveries",
+    metadata,
+    *_owner(key=True),
+    Column("kind", String(64), primary_key=True),
+    Column("incident", String(64), primary_key=True),
+    Column("channel", String(32), primary_key=True),
+    Column("phase", String(32), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("due_at_utc", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("message_id", String(64)),
+    Column("problem", Text),
+    Column("tried_at_utc", UtcDateTime),
+    Column("sent_at_utc", UtcDateTime),
+    Index("ix_penstock_alert_deliveries_status", "tenant", "pipeline", "status", "due_at_utc"),
+    Index("ix_penstock_alert_deliveries_sent", "sent_at_utc"),
+)
+
 HISTORY = (
     "penstock_deployment_events",
     "penstock_model_versions",

@@ -67,6 +67,8 @@ _STEPS = {
     "scoring_status": "mitigation",
     "release_held_scoring": "mitigation",
     "monitor_window": "monitor",
+    "list_alerts": "alerts",
+    "test_alert": "alerts",
     "archive_explanations": "audit_upkeep",
     "hold_days": "audit_upkeep",
     "release_days": "audit_upkeep",
@@ -110,6 +112,8 @@ _OTHERS = {
     "overview": "pages",
     "read_report": "pages",
     "serve": "serving",
+    "send_alerts": "alerts",
+    "batch_metrics": "exposition",
 }
 
 __all__ = sorted([*_STEPS, *_OTHERS, "step"])

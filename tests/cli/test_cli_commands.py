@@ -64,6 +64,8 @@ COMMANDS = {
     "decide_window": f"monitoring decide toy --first-day {DAY} --last-day {DAY}",
     "report_window": f"monitoring report toy --first-day {DAY} --last-day {DAY}",
     "monitor_window": "monitoring run toy",
+    "list_alerts": "alerts list toy --days 9",
+    "test_alert": "alerts test toy --channel slack",
     "archive_explanations": "audit retain toy --as-of 2024-02-07",
     "audit_prediction": "audit show toy 018d5e6f-0000-8000-8000-000000000000",
     "reproduce_prediction": "audit reproduce toy 018d5e6f-0000-8000-8000-000000000000",

@@ -55,6 +55,18 @@ def populate(store: MetadataStore) -> None:
         store.record_audit_action(of, kind="archived", day=DAY, rows=9, key="a.parquet")
         store.append_events(of, lambda _: [NewEvent("expose", 3, "b" * 64, "1", 1, "ada", "try", 0.01)])
         store.record_canary_step(of, CanaryStep(5, 3, 1, 0.01, "hold", ("early",), {"low": -1e-300}, "run 1"))
+        key = {"tenant": of.tenant, "pipeline": of.name, "kind": "drift", "incident": "decision 1"}
+        now = utc_now()
+        states = {
+            "severity": "warn",
+            "status": "open",
+            "headline": "moved",
+            "since": "2024-03-01",
+            "record": {},
+        }
+        moments = {"opened_at_utc": now, "observed_at_utc": now, "resolved_at_utc": None}
+        told = {"channel": "mail", "phase": "opened", "status": "pending", "due_at_utc": now, "attempts": 0}
+        store.keep_alerts([{**key, **states, **moments}], [{**key, **told}])
 
 
 def held(url: str) -> dict[str, int]:
