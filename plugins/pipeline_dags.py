@@ -23,7 +23,7 @@ from plugins.ray_job import PenstockRayJobOperator
 from plugins.steps import PenstockStepOperator
 from plugins.triggers import WATCH, train_schedule, trigger_asset
 from tasks.core.errors import ConfigError, PenstockError
-from tasks.core.pools import RAY_POOL, STEP_POOL
+from tasks.core.pools import STEP_POOL
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec, load_pipeline, pipeline_names
 
@@ -357,7 +357,7 @@ def _ray(
         tenant=spec.tenant,
         arguments=arguments,
         from_run=("dag_run",),
-        pool=RAY_POOL,
+        pool=spec.ray_pool,
         doc_md=dag_docs.STEPS[step],
         **kwargs,
     )

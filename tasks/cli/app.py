@@ -33,6 +33,7 @@ from tasks.cli.output import console, show
 from tasks.cli.registry import registry
 from tasks.cli.serve import serve
 from tasks.cli.services import cli_settings
+from tasks.cli.tenancy import tenancy
 from tasks.cli.waivers import add_waiver_commands
 from tasks.core.errors import ConfigError
 
@@ -68,6 +69,7 @@ app.command("serve")(serve)
 app.command("metrics")(metrics)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
+app.add_typer(tenancy, name="tenancy")
 app.add_typer(audit, name="audit")
 app.add_typer(metadata, name="metadata")
 app.add_typer(alerts, name="alerts")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tasks.cli.output import console, errors, show
 from tasks.core.errors import PenstockError
-from tasks.core.pools import POOLS
 from tasks.core.settings import Settings
+from tasks.core.tenants import pools_of
 from tasks.local import AirflowClient, start_services, stop_services, survey
 from tasks.local.services import airflow_login, local_settings
 
@@ -21,7 +21,7 @@ def start(settings: Settings) -> Settings:
     try:
         local = start_services(settings, _timed_progress())
         client = AirflowClient(local.airflow_url, *airflow_login(local))
-        for name, pool in POOLS.items():
+        for name, pool in pools_of(settings).items():
             client.ensure_pool(name, pool)
         client.close()
     except KeyboardInterrupt:

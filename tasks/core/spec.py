@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     field_validator,
@@ -22,8 +23,17 @@ from pydantic import (
 )
 
 from tasks.core.errors import ConfigError, NotFound
+from tasks.core.pools import RAY_POOL
 from tasks.core.settings import Settings
-from tasks.core.tenants import TenantSpec, load_tenant, refuse_out_of_bounds, tenant_file
+from tasks.core.tenants import (
+    TenantQuota,
+    TenantSpec,
+    load_tenant,
+    ray_pool,
+    refuse_out_of_bounds,
+    refuse_over_quota,
+    tenant_file,
+)
 
 _NAME = r"^[a-z][a-z0-9_]{0,47}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
@@ -382,6 +392,8 @@ class PipelineSpec(_Record):
     drift: DriftSpec = DriftSpec()
     schedule: ScheduleSpec = ScheduleSpec()
 
+    _quota: TenantQuota = PrivateAttr(TenantQuota())
+
     @property
     def prefix(self) -> str:
         """Where this pipeline's objects live in the store: tenant first, so that one policy covers a tenant."""
@@ -391,6 +403,16 @@ class PipelineSpec(_Record):
     def model_name(self) -> str:
         """The registered model's name in MLflow."""
         return self.name if self.tenant == "default" else f"{self.tenant}.{self.name}"
+
+    @property
+    def quota(self) -> TenantQuota:
+        """What its tenant may take of the cluster."""
+        return self._quota
+
+    @property
+    def ray_pool(self) -> str:
+        """The Airflow pool of its Ray jobs: its tenant's own, or the one that tenants without a quota share."""
+        return RAY_POOL if self._quota.ray_jobs is None else ray_pool(self.tenant)
 
     @property
     def rolls_back(self) -> Literal["automatic", "ask"]:
@@ -506,6 +528,20 @@ def parse_pipeline(text: str, *, origin: str, settings: Settings | None = None) 
             pipeline_file=origin,
             tenant_path=tenant_file(settings, spec.tenant),
         )
+        asked = (
+            ("inference.max_workers", spec.inference.max_workers, spec.inference.gpus_per_worker),
+            ("training.workers", spec.training.workers, spec.training.gpus_per_worker),
+        )
+        for field, workers, gpus in asked:
+            refuse_over_quota(
+                tenant.quota,
+                field=field,
+                workers=workers,
+                gpus_per_worker=gpus,
+                pipeline_file=origin,
+                tenant_path=tenant_file(settings, spec.tenant),
+            )
+        spec._quota = tenant.quota
     return spec
 
 

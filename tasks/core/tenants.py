@@ -8,6 +8,13 @@ explanations:
   top_k: 3
   min_expire_days: 180   # bounds: a pipeline that exceeds them is refused
   max_expire_days: 730
+quota:
+  ray_jobs: 2            # at a time: a pool of the tenant's own in Airflow
+  max_workers: 8         # of one run or training
+  max_gpus: 4            # of one run or training
+budget:
+  month_soft: 200        # in the currency of tenants/_prices.yaml: a warning
+  month_hard: 400        # nothing new is planned or trained
 ```
 """
 
@@ -20,6 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.core.errors import ConfigError
+from tasks.core.pools import POOLS, RAY_POOL, Pool
 from tasks.core.settings import Settings
 
 _DEFAULTS = ("warm_days", "expire_days", "cold_values", "top_k")
@@ -54,10 +62,38 @@ class TenantExplanations(_Record):
         return {name: value for name in _DEFAULTS if (value := getattr(self, name)) is not None}
 
 
+class TenantQuota(_Record):
+    """How much of the cluster the tenant's pipelines may take."""
+
+    ray_jobs: int | None = Field(None, ge=1)
+    """Ray jobs at a time; left out, the tenant shares the pool of all that have none of their own."""
+    max_workers: int | None = Field(None, ge=1)
+    """Of one run or training."""
+    max_gpus: float | None = Field(None, ge=0)
+    """Of one run or training: workers times GPUs a worker."""
+
+
+class TenantBudget(_Record):
+    """What a month (UTC) may cost, in the currency of the price table."""
+
+    month_soft: float | None = Field(None, gt=0)
+    """Above it, runs are warned of."""
+    month_hard: float | None = Field(None, gt=0)
+    """From it on, no run is planned and no model trained; what runs goes on."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TenantBudget:
+        if self.month_soft and self.month_hard and self.month_hard < self.month_soft:
+            raise ValueError(f"month_hard {self.month_hard:g} is below month_soft {self.month_soft:g}")
+        return self
+
+
 class TenantSpec(_Record):
     """One tenant, as its file says."""
 
     explanations: TenantExplanations = TenantExplanations()
+    quota: TenantQuota = TenantQuota()
+    budget: TenantBudget = TenantBudget()
 
 
 def tenant_file(settings: Settings, tenant: str) -> Path:
@@ -89,6 +125,50 @@ def load_tenant(settings: Settings, tenant: str) -> TenantSpec:
             which=str(path),
             fix="correct the fields named; docs/pipeline.md lists all of them",
         ) from error
+
+
+def tenant_names(settings: Settings) -> list[str]:
+    """Names of the tenants that have a file, sorted."""
+    return sorted(path.stem for path in (settings.project / "tenants").glob("[a-z]*.yaml"))
+
+
+def pools_of(settings: Settings) -> dict[str, Pool]:
+    """Every pool that the DAGs of this installation run in: the shared ones, and one for each tenant with `quota.ray_jobs`."""
+    pools = dict(POOLS)
+    for name in tenant_names(settings):
+        slots = load_tenant(settings, name).quota.ray_jobs
+        if slots is not None:
+            pools[ray_pool(name)] = Pool(slots, True, f"Ray jobs of tenant {name} at a time")
+    return pools
+
+
+def ray_pool(tenant: str) -> str:
+    """The pool of a tenant's Ray jobs, where it has one of its own."""
+    return f"{RAY_POOL}_{tenant}"
+
+
+def refuse_over_quota(
+    quota: TenantQuota,
+    *,
+    field: str,
+    workers: int,
+    gpus_per_worker: float,
+    pipeline_file: str,
+    tenant_path: Path,
+) -> None:
+    """Raises `ConfigError`, naming both files, when a pipeline asks for more than its tenant may ever get."""
+    gpus = workers * gpus_per_worker
+    if quota.max_workers is not None and workers > quota.max_workers:
+        asked, limit = f"{workers} workers", f"quota.max_workers {quota.max_workers}"
+    elif quota.max_gpus is not None and gpus > quota.max_gpus:
+        asked, limit = f"{gpus:g} GPUs", f"quota.max_gpus {quota.max_gpus:g}"
+    else:
+        return
+    raise ConfigError(
+        f"asks for {asked}, above the tenant's {limit} ({tenant_path})",
+        which=f"{pipeline_file}: {field}",
+        fix="ask for less, or have the tenant's quota changed",
+    )
 
 
 def refuse_out_of_bounds(

@@ -107,6 +107,19 @@ class AirflowClient:
         except NotFound:
             self._call("POST", "/api/v2/pools", json={"name": name, **asdict(pool)})
 
+    def set_pool(self, name: str, pool: Pool) -> bool:
+        """Make the pool as `pool` says; True when that changed something."""
+        wanted = {"name": name, **asdict(pool)}
+        try:
+            found = self._call("GET", f"/api/v2/pools/{name}")
+        except NotFound:
+            self._call("POST", "/api/v2/pools", json=wanted)
+            return True
+        if all(found.get(field) == value for field, value in wanted.items()):
+            return False
+        self._call("PATCH", f"/api/v2/pools/{name}", json={**wanted, "pool": name})
+        return True
+
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         answer = self._send(method, path, **arguments)
         if answer.status_code == 401:

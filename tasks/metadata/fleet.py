@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import CTE, FromClause, Select, Table, and_, func, select, true
 
-from tasks.metadata.access import StorePart
-from tasks.metadata.records import DeploymentEvent
-from tasks.metadata.tables import deployment_events
+from tasks.metadata.access import StorePart, without_owner
+from tasks.metadata.records import DeploymentEvent, ScoringRun, Training
+from tasks.metadata.tables import deployment_events, scoring_runs, trainings
 
 
 class Fleet(StorePart):
@@ -46,6 +46,40 @@ class Fleet(StorePart):
             query = select(last).select_from(names.join(last, true()))
         with self._database.read() as connection:
             return {row.pipeline: _event(row) for row in connection.execute(query)}
+
+    def runs_everywhere(
+        self, tenant: str, *, since: datetime, until: datetime
+    ) -> list[tuple[str, ScoringRun]]:
+        """(pipeline, run) of every scoring run of a tenant planned from `since` to before `until`, oldest first."""
+        table = scoring_runs
+        query = select(table).where(
+            table.c.tenant == tenant, table.c.planned_at_utc >= since, table.c.planned_at_utc < until
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(table.c.planned_at_utc, table.c.run_id)).mappings()
+            return [(row["pipeline"], ScoringRun(**without_owner(row))) for row in rows]
+
+    def trainings_everywhere(
+        self, tenant: str, *, since: datetime, until: datetime
+    ) -> list[tuple[str, Training]]:
+        """(pipeline, training) of every training of a tenant that ended from `since` to before `until`, oldest first."""
+        table = trainings
+        query = select(table).where(
+            table.c.tenant == tenant, table.c.recorded_at_utc >= since, table.c.recorded_at_utc < until
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(table.c.recorded_at_utc, table.c.training_id)).mappings()
+            return [(row["pipeline"], Training(**without_owner(row))) for row in rows]
+
+    def tenants(self) -> list[str]:
+        """Every tenant that has planned a run or trained a model."""
+        with self._database.read() as connection:
+            names = {
+                name
+                for table in (scoring_runs, trainings)
+                for (name,) in connection.execute(select(table.c.tenant).distinct())
+            }
+        return sorted(names)
 
     def events_everywhere(
         self, tenant: str = "default", *, since: datetime, until: datetime | None = None, limit: int = 1000

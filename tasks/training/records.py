@@ -34,6 +34,8 @@ class TrainedModel(JsonRecord):
     """The epoch whose weights were kept, from 1."""
     train_s: float
     """Wall seconds of all epochs."""
+    workers: int = 1
+    gpus_per_worker: float = 0.0
 
 
 @dataclass(frozen=True)

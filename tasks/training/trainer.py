@@ -198,6 +198,8 @@ def _package(
         epochs=len(fitted.history),
         best_epoch=fitted.best_epoch,
         train_s=sum(item.wall_s for item in fitted.history),
+        workers=spec.training.workers,
+        gpus_per_worker=spec.training.gpus_per_worker,
     )
 
 

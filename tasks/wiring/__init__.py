@@ -113,6 +113,9 @@ _OTHERS = {
     "read_report": "pages",
     "serve": "serving",
     "send_alerts": "alerts",
+    "cost_ledger": "tenancy",
+    "tenancy_status": "tenancy",
+    "sync_pools": "tenancy",
     "batch_metrics": "exposition",
 }
 

@@ -11,6 +11,7 @@ from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.context import Context, open_context, parse_day, window
 from tasks.wiring.mitigation import refuse_held
+from tasks.wiring.tenancy import refuse_over_budget
 
 if TYPE_CHECKING:
     from tasks.inference import Exposed
@@ -73,13 +74,15 @@ def plan_scoring(
     With `expose` false all rows are the champion's, whatever is exposed; `despite_hold` plans rows that are published already.
 
     Raises:
-        TerminalError: A data fault holds the pipeline, and these are not its days.
+        TerminalError: A data fault holds the pipeline, and these are not its days; or its tenant's month has cost its limit.
     """
     from tasks.inference import plan
 
     context = open_context(settings, pipeline)
+    warning = ""
     if not despite_hold:
         refuse_held(context, "scoring", context.snapshot(snapshot_id).days)
+        warning = refuse_over_budget(context, "scoring")
     live, beside = _pinned(context)
     exposed = beside if expose else None
     planned = plan(
@@ -114,6 +117,8 @@ def plan_scoring(
         "last_day": planned.days[-1].isoformat(),
         "model_version": live.version,
     }
+    if warning:
+        result["budget"] = warning
     if exposed:
         result |= {"exposed_version": exposed.model_version, "exposed_share": exposed.share}
     context.evidence(dag_run, "plan", result)

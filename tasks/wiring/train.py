@@ -8,6 +8,7 @@ from typing import Any
 from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.core.errors import DataError, GateFailed, NotFound
 from tasks.wiring.context import Context, in_short, open_context, parse_day, window
+from tasks.wiring.tenancy import refuse_over_budget
 from tasks.wiring.waivers import waived_verdict
 
 
@@ -119,6 +120,7 @@ def train_model(
     from tasks.training import train
 
     context = open_context(settings, pipeline)
+    warning = refuse_over_budget(context, "training")
     trained = train(
         settings,
         context.spec,
@@ -131,6 +133,8 @@ def train_model(
         if is_new
         else {"note": f"training {trained['training_id']} had the same inputs: nothing was trained"}
     )
+    if warning:
+        found["budget"] = warning
     context.evidence(dag_run, "training", {**found, **trained})
     return trained
 

@@ -71,7 +71,7 @@ def test_each_dag_runs_its_steps_in_the_order_of_the_chain(installed: Settings, 
 def test_archiving_does_not_hide_a_failed_monitor_run(installed: Settings) -> None:
     dag = build(installed)[0]["toy.monitor"]
     leaves = {task.task_id for task in dag.tasks if not task.downstream_task_ids}
-    assert leaves == {"report", "archive"}
+    assert leaves == {"report", "mitigate", "archive"}
 
 
 def test_every_dag_and_task_says_what_it_does_and_who_owns_it(installed: Settings) -> None:
