@@ -41,6 +41,7 @@ class PenstockPlugin(AirflowPlugin):
             "url_route": "penstock-evidence",
         },
         {"name": "Deployments", "href": f"{PREFIX}/deployments/", "destination": "nav", "category": "browse"},
+        {"name": "Trend", "href": f"{PREFIX}/trend/", "destination": "nav", "category": "browse"},
         {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
         {
             "name": "Audit",

@@ -14,7 +14,7 @@ from tasks.cli.ci import ci
 from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
-from tasks.cli.metrics import metrics
+from tasks.cli.metrics import metrics, trend
 from tasks.cli.options import (
     AsOf,
     Day,
@@ -62,6 +62,7 @@ app.add_typer(inference, name="inference")
 monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 app.command("ci")(ci)
 app.command("metrics")(metrics)
+monitoring.command("trend")(trend)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(audit, name="audit")

@@ -65,6 +65,7 @@ _STEPS = {
     "report_window": "monitor",
     "monitor_window": "monitor",
     "list_alerts": "alerts",
+    "trend_report": "trend",
     "test_alert": "alerts",
     "archive_explanations": "audit_upkeep",
     "hold_days": "audit_upkeep",
@@ -102,6 +103,7 @@ _OTHERS = {
     "overview": "pages",
     "read_report": "pages",
     "send_alerts": "alerts",
+    "trend_page": "trend",
     "batch_metrics": "exposition",
 }
 

@@ -41,7 +41,11 @@ def test_every_alert_has_a_severity_a_summary_and_a_runbook() -> None:
         if "alert" in rule:
             assert rule["labels"]["severity"] in ("page", "warn")
             assert rule["annotations"]["summary"]
-            assert re.fullmatch(r"docs/playbook\.md#[a-z-]+", rule["annotations"]["runbook_url"])
+            page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+            assert page in ("docs/playbook.md", "docs/alerts.md") and anchor
+            if page == "docs/alerts.md":
+                headings = re.findall(r"^#+ (.+)$", (FOLDER.parents[1] / page).read_text(), re.MULTILINE)
+                assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
 def test_an_objective_burns_fast_or_slow_over_a_long_and_a_short_window() -> None:
