@@ -82,3 +82,22 @@ def test_the_trend_page_is_for_who_may_read_the_monitor(
     assert client.get("/trend/nobody").status_code == 404
     app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="eve", role=None)
     assert client.get("/trend/toy").status_code == 403
+
+
+def test_the_task_sends_what_is_due_and_a_wrong_file_fails_it_at_once(installed: Settings) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from plugins.alerts import SendAlertsOperator
+
+    file = installed.pipelines_dir / "alerts.yaml"
+    file.write_text("channels: {}\n")
+    task = SendAlertsOperator(task_id="send")
+    assert task.execute({}) == {
+        "changed": 0,
+        "resolved": 0,
+        "channels": {},
+        "pipelines_that_do_not_load": [],
+    }
+    file.write_text("routes: {page: [nobody]}\n")
+    with pytest.raises(AirflowFailException, match="nobody"):
+        task.execute({})

@@ -159,3 +159,14 @@ def test_a_broken_pipeline_is_a_metric_and_hides_no_other(scored: Settings) -> N
     assert 'penstock_pipeline_loads{pipeline="odd",tenant=""} 0.0' in text
     assert 'penstock_pipeline_loads{pipeline="toy",tenant="default"} 1.0' in text
     assert "toy" not in wiring.batch_metrics(scored, may_read=lambda name: name != "toy", now=NOW)
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not there: apt-get install prometheus brings it"
+)
+def test_promtool_finds_the_metrics_named_as_they_should_be(scored: Settings) -> None:
+    text = wiring.batch_metrics(scored, now=NOW)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
