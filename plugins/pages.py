@@ -34,6 +34,7 @@ from plugins.rendering import (
     said,
 )
 from plugins.rest_api import API, create_api
+from plugins.trend_page import add_trend_pages
 from tasks.core.errors import PenstockError
 
 __all__ = ["PAGES", "create_app", "read_settings", "read_wiring"]
@@ -82,6 +83,7 @@ def create_app() -> FastAPI:
     add_audit_pages(app)
     add_deployment_pages(app)
     add_metrics(app, readable_pipelines)
+    add_trend_pages(app)
     app.add_exception_handler(StarletteHTTPException, refusal)  # of an address without a page too
     app.add_exception_handler(PenstockError, failure)
     api = create_api()

@@ -53,6 +53,7 @@ class PenstockPlugin(AirflowPlugin):
             "destination": "dag_run",
             "url_route": "penstock-run-deployments",
         },
+        {"name": "Trend", "href": f"{PREFIX}/trend/", "destination": "nav", "category": "browse"},
         {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
         {
             "name": "Audit",

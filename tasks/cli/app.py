@@ -14,7 +14,7 @@ from tasks.cli.ci import ci
 from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
 from tasks.cli.metadata import metadata
-from tasks.cli.metrics import metrics
+from tasks.cli.metrics import metrics, trend
 from tasks.cli.options import (
     Actor,
     AsOf,
@@ -67,6 +67,7 @@ monitoring = _group("monitoring", "Drift, performance and what to do about it.")
 app.command("ci")(ci)
 app.command("serve")(serve)
 app.command("metrics")(metrics)
+monitoring.command("trend")(trend)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
 app.add_typer(tenancy, name="tenancy")

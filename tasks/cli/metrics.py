@@ -1,4 +1,4 @@
-"""`penstock metrics`: numbers for Prometheus."""
+"""`penstock metrics` for Prometheus, and `penstock monitoring trend`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.options import Json, Pipeline, run
 from tasks.cli.services import cli_settings
 from tasks.core.errors import disk_error
 
@@ -32,3 +33,12 @@ def metrics(
         beside.replace(to)
     except OSError as error:
         raise disk_error(error, str(to)) from error
+
+
+def trend(
+    pipeline: Pipeline,
+    days: Annotated[int, typer.Option(min=1, max=730, help="Up to the newest published day.")] = 90,
+    as_json: Json = False,
+) -> None:
+    """One page of a pipeline's days: decisions, drift, scores, performance, volume, deployments."""
+    run("trend_report", pipeline, as_json, days=days)

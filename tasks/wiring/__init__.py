@@ -68,6 +68,7 @@ _STEPS = {
     "release_held_scoring": "mitigation",
     "monitor_window": "monitor",
     "list_alerts": "alerts",
+    "trend_report": "trend",
     "test_alert": "alerts",
     "archive_explanations": "audit_upkeep",
     "hold_days": "audit_upkeep",
@@ -116,6 +117,7 @@ _OTHERS = {
     "cost_ledger": "tenancy",
     "tenancy_status": "tenancy",
     "sync_pools": "tenancy",
+    "trend_page": "trend",
     "batch_metrics": "exposition",
 }
 

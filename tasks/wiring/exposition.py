@@ -24,7 +24,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "penstock_freshness_objective_seconds": ("How old that may be, where alerts.yaml says so.", ()),
-    "penstock_published_days": ("Days that have predictions.", ()),
+    "penstock_published_partitions": ("Days that have predictions.", ()),
     "penstock_last_publication_rows": ("Rows of the newest publication.", ()),
     "penstock_last_run_dead_letter_ratio": (
         "Share of the newest scored run's rows that cannot be scored.",
@@ -102,7 +102,7 @@ def batch_metrics(
 
 def _runs(metadata: MetadataStore, spec: PipelineSpec, now: datetime) -> Iterator[Sample]:
     days = metadata.published_days(spec)
-    yield "penstock_published_days", (), float(len(days))
+    yield "penstock_published_partitions", (), float(len(days))
     if days:
         end = datetime.combine(max(days) + timedelta(days=1), time(), UTC)
         yield "penstock_newest_published_day_end_timestamp_seconds", (), end.timestamp()

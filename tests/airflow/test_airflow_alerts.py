@@ -55,3 +55,49 @@ def test_the_metrics_endpoint_asks_for_a_login_and_shows_only_what_the_user_may_
         answer = client.get("/metrics")
         assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
         assert ('penstock_pipeline_loads{pipeline="toy",tenant="default"} 1.0' in answer.text) is seen
+
+
+def test_the_trend_page_is_for_who_may_read_the_monitor(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from airflow.api_fastapi.core_api.security import get_user
+    from fastapi.testclient import TestClient
+
+    from plugins import pages
+
+    create_auth_manager()
+    monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
+    app = pages.create_app()
+    app.dependency_overrides[pages.read_settings] = lambda: settings
+    client = TestClient(app)
+    assert client.get("/trend/toy", headers={"accept": "application/json"}).status_code == 401
+    user = SimpleAuthManagerUser(username="ada", role="admin")
+    app.dependency_overrides[get_user] = lambda: user
+    shown = client.get("/trend/toy?days=30")
+    assert shown.status_code == 200 and "Not judged yet" in shown.text
+    assert "script-src" not in shown.text and "default-src 'none'" in shown.headers["content-security-policy"]
+    assert '/penstock/trend/toy"' in client.get("/trend/").text
+    assert client.get("/trend/nobody").status_code == 404
+    app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="eve", role=None)
+    assert client.get("/trend/toy").status_code == 403
+
+
+def test_the_task_sends_what_is_due_and_a_wrong_file_fails_it_at_once(installed: Settings) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from plugins.alerts import SendAlertsOperator
+
+    file = installed.pipelines_dir / "alerts.yaml"
+    file.write_text("channels: {}\n")
+    task = SendAlertsOperator(task_id="send")
+    assert task.execute({}) == {
+        "changed": 0,
+        "resolved": 0,
+        "channels": {},
+        "pipelines_that_do_not_load": [],
+    }
+    file.write_text("routes: {page: [nobody]}\n")
+    with pytest.raises(AirflowFailException, match="nobody"):
+        task.execute({})

@@ -64,6 +64,7 @@ COMMANDS = {
     "decide_window": f"monitoring decide toy --first-day {DAY} --last-day {DAY}",
     "report_window": f"monitoring report toy --first-day {DAY} --last-day {DAY}",
     "monitor_window": "monitoring run toy",
+    "trend_report": "monitoring trend toy --days 30",
     "list_alerts": "alerts list toy --days 9",
     "test_alert": "alerts test toy --channel slack",
     "archive_explanations": "audit retain toy --as-of 2024-02-07",

@@ -11,7 +11,11 @@ from tasks.monitoring.alert_sources import PLAYBOOK, of_event, of_verdict
 from tasks.monitoring.decision import ALERT, ASK, HOLD
 
 _RULES = (ROOT / "monitoring" / "prometheus" / "penstock.rules.yml").read_text()
-_URLS = sorted(set(re.findall(r"runbook_url: (\S+)", _RULES)))
+_URLS = [
+    found.replace("{{ $labels.gate }}", gate)
+    for found in set(re.findall(r'runbook_url: "?([^"\n]+)', _RULES))
+    for gate in ("data", "evaluation", "canary")
+]
 
 
 def anchors_of_alerts() -> set[str]:

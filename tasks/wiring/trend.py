@@ -1,0 +1,108 @@
+"""The trend page of a pipeline, from the metadata store's series, decisions and deployment log; no prediction is read."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+from tasks.core import Settings
+from tasks.core.report_style import page
+from tasks.wiring.context import Context, open_context
+
+if TYPE_CHECKING:
+    from tasks.monitoring.trend import TrendDay
+
+DAYS = 90
+_KEY = "monitoring/trend/report.html"
+_DECISIONS = 1000
+_EVENTS = 50
+
+
+def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
+    """The body of the page, as HTML: the last `days` days up to the newest that is published."""
+    from tasks.monitoring.trend import TrendEvent, Verdict, render_trend
+
+    context = open_context(settings, pipeline)
+    metadata, spec = context.metadata, context.spec
+    shown = _days(context, days)
+    newest = metadata.decisions(spec, limit=1)
+    verdict = (
+        Verdict(
+            verdict=newest[0].verdict,
+            headline=str(newest[0].record.get("headline") or ""),
+            reasons=newest[0].reasons,
+            next_steps=tuple(newest[0].record.get("next_steps") or ()),
+            decided=f"{newest[0].decided_at_utc:%Y-%m-%d %H:%M}",
+        )
+        if newest
+        else None
+    )
+    events = [
+        TrendEvent(f"{event.at_utc:%Y-%m-%d %H:%M}", event.kind, event.version, event.actor, event.reason)
+        for event in metadata.history(spec, limit=_EVENTS)
+    ]
+    live = metadata.live(spec)
+    return render_trend(shown, events, verdict, live=live.version if live else None)
+
+
+def trend_report(settings: Settings, pipeline: str, *, days: int = DAYS) -> dict[str, Any]:
+    """The same as a file of the pipeline's store, which works offline."""
+    context = open_context(settings, pipeline)
+    html = page(f"Trend of {pipeline}", trend_page(settings, pipeline, days=days), f"The last {days} days")
+    context.store.put(_KEY, html.encode())
+    return {"report_key": _KEY, "report_url": context.report_url(_KEY)}
+
+
+def _days(context: Context, count: int) -> list[TrendDay]:
+    from tasks.monitoring import DaySignals
+    from tasks.monitoring.trend import TrendDay
+
+    metadata, spec = context.metadata, context.spec
+    published = metadata.published_days(spec)
+    if not published:
+        return []
+    last = max(published)
+    first = last - timedelta(days=count - 1)
+    window: dict[str, Any] = {"since": first, "until": last, "source": "monitor"}
+    realised = {(point.day, point.source_run): point for point in metadata.series(spec, "auc", **window)}
+    stored = metadata.signals(spec, first_day=first, last_day=last)
+    signals = {
+        item.day: DaySignals.from_json(item.signals)
+        for item in stored
+        if published.get(item.day) == item.run_id
+    }
+    wanted = {day: run_id for day, run_id in published.items() if day >= first}
+    runs = {run_id: metadata.run(spec, run_id) for run_id in set(wanted.values())}
+    verdicts = _verdicts(context, first)
+    found = []
+    for day, run_id in sorted(wanted.items()):
+        run, seen, auc = runs[run_id], signals.get(day), realised.get((day, run_id))
+        found.append(
+            TrendDay(
+                day=day,
+                version=run.model_version if run else None,
+                verdict=verdicts.get(day),
+                rows=seen.rows if seen else None,
+                expected_rows=seen.expected_rows if seen else None,
+                dead_letter_share=(run.dead_letters or 0) / run.rows if run and run.rows else None,
+                drift_alarms=len(seen.alarms) if seen and seen.judged else None,
+                score_mean=seen.score_mean if seen else None,
+                score_band=seen.score_band if seen else None,
+                expected_auc=seen.expected_auc if seen else None,
+                auc=auc.value if auc else None,
+                auc_interval=(auc.low, auc.high)
+                if auc and auc.low is not None and auc.high is not None
+                else None,
+            )
+        )
+    return found
+
+
+def _verdicts(context: Context, first: date) -> dict[date, str]:
+    """What the newest decision about each day says of it."""
+    since = datetime.combine(first, time(), UTC)
+    found: dict[date, str] = {}
+    for decision in context.metadata.decisions(context.spec, since=since, limit=_DECISIONS):
+        for line in decision.record.get("days") or ():
+            found.setdefault(date.fromisoformat(str(line["day"])), str(line["verdict"]))
+    return found
