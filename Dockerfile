@@ -6,7 +6,7 @@ RUN python -m venv /opt/penstock/venv \
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 50000 penstock \
- && mkdir -p /state && chown penstock:penstock /state
+ && mkdir -p /state /metrics && chown penstock:penstock /state /metrics
 COPY --from=build /opt/penstock/venv /opt/penstock/venv
 COPY --chown=penstock:penstock . /opt/penstock/project
 ENV PATH=/opt/penstock/venv/bin:$PATH \

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,29 @@ def test_the_pools_that_dags_run_in_are_made_before_airflow_starts() -> None:
     for name, pool in POOLS.items():
         (made,) = re.findall(rf"airflow pools set {name} .*?(?=&&|$)", commands.replace("\n", " "))
         assert ("--include-deferred" in made) == pool.include_deferred
+
+
+def test_what_is_mounted_from_the_project_is_there_and_prometheus_accepts_its_part() -> None:
+    mounted = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
+    for path in mounted:
+        assert (ROOT / path).exists() if path.startswith("./") else path in COMPOSED["volumes"], path
+    scraped = yaml.safe_load((ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text())
+    targets = [
+        t for job in scraped["scrape_configs"] for one in job["static_configs"] for t in one["targets"]
+    ]
+    assert {target.split(":")[0] for target in targets} <= set(SERVICES)
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    config = (ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text()
+    here = ROOT / "monitoring" / "prometheus"
+    checked = subprocess.run(
+        [promtool, "check", "config", "/dev/stdin"],
+        input=config.replace("/etc/prometheus", str(here)),
+        text=True,
+        capture_output=True,
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_secrets_are_made_once_and_can_be_read_by_a_container_only(tmp_path: Path) -> None:
