@@ -116,6 +116,27 @@ def test_an_exposure_that_did_harm_fails_its_task_and_one_that_goes_on_does_not(
         step("promote_model", canary={"outcome": "advance", "reasons": ["all well"]}).execute(context_of())
 
 
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        ("held", "held for a data fault"),
+        ("asked", "a person must decide"),
+        ("rolled_back", "was rolled back"),
+    ],
+)
+def test_a_mitigation_that_somebody_has_to_know_of_fails_its_task_with_the_reasons(
+    installed: Settings, wiring: ModuleType, outcome: str, says: str
+) -> None:
+    wiring.mitigate_window = lambda *_, **__: {"outcome": outcome, "reasons": ["nulls in price"]}
+    context = context_of()
+    with pytest.raises(AirflowFailException, match=rf"{says}.* nulls in price"):
+        step("mitigate_window").execute(context)
+    assert context["ti"].xcoms["outcome"] == outcome
+    for quiet in ("nothing", "released"):
+        wiring.mitigate_window = lambda *_, quiet=quiet, **__: {"outcome": quiet, "reasons": ["all well"]}
+        assert step("mitigate_window").execute(context_of())["outcome"] == quiet
+
+
 @pytest.mark.parametrize("outcome", ["inconclusive", "hold", "something new", None])
 def test_nothing_is_promoted_unless_the_canary_allows_it(
     installed: Settings, wiring: ModuleType, outcome: str | None
