@@ -5,19 +5,23 @@
 It starts an installation of its own under `.penstock/exposure` (removed first), whose pipeline has
 `canary.ramp: [0.01, 0.05, 0.25]`, makes a champion, and sends two challengers after it. Days are scored window by
 window; each publication starts `flight_delay.monitor`, which decides what becomes of the exposure. Exit code 1 when
-one ends otherwise than it must. `--keep` leaves the services running, to look at the pages.
+one ends otherwise than it must. All the while clients ask a model server, which follows the same log: none of their requests
+may be dropped, and each answered one must be in the audit store. `--keep` leaves the services running, to look at the pages.
 """
 
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
+import time
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from challengers import FIRST, PIPELINE, ROOT, TRAIN, Edits, Installation, send, until
+from live_traffic import LiveTraffic
 
 from tasks import wiring
 from tasks.core import load_pipeline
@@ -26,6 +30,7 @@ from tasks.metadata import CanaryStep, MetadataStore
 
 SCORE, MONITOR = f"{PIPELINE}.score", f"{PIPELINE}.monitor"
 WINDOW_DAYS, MOST_WINDOWS = 4, 8
+TRAFFIC_DAY = date(2013, 5, 2)
 RESULTS = ROOT / "benchmarks" / "results" / "exposure_ramp.md"
 HEADER = """# Two challengers through the exposure ramp
 
@@ -142,10 +147,14 @@ def main() -> int:
         first = send(installation, FIRST)
         for dag in (SCORE, MONITOR):
             installation.airflow.unpause(dag)
-        good = ramp(installation, "good", GOOD, date(2013, 7, 1))
-        if installation.live() != good.version:
-            good.problems.append(f"version {installation.live()} is live, not version {good.version}")
-        stumbling = ramp(installation, "stumbling", STUMBLING, date(2013, 9, 2))
+        traffic = _traffic(installation)
+        with traffic:
+            good = ramp(installation, "good", GOOD, date(2013, 7, 1))
+            if installation.live() != good.version:
+                good.problems.append(f"version {installation.live()} is live, not version {good.version}")
+            stumbling = ramp(installation, "stumbling", STUMBLING, date(2013, 9, 2))
+            time.sleep(10)  # the server asks the log every two seconds
+        unaudited = traffic.unaudited()
         if installation.live() != good.version:
             stumbling.problems.append(f"version {installation.live()} is live after it")
         if not stumbling.steps or stumbling.steps[-1]["action"] != "withdraw":
@@ -153,11 +162,35 @@ def main() -> int:
     finally:
         if not options.keep:
             installation.penstock("down")
+    answered = ", ".join(f"version {version}: {count:,}" for version, count in traffic.by_version.items())
+    live = [
+        "## Live traffic meanwhile",
+        "",
+        f"Four clients asked a model server all the while for the flights of {TRAFFIC_DAY}: {sum(traffic.answered.values()):,} requests answered "
+        f"({answered}), {len(traffic.failures)} failed or dropped, {unaudited} not found in the audit store.",
+        "",
+    ]
     text = "\n".join(report(name, ended) for name, ended in (("good", good), ("stumbling", stumbling)))
+    text += "\n" + "\n".join([*live, *(f"PROBLEM: {failure}" for failure in traffic.failures[:5])])
     text = text.replace(f"{installation.settings.cache_dir}/", "")
     print(text)
     RESULTS.write_text(HEADER + text, encoding="utf-8")
-    return int(bool(first.problems or good.problems or stumbling.problems))
+    return int(bool(first.problems or good.problems or stumbling.problems or traffic.failures or unaudited))
+
+
+def _traffic(installation: Installation) -> LiveTraffic:
+    """A server of its own port beside the services, under load while champions and challengers change."""
+    settings = installation.settings
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return LiveTraffic(
+        settings,
+        load_pipeline(settings, PIPELINE),
+        port=port,
+        day=TRAFFIC_DAY,
+        log=installation.home / "serve.log",
+    )
 
 
 if __name__ == "__main__":

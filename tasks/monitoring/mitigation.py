@@ -45,16 +45,28 @@ class ScoringHold(JsonRecord):
 
 def hold_scoring(
     store: ObjectStore, days: Sequence[date], *, reason: str, actor: str = ACTOR, clock: Clock = utc_now
-) -> ScoringHold:
-    """Hold scoring for faults of these days; the same days again are the hold that is there, released or not.
+) -> ScoringHold | None:
+    """Hold scoring for faults of these days; the hold that stands where one of them has all of these days.
 
-    So a hold that a person has released does not come back when the same window is looked at again.
+    Days that a person has released do not hold again, in whatever window they are seen. Days that were released because they
+    were whole do, when they break again.
+
+    Returns:
+        None when a person has released all of these days.
     """
-    identity = digest_json([day.isoformat() for day in sorted(days)])[:8]
-    hold = ScoringHold(identity, tuple(sorted(days)), reason, actor, iso_utc(clock()))
+    known = scoring_holds(store)
+    forgiven = {day for hold in known if hold.released_by not in (None, ACTOR) for day in hold.days}
+    faulty = tuple(sorted(set(days) - forgiven))
+    if not faulty:
+        return None
+    for hold in known:
+        if hold.open and set(faulty) <= set(hold.days):
+            return hold
+    identity = digest_json([[day.isoformat() for day in faulty], len(known)])[:8]
+    hold = ScoringHold(identity, faulty, reason, actor, iso_utc(clock()))
     try:
         place(store, _FOLDER, identity, hold)
-    except AlreadyExists:
+    except AlreadyExists:  # another process saw the same fault
         return next(one for one in scoring_holds(store) if one.hold_id == identity)
     return hold
 
@@ -123,7 +135,12 @@ class Rollback(JsonRecord):
 
 
 def judge_rollback(
-    spec: PipelineSpec, case: RollbackCase, moves: Sequence[DeploymentEvent], now: datetime
+    spec: PipelineSpec,
+    case: RollbackCase,
+    moves: Sequence[DeploymentEvent],
+    now: datetime,
+    *,
+    held: str = "",
 ) -> Rollback:
     """Whether a damaged champion is left without asking. Pure.
 
@@ -135,8 +152,9 @@ def judge_rollback(
         case: The comparison.
         moves: What moved the champion, newest first.
         now: Timezone-aware.
+        held: Why scoring is held, when it is: what the labels say of faulty days is not the model's.
     """
-    against = []
+    against = [f"a data fault is open: {held}"] if held else []
     if case.target is None:
         return Rollback(False, ("there is no earlier version to go back to",))
     shown = f"version {case.live} beside version {case.target} on {case.days} labelled days: Brier loss "

@@ -14,6 +14,7 @@ from tasks.wiring.context import Context, open_context, parse_day
 if TYPE_CHECKING:
     from tasks.monitoring import Decision
     from tasks.monitoring.mitigation import RollbackCase, ScoringHold
+    from tasks.registry import Deployment
 
 
 def mitigate_window(
@@ -49,12 +50,10 @@ def mitigate_window(
     else:
         result = {"outcome": "released" if over else "nothing", "reasons": [decision.headline]}
     result["released"] = [hold.hold_id for hold in over]
-    if result["outcome"] in ("rolled_back", "asked", "held"):
+    if result["outcome"] in ("asked", "held"):
         context.metadata.record_decision(
             context.spec,
-            action={"rolled_back": "roll_back", "asked": "ask_person", "held": "hold_scoring"}[
-                result["outcome"]
-            ],
+            action={"asked": "ask_person", "held": "hold_scoring"}[result["outcome"]],
             verdict=decision.verdict,
             reasons=result["reasons"],
             first_day=first,
@@ -109,8 +108,10 @@ def _hold(context: Context, decision: Decision) -> dict[str, Any]:
     faulty = [day for day in decision.days if day.verdict == FAULT]
     reason = faulty[-1].reasons[0] if faulty[-1].reasons else decision.headline
     hold = hold_scoring(context.store, [day.day for day in faulty], reason=reason)
+    if hold is None:
+        return {"outcome": "nothing", "reasons": [decision.headline, "a person has released these days"]}
     return {
-        "outcome": "held" if hold.open else "nothing",
+        "outcome": "held",
         "hold_id": hold.hold_id,
         "days": [day.isoformat() for day in hold.days],
         "reasons": [decision.headline, *decision.reasons[:3]],
@@ -135,11 +136,15 @@ def _release_cured(context: Context) -> list[ScoringHold]:
 
 def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, Any]:
     from tasks.metadata.records import POINTER_KINDS
-    from tasks.monitoring.mitigation import ACTOR, judge_rollback
+    from tasks.monitoring.mitigation import ACTOR, judge_rollback, scoring_holds
     from tasks.wiring.release import rollback_model
 
     live = context.require_champion()
     scorer = _newest_scorer(context, decision)
+    if (live.kind, live.actor, live.previous_version) == ("rollback", ACTOR, scorer):
+        return _rolled_back(
+            context, decision, live, {}
+        )  # by an attempt that died before it could say so, or by this one
     if scorer != live.version:
         reason = f"version {scorer}, which scored these days, is not live any more"
         return {"outcome": "nothing", "reasons": [decision.headline, reason]}
@@ -152,7 +157,8 @@ def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, An
             "reasons": [decision.headline, f"no comparison: {error.which} {error.what}"],
         }
     moves = context.metadata.history(context.spec, kinds=POINTER_KINDS, limit=50)
-    judged = judge_rollback(context.spec, case, moves, utc_now())
+    held = next((hold.reason for hold in scoring_holds(context.store) if hold.open), "")
+    judged = judge_rollback(context.spec, case, moves, utc_now(), held=held)
     result: dict[str, Any] = {
         "outcome": "asked",
         "model_version": live.version,
@@ -173,7 +179,37 @@ def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, An
         )
     except TerminalError as error:  # the target does not load, or somebody was faster: a person has to look
         return {**result, "reasons": [*result["reasons"], f"not rolled back: {error.which} {error.what}"]}
-    return {**result, **done, "outcome": "rolled_back", "model_version": live.version}
+    return _rolled_back(context, decision, context.require_champion(), {**result, **done})
+
+
+def _rolled_back(
+    context: Context, decision: Decision, live: Deployment, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Keep the decision of a rollback once, by its event; who asks again is told that it is done."""
+    made = {"event_id": live.event_id, "version": live.version, "left": live.previous_version}
+    for known in context.metadata.decisions(context.spec, limit=50):
+        if known.record.get("mitigation") == made:
+            reason = (
+                f"version {live.previous_version}, which scored these days, was rolled back: {live.reason}"
+            )
+            return {"outcome": "nothing", "reasons": [decision.headline, reason]}
+    context.metadata.record_decision(
+        context.spec,
+        action="roll_back",
+        verdict=decision.verdict,
+        reasons=[live.reason],
+        first_day=decision.first_day,
+        last_day=decision.last_day,
+        model_version=live.previous_version,
+        record={"mitigation": made},
+    )
+    return {
+        "reasons": [live.reason],
+        **result,
+        **made,
+        "outcome": "rolled_back",
+        "model_version": live.previous_version,
+    }
 
 
 def _newest_scorer(context: Context, decision: Decision) -> int | None:

@@ -85,20 +85,40 @@ def store(settings: Settings) -> ObjectStore:
     return open_store(settings, prefix="default/shop")
 
 
-def test_the_same_faulty_days_are_one_hold_and_a_released_one_does_not_come_back(store: ObjectStore) -> None:
+def test_the_same_faulty_days_are_one_hold_and_what_a_person_released_does_not_hold_again(
+    store: ObjectStore,
+) -> None:
     first = hold_scoring(store, DAYS, reason="nulls in price")
-    assert first.open and first.days == tuple(sorted(DAYS)) and first.actor == ACTOR
+    assert first is not None and first.open and (first.days, first.actor) == (tuple(sorted(DAYS)), ACTOR)
     assert hold_scoring(store, DAYS[::-1], reason="nulls in price, seen again") == first
+    assert hold_scoring(store, DAYS[:1], reason="seen in a shorter window") == first
     over = release_scoring(store, first.hold_id, actor="ada", reason="the partner is gone")
     assert (over.open, over.released_by) == (False, "ada")
     assert release_scoring(store, first.hold_id, actor="eve", reason="me too") == over
-    assert hold_scoring(store, DAYS, reason="nulls in price") == over
-    other = hold_scoring(store, [date(2024, 5, 9)], reason="frozen")
+    for again in (DAYS, DAYS[:1]):
+        assert hold_scoring(store, again, reason="nulls in price") is None
+    third = date(2024, 5, 3)
+    other = hold_scoring(store, [*DAYS, third], reason="frozen")
+    assert other is not None and other.days == (third,)
     assert [hold.hold_id for hold in scoring_holds(store) if hold.open] == [other.hold_id]
+
+
+def test_days_that_were_whole_again_and_break_once_more_hold_once_more(store: ObjectStore) -> None:
+    first = hold_scoring(store, DAYS, reason="nulls")
+    assert first is not None
+    release_scoring(store, first.hold_id, actor=ACTOR, reason="measured again, without a fault")
+    again = hold_scoring(store, DAYS, reason="nulls, delivered again")
+    assert again is not None and again.open and again.hold_id != first.hold_id
+
+
+def test_nothing_is_rolled_back_while_a_data_fault_is_open() -> None:
+    judged = judge_rollback(SPEC, BETTER, [], NOW, held="nulls in price")
+    assert not judged.automatic and "a data fault is open: nulls in price" in judged.reasons
 
 
 def test_a_release_needs_a_reason_and_a_hold(store: ObjectStore) -> None:
     hold = hold_scoring(store, DAYS, reason="nulls")
+    assert hold is not None
     with pytest.raises(ConfigError, match="reason"):
         release_scoring(store, hold.hold_id, actor="ada", reason=" ")
     with pytest.raises(NotFound, match="no hold"):

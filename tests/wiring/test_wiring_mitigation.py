@@ -71,8 +71,33 @@ def test_a_champion_that_was_trained_on_wrong_labels_is_rolled_back_once_with_it
     assert decisions(installation)[0] == "roll_back"
 
     again = step(installation, "mitigate_window", **days_of(run), as_of=LATER)
-    assert again["outcome"] == "nothing" and "is not live any more" in again["reasons"][-1]
+    assert again["outcome"] == "nothing" and "was rolled back" in again["reasons"][-1]
     assert step(installation, "live_model")["event_id"] == live["event_id"]
+    assert decisions(installation).count("roll_back") == 1
+
+
+def test_a_rollback_whose_attempt_died_before_it_could_say_so_is_told_by_the_next(
+    installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = _LABEL + "    bought = 1 - bought\n"
+    source(installation, _LABEL, wrong)
+    challenger = Chain(installation).train(
+        train_last_day="2024-02-02", validation_first_day="2024-02-03", validation_last_day="2024-02-08"
+    )
+    step(installation, "promote_model", version=challenger["version"], actor="ada", reason="passed its gate")
+    source(installation, wrong, _LABEL)
+    run = score(installation)
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.wiring.mitigation._rolled_back", _dies)
+        with pytest.raises(KeyboardInterrupt):
+            monitored(installation, days_of(run))
+    told = step(installation, "mitigate_window", **days_of(run), as_of=LATER)
+    assert told["outcome"] == "rolled_back" and "Brier loss +" in told["reasons"][0]
+    assert decisions(installation)[0] == "roll_back"
+
+
+def _dies(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_when_labels_change_their_meaning_no_version_helps_and_a_person_is_asked(
