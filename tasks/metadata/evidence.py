@@ -58,10 +58,10 @@ class Evidence(StorePart):
             ]
 
     def record_verdict(self, of: Owner, verdict: Verdict, *, dag_run: str | None = None) -> bool:
-        """Keep a verdict; False when the very same one of the same DAG run is there already.
+        """Keep a verdict; False when the newest one of the same gate, subject and DAG run says the same.
 
         Of a DAG run, the moment does not count: a task that is tried again, or beside an attempt taken for dead, judges
-        once. Without a DAG run each judgement is one of its own.
+        once; a gate that is asked again after another answer does not. Without a DAG run each judgement is one of its own.
 
         Raises:
             ValueError: The verdict is about another pipeline.
@@ -69,7 +69,7 @@ class Evidence(StorePart):
         if verdict.pipeline != of.name:
             raise ValueError(f"a verdict on {verdict.pipeline!r} cannot be kept under {of.name!r}")
         record = verdict.to_json()
-        said = {name: value for name, value in record.items() if name != "decided_at_utc" or dag_run is None}
+        said = {name: value for name, value in record.items() if name != "decided_at_utc"}
         values = {
             **owner_values(of),
             "gate": verdict.gate,
@@ -78,11 +78,26 @@ class Evidence(StorePart):
             "decided_at_utc": datetime.fromisoformat(verdict.decided_at_utc),
             "dag_run": dag_run,
             "record": record,
-            "record_digest": record_digest([said, dag_run]),
             "recorded_at_utc": self._clock(),
         }
         with self._database.write() as connection:
-            return insert_new(connection, verdicts, values)
+            if dag_run is None:
+                return insert_new(
+                    connection, verdicts, {**values, "record_digest": record_digest([record, None])}
+                )
+            table = verdicts
+            same = (
+                table.c.gate == verdict.gate,
+                table.c.subject == verdict.subject,
+                table.c.dag_run == dag_run,
+            )
+            query = select(table.c.record).where(owned(table, of), *same).order_by(table.c.id.desc())
+            before = list(connection.execute(query).scalars())
+            if before and {**before[0], "decided_at_utc": None} == {**said, "decided_at_utc": None}:
+                return False
+            # Of two that judge at once both are the next one: the second finds the first's row by this digest.
+            digest = record_digest([said, dag_run, len(before)])
+            return insert_new(connection, verdicts, {**values, "record_digest": digest})
 
     def verdicts(
         self,

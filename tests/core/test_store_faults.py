@@ -262,9 +262,9 @@ def test_an_upload_may_take_longer_than_the_wait_for_an_answer(proxy: FaultProxy
     # What the kernel's buffers hold counts as sent: so a body that is much larger.
     data = b"0123456789abcdef" * (2 << 20)
     store = S3Store(
-        store.root, endpoint=proxy.url, region="us-east-1", patience=dataclasses.replace(QUICK, answer_s=1.0)
+        store.root, endpoint=proxy.url, region="us-east-1", patience=dataclasses.replace(QUICK, answer_s=5.0)
     )
-    proxy.add(Fault("PutObject", "slow", "trickle", delay_s=2.0))
+    proxy.add(Fault("PutObject", "slow", "trickle", delay_s=7.0))
     store.put("slow", data)
     assert (proxy.met("trickle"), store.get("slow") == data) == (1, True)
 
