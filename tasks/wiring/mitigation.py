@@ -11,6 +11,9 @@ from tasks.core.errors import DataGateFailed, TerminalError
 from tasks.wiring.comparing import bounds_of, challengers_skill, compare_days, days_of
 from tasks.wiring.context import Context, open_context, parse_day
 
+_NEWEST = 28
+"""Labelled days of a comparison. Not those since the damage alone: chosen by how the live version did, they would speak against it."""
+
 if TYPE_CHECKING:
     from tasks.monitoring import Decision
     from tasks.monitoring.mitigation import RollbackCase, ScoringHold
@@ -230,7 +233,7 @@ def _case(context: Context, live: int, digest: str, as_of: date) -> RollbackCase
     runs = {run.run_id for run in context.metadata.runs_of(context.spec, live) if run.model_version == live}
     delay = timedelta(days=context.spec.label.delay_days)
     published = context.metadata.published_days(context.spec)
-    days = sorted(day for day, run in published.items() if run in runs and day + delay <= as_of)
+    days = sorted(day for day, run in published.items() if run in runs and day + delay <= as_of)[-_NEWEST:]
     if not targets or not days:
         return RollbackCase(live, targets[0] if targets else None, len(days), None, None)
     target = registered(context.settings, context.spec, targets[0])
