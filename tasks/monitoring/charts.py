@@ -182,7 +182,7 @@ def _runs(values: Sequence[object]) -> list[list[int]]:
 def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
     """(low, high, about four round ticks) with some air around the values."""
     if low == high == 0:  # a count of nothing: there is no less
-        high = 1.0
+        high = 2.0
     if high - low < 1e-12:
         low, high = low - max(abs(low) * 0.1, 0.05), high + max(abs(high) * 0.1, 0.05)
     rough = (high - low) / 3
