@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -70,13 +70,16 @@ def release_hold(
         ConfigError: Nobody says why.
     """
     refuse_blank(reason, "reason", _SAY_WHY)
-    hold = next((one for one in holds(store) if one.hold_id == hold_id), None)
-    if hold is None:
-        raise NotFound("is no hold of this pipeline", which=hold_id, fix="list them: penstock audit holds")
-    over = replace(hold, released_at_utc=iso_utc(clock()), released_by=actor, release_reason=reason)
-    if release(store, _FOLDER, hold_id, over):
-        return over
-    return next(one for one in holds(store) if one.hold_id == hold_id)
+    return release(
+        store,
+        _FOLDER,
+        hold_id,
+        lambda: {hold.hold_id: hold for hold in holds(store)},
+        reason=reason,
+        actor=actor,
+        clock=clock,
+        missing=NotFound("is no hold of this pipeline", which=hold_id, fix="list them: penstock audit holds"),
+    )
 
 
 def holds(store: ObjectStore) -> list[Hold]:

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from tasks.core.errors import ConfigError
+from tasks.core.clock import Clock, iso_utc
+from tasks.core.errors import ConfigError, NotFound
 from tasks.core.ids import canonical_json
 from tasks.core.object_store import AlreadyExists, ObjectStore
 from tasks.core.records import JsonRecord
@@ -23,13 +25,37 @@ def place(store: ObjectStore, folder: str, identifier: str, record: JsonRecord) 
     store.put_exclusive(f"{folder}/{identifier}/{_PLACED}", canonical_json(record.to_json()))
 
 
-def release(store: ObjectStore, folder: str, identifier: str, over: JsonRecord) -> bool:
-    """Keep that a record is over, as `over` says; False when it was released before: the first release stays."""
+def release(
+    store: ObjectStore,
+    folder: str,
+    identifier: str,
+    read: Callable[[], Mapping[str, _Record]],
+    *,
+    reason: str,
+    actor: str,
+    clock: Clock,
+    missing: NotFound,
+) -> _Record:
+    """Keep that a record is over, and return it as it then stands; the first release stays.
+
+    Args:
+        read: Every record of the folder as it stands, by its id.
+        missing: What to raise when it is none of them.
+    """
+    record = read().get(identifier)
+    if record is None:
+        raise missing
+    over = {
+        **record.to_json(),
+        "released_at_utc": iso_utc(clock()),
+        "released_by": actor,
+        "release_reason": reason,
+    }
     try:
-        store.put_exclusive(f"{folder}/{identifier}/{_RELEASED}", canonical_json(over.to_json()))
+        store.put_exclusive(f"{folder}/{identifier}/{_RELEASED}", canonical_json(over))
     except AlreadyExists:
-        return False
-    return True
+        return read()[identifier]
+    return type(record).from_json(over)
 
 
 def read_placed(

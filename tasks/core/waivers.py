@@ -123,17 +123,20 @@ def release_waiver(
     """
     refuse_blank(reason, "reason", _SAY_WHO)
     refuse_blank(actor, "actor", _SAY_WHO)
-    waiver = next((one for one in waivers(store) if one.waiver_id == waiver_id), None)
-    if waiver is None:
-        raise NotFound(
+    return release(
+        store,
+        _FOLDER,
+        waiver_id,
+        lambda: {waiver.waiver_id: waiver for waiver in waivers(store)},
+        reason=reason,
+        actor=actor,
+        clock=clock,
+        missing=NotFound(
             "is no waiver of this pipeline",
             which=waiver_id,
             fix="list them: penstock evaluation waivers NAME",
-        )
-    over = replace(waiver, released_at_utc=iso_utc(clock()), released_by=actor, release_reason=reason)
-    if release(store, _FOLDER, waiver_id, over):
-        return over
-    return next(one for one in waivers(store) if one.waiver_id == waiver_id)
+        ),
+    )
 
 
 def waivers(store: ObjectStore) -> list[Waiver]:

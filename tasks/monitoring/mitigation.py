@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -81,16 +81,20 @@ def release_scoring(
         ConfigError: Nobody says why.
     """
     refuse_blank(reason, "reason", "say why: the record is all that remains of it")
-    hold = next((one for one in scoring_holds(store) if one.hold_id == hold_id), None)
-    if hold is None:
-        raise NotFound(
+    return release(
+        store,
+        _FOLDER,
+        hold_id,
+        lambda: {hold.hold_id: hold for hold in scoring_holds(store)},
+        reason=reason,
+        actor=actor,
+        clock=clock,
+        missing=NotFound(
             "is no hold of this pipeline's scoring",
             which=hold_id,
             fix="list them: penstock monitoring holds NAME",
-        )
-    over = replace(hold, released_at_utc=iso_utc(clock()), released_by=actor, release_reason=reason)
-    release(store, _FOLDER, hold_id, over)
-    return next(one for one in scoring_holds(store) if one.hold_id == hold_id)
+        ),
+    )
 
 
 def scoring_holds(store: ObjectStore) -> list[ScoringHold]:
