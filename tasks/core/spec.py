@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,6 +80,10 @@ class LabelSpec(_Record):
     def known_afterwards(self) -> frozenset[str]:
         """The label and the outcome columns: what is not known when a prediction is made."""
         return frozenset({self.column, *self.outcome_columns})
+
+    def known_from(self, day: date) -> date:
+        """The first date on which the labels of this day are known."""
+        return day + timedelta(days=self.delay_days)
 
 
 class CategoricalSpec(_Record):

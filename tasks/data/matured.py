@@ -39,10 +39,10 @@ def labels(settings: Settings, spec: PipelineSpec, *, days: Iterable[date], as_o
         DataError: The source's rows cannot be used.
     """
     asked = sorted(set(days))
-    matured = [day for day in asked if as_of >= day + timedelta(days=spec.label.delay_days)]
+    matured = [day for day in asked if as_of >= spec.label.known_from(day)]
     if not matured:
         shown = f"{asked[0]}..{asked[-1]}" if asked else "no days"
-        first = asked[0] + timedelta(days=spec.label.delay_days) if asked else as_of
+        first = spec.label.known_from(asked[0]) if asked else as_of
         raise LabelsNotMature(
             f"labels of {shown} are not known on {as_of}",
             which=f"{spec.name}: label.delay_days {spec.label.delay_days}",

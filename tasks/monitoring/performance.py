@@ -8,7 +8,7 @@ that changed. A change of the mix of easy and hard rows moves both and leaves th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ def performance(
         DataError: A column is missing, or labels hold something else than 0, 1 and null.
     """
     rows = scored.num_rows
-    due = day + timedelta(days=spec.label.delay_days)
+    due = spec.label.known_from(day)
     if as_of < due:
         return DayPerformance(day, "immature", f"Labels of {day} are due from {due}.", rows, 0)
     if labels is None or labels.num_rows == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings, utc_now
@@ -231,9 +231,11 @@ def _case(context: Context, live: int, digest: str, as_of: date) -> RollbackCase
 
     targets = [number for number in rollback_targets(context.settings, context.spec) if number != live]
     runs = {run.run_id for run in context.metadata.runs_of(context.spec, live) if run.model_version == live}
-    delay = timedelta(days=context.spec.label.delay_days)
     published = context.metadata.published_days(context.spec)
-    days = sorted(day for day, run in published.items() if run in runs and day + delay <= as_of)[-_NEWEST:]
+    known_from = context.spec.label.known_from
+    days = sorted(day for day, run in published.items() if run in runs and known_from(day) <= as_of)[
+        -_NEWEST:
+    ]
     if not targets or not days:
         return RollbackCase(live, targets[0] if targets else None, len(days), None, None)
     target = registered(context.settings, context.spec, targets[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -272,8 +272,7 @@ def _state(context: Context, now: Exposure, as_of: date, dag_run: str | None) ->
         error_example=seen.example,
         trouble=_trouble(context),
     )
-    delay = timedelta(days=context.spec.label.delay_days)
-    mature = sorted(day for day in seen.days if day + delay <= as_of)
+    mature = sorted(day for day in seen.days if context.spec.label.known_from(day) <= as_of)
     if state.trouble or not mature or next_step(context.spec, state).action == "withdraw":
         return state
     try:
