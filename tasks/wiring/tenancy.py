@@ -105,17 +105,18 @@ def tenancy_status(settings: Settings, *, clock: Clock = utc_now) -> dict[str, A
 
 
 def sync_pools(settings: Settings) -> dict[str, Any]:
-    """Make Airflow's pools what the tenants' files say; pools of tenants without a quota any more are named, not deleted."""
+    """Make Airflow's pools what the tenants' files say; the pool of a tenant without a quota any more stays as it is."""
     from tasks.local import AirflowClient
     from tasks.local.services import airflow_login, local_settings
 
     local = local_settings(settings)
+    pools = pools_of(settings)
     client = AirflowClient(local.airflow_url, *airflow_login(local))
     try:
-        changed = [name for name, pool in pools_of(settings).items() if client.set_pool(name, pool)]
+        changed = [name for name, pool in pools.items() if client.set_pool(name, pool)]
     finally:
         client.close()
-    return {"pools": sorted(pools_of(settings)), "changed": changed}
+    return {"pools": sorted(pools), "changed": changed}
 
 
 def refuse_over_budget(context: Context, wanted: str, *, clock: Clock = utc_now) -> str:
