@@ -25,6 +25,10 @@ SnapshotId = Annotated[
 ]
 RunId = Annotated[str, typer.Argument(help="As `penstock inference plan` prints it.", show_default=False)]
 Version = Annotated[int, typer.Argument(help="Number of a registered version.", show_default=False)]
+Replacing = Annotated[
+    int | None,
+    typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
+]
 EvaluationKey = Annotated[
     str, typer.Argument(help="As `penstock evaluation run` prints it.", show_default=False)
 ]

@@ -13,6 +13,7 @@ from tasks.cli.options import (
     Json,
     Pipeline,
     Reason,
+    Replacing,
     Version,
     call,
     run,
@@ -73,10 +74,7 @@ def registry_promote(
     version: Version,
     actor: Actor,
     reason: Reason,
-    replacing: Annotated[
-        int | None,
-        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
-    ] = None,
+    replacing: Replacing = None,
     as_json: Json = False,
 ) -> None:
     """Make a registered version the champion, after loading it and replaying its golden rows."""
@@ -132,10 +130,7 @@ def registry_begin_ramp(
     version: Version,
     actor: Actor,
     reason: Reason,
-    replacing: Annotated[
-        int | None,
-        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
-    ] = None,
+    replacing: Replacing = None,
     as_json: Json = False,
 ) -> None:
     """Expose a challenger to the first share of canary.ramp, as NAME.train does after its canary."""
@@ -155,10 +150,7 @@ def registry_expose(
             show_default=False,
         ),
     ] = None,
-    replacing: Annotated[
-        int | None,
-        typer.Option(help="Refuse unless this version is live; default: whatever is.", show_default=False),
-    ] = None,
+    replacing: Replacing = None,
     as_json: Json = False,
 ) -> None:
     """Give a share of the entities the predictions of a challenger; the champion stays what is live."""
