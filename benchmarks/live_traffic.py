@@ -18,6 +18,7 @@ import httpx
 
 from tasks.core import PipelineSpec, Settings
 from tasks.data.sources import open_source
+from tasks.evaluation.scoring import inputs_of
 
 PATIENCE_S = 120.0
 
@@ -126,8 +127,7 @@ class LiveTraffic:
 
 def _rows_of(settings: Settings, spec: PipelineSpec, day: date) -> list[dict[str, Any]]:
     table = open_source(settings, spec).load(day, day)
-    known = [name for name in table.column_names if name not in spec.label.known_afterwards]
     return [
         {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
-        for row in table.select(known).to_pylist()
+        for row in inputs_of(table, spec).to_pylist()
     ]
