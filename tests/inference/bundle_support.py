@@ -12,8 +12,17 @@ from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.spec import pipeline_folder
 
 
-def upload_random_bundle(settings: Settings, spec: PipelineSpec, folder: Path) -> tuple[str, str]:
-    """(bundle digest, feature version)."""
+def upload_random_bundle(
+    settings: Settings,
+    spec: PipelineSpec,
+    folder: Path,
+    *,
+    seed: int = 7,
+    hidden: tuple[int, ...] = (16, 8),
+    features: str | None = None,
+    training_id: str = "t" * 16,
+) -> tuple[str, str]:
+    """(bundle digest, feature version); `features` is the source to compute features with instead of the pipeline's."""
     import torch
 
     from tasks.model import (
@@ -34,24 +43,24 @@ def upload_random_bundle(settings: Settings, spec: PipelineSpec, folder: Path) -
     days = [date(2024, 1, 1), date(2024, 1, 2)]
     rows = pa.concat_tables([toy_rows(settings, day) for day in days])
     home = pipeline_folder(settings, spec.name)
-    code = FeatureCode.from_file(home / "features.py")
+    code = FeatureCode(features or (home / "features.py").read_text(), origin="features.py")
     model_source = (home / "model.py").read_text()
-    features = code.compute(rows, spec.features)
-    encoder = FeatureEncoder.fit(features, spec.features)
-    shape = NetworkSpec(encoder.numeric_width, encoder.cardinalities, (3, 2), (16, 8), 0.1)
-    torch.manual_seed(7)
+    table = code.compute(rows, spec.features)
+    encoder = FeatureEncoder.fit(table, spec.features)
+    shape = NetworkSpec(encoder.numeric_width, encoder.cardinalities, (3, 2), hidden, 0.1)
+    torch.manual_seed(seed)
     network = build_network(model_source, shape, origin="model.py").eval()
     calibration = Calibration(1.25, -0.5)
-    scores = predict(network, encoder.encode(features), calibration)
-    grid = ProfileSpec.fit(features, scores, spec)
+    scores = predict(network, encoder.encode(table), calibration)
+    grid = ProfileSpec.fit(table, scores, spec)
     golden = rows.slice(0, 40)
-    encoded = encoder.encode(features.slice(0, 40))
+    encoded = encoder.encode(table.slice(0, 40))
     weights = weights_bytes(network.state_dict())
     write_bundle(
         folder,
         manifest=BundleManifest(
             pipeline=spec.name,
-            training_id="t" * 16,
+            training_id=training_id,
             snapshot_id="s" * 16,
             feature_version=code.version,
             network=shape,
@@ -70,6 +79,6 @@ def upload_random_bundle(settings: Settings, spec: PipelineSpec, folder: Path) -
         weights=weights,
         golden=golden_table(golden, encoded, predict(network, encoded, calibration)),
         profile_spec=grid,
-        reference={day: Profile.of(grid, features, scores) for day in days},
+        reference={day: Profile.of(grid, table, scores) for day in days},
     )
     return upload_bundle(open_store(settings, prefix=spec.prefix), folder), code.version

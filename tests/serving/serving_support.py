@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow as pa
 
-from tasks.core import PipelineSpec, Settings, open_store
-from tasks.core.spec import pipeline_folder
+from tasks.core import PipelineSpec, Settings
 from tasks.metadata import MetadataStore
 from tasks.metadata.deployments import NewEvent
 from tasks.serving import Deployed, ModelServer, Running, ServingLimits, listen
 from tasks.wiring.serving import ServedBundle, model_server
+
+sys.path.append(str(Path(__file__).parents[1] / "inference"))
+
+import inference_support
+from bundle_support import upload_random_bundle
 
 DAY = date(2024, 3, 1)
 MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
@@ -33,12 +38,7 @@ QUICK = ServingLimits(
 
 def toy_rows(settings: Settings, day: date = DAY) -> pa.Table:
     """A day of the toy source, as scoring sees it."""
-    path = pipeline_folder(settings, "toy") / "source.py"
-    found = importlib.util.spec_from_file_location("toy_source_for_serving", path)
-    assert found is not None and found.loader is not None
-    source = importlib.util.module_from_spec(found)
-    found.loader.exec_module(source)
-    return source.load(day, day).drop_columns(["paid", "bought"])
+    return inference_support.toy_rows(settings, day)
 
 
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -58,67 +58,10 @@ def make_bundle(
     features: str | None = None,
 ) -> tuple[str, str]:
     """A bundle with random weights in the store; (digest, feature version)."""
-    import torch
-
-    from tasks.model import (
-        BundleManifest,
-        Calibration,
-        FeatureCode,
-        FeatureEncoder,
-        NetworkSpec,
-        Profile,
-        ProfileSpec,
-        build_network,
-        upload_bundle,
-        write_bundle,
-    )
-    from tasks.model.bundle import background_id, golden_table, weights_bytes
-    from tasks.model.execution import predict
-
-    days = [date(2024, 1, 1), date(2024, 1, 2)]
-    rows = pa.concat_tables([toy_rows(settings, day) for day in days])
-    home = pipeline_folder(settings, spec.name)
-    source = features or (home / "features.py").read_text()
-    code = FeatureCode(source, origin="features.py")
-    model_source = (home / "model.py").read_text()
-    table = code.compute(rows, spec.features)
-    encoder = FeatureEncoder.fit(table, spec.features)
-    shape = NetworkSpec(encoder.numeric_width, encoder.cardinalities, (3, 2), hidden, 0.1)
-    torch.manual_seed(seed)
-    network = build_network(model_source, shape, origin="model.py").eval()
-    calibration = Calibration(1.25, -0.5)
-    scores = predict(network, encoder.encode(table), calibration)
-    grid = ProfileSpec.fit(table, scores, spec)
-    golden = rows.slice(0, 40)
-    encoded = encoder.encode(table.slice(0, 40))
-    weights = weights_bytes(network.state_dict())
     folder = settings.home / f"made-{seed}"
-    write_bundle(
-        folder,
-        manifest=BundleManifest(
-            pipeline=spec.name,
-            training_id=f"{seed:016d}",
-            snapshot_id="s" * 16,
-            feature_version=code.version,
-            network=shape,
-            calibration=calibration,
-            label_rate=0.5,
-            train_first_day=days[0],
-            train_last_day=days[0],
-            validation_first_day=days[1],
-            created_at_utc="2024-01-04T00:00:00.000Z",
-            background_id=background_id(encoder, weights),
-        ),
-        spec=spec,
-        feature_code=code,
-        model_source=model_source,
-        encoder=encoder,
-        weights=weights,
-        golden=golden_table(golden, encoded, predict(network, encoded, calibration)),
-        profile_spec=grid,
-        reference={day: Profile.of(grid, table, scores) for day in days},
+    return upload_random_bundle(
+        settings, spec, folder, seed=seed, hidden=hidden, features=features, training_id=f"{seed:016d}"
     )
-    return upload_bundle(open_store(settings, prefix=spec.prefix), folder), code.version
 
 
 def put_live(settings: Settings, spec: PipelineSpec, version: int, bundle: tuple[str, str]) -> None:
