@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -97,9 +98,14 @@ class _Found:
     """Of all rows as the champion scored them."""
     exposed: ExposedRows | None = None
 
-    @property
+    @cached_property
     def ids(self) -> PredictionIds:
         return PredictionIds.concat([part.scored.prediction_ids for part in self.parts])
+
+    @cached_property
+    def order(self) -> pa.Array:
+        """Positions of the rows of all parts in order of prediction id."""
+        return pa.array(self.ids.order())
 
     @property
     def rows(self) -> int:
@@ -115,7 +121,7 @@ class _Found:
         if len(tables) < 2:
             return tables[0] if tables else None
         whole = pa.concat_tables(tables).unify_dictionaries()
-        return whole.take(pa.array(self.ids.order()))
+        return whole.take(self.order)
 
 
 class ShardWorker:
@@ -299,8 +305,7 @@ class ShardWorker:
                 of_part = pa.concat_tables([batch.features for batch in part])
                 parts.append(self._ordered(task, plan, part, of_part if audited else of_part.slice(0, 0)))
         found = _Found(tuple(parts), dead, profile, figures)
-        ids = found.ids
-        _refuse_duplicates(ids.take(ids.order()), which)
+        _refuse_duplicates(found.ids.take(found.order.to_numpy()), which)
         return found
 
     def _inexact(self, scored: ScoredRows, task: ShardPlan) -> int:
