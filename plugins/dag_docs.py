@@ -49,6 +49,13 @@ STEPS: dict[str, str] = {
     "mitigate_window": "Acts on the decision: a data fault holds scoring and promotions; a damaged champion is rolled back when the version "
     "before it is shown to be better on the same rows, within the limits of docs/playbook.md; else a person is asked. It fails when "
     "somebody has to know.",
+    "start_case": "Starts the run of the case DAG that asks a person, once for each case; skipped when nobody needs to be asked. It "
+    "runs also when `mitigate` has failed to call somebody.",
+    "show_case": "Reads the case with its evidence. Skipped when it is over.",
+    "ask": "Waits for a person to say what is to be done (Required Actions). An answer on the command line ends the wait too.",
+    "answer_case": "Keeps the answer in the log of the case, and releases the hold of a data fault where the answer says so.",
+    "roll_back_case": "Goes back to the version before, load-verified, when that was the answer. Repeating is safe.",
+    "begin_retraining": "Starts the train DAG when that was the answer, once for each case.",
     "report_window": "Renders the drift and performance report. It is linked.",
     "archive_explanations": "Moves explanation data past its hot age to the archive and deletes what has expired. "
     "Days under a legal hold are kept.",
@@ -61,6 +68,7 @@ PURPOSES: dict[str, str] = {
     "train": "Trains, gates and releases the model.",
     "score": "Scores days with the champion, exactly once.",
     "monitor": "Measures drift and realised performance, and decides.",
+    "case": "Asks a person about a case of the monitor, and does what the answer says.",
     "watch": "Starts a training when there is new data or changed code.",
     "rollback": "Goes back to an earlier model, and re-scores what the bad one published.",
 }
@@ -85,6 +93,7 @@ FIELDS: dict[str, tuple[str, str]] = {
         "Version to go back to",
         "Empty: the last different version that was live and is not barred.",
     ),
+    "case_id": ("Case", "As `penstock monitoring cases` or the Cases page shows it."),
     "rescore": ("Re-score", "Score anew what the version left has published and readers still see."),
     "reason": ("Reason", "Why this run is started; kept with the promotion it leads to."),
     "actor": ("On behalf of", "Who asked for it, when that is not the person logged in."),
@@ -148,6 +157,19 @@ measure drift → join late labels → decide → mitigate and report, and archi
 
 Runs when `{predictions_asset_name(spec)}` is updated{_or_cron(spec.schedule.monitor)}, or by hand. Labels of a day are
 known {spec.label.delay_days} day(s) after it; days without labels are measured and not judged on performance.
+"""
+
+
+def case_doc(spec: PipelineSpec) -> str:
+    """Markdown of `<name>.case`."""
+    return f"""### {spec.name}.case
+
+{spec.description}
+
+read the case → ask → keep the answer → roll back or retrain, where that is the answer.
+
+`{spec.name}.monitor` starts one run for each case, under the case's id. The question, with its evidence and what each answer does, is
+under *Required Actions*. A case about drift is closed after {spec.drift.answer_days:g} days without an answer; others wait. Clearing a task is safe.
 """
 
 

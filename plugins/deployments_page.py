@@ -33,7 +33,7 @@ from tasks.core.settings import Settings
 POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'")
 _BODY = 10_000
 _REASON = 400
-DAG_KINDS = ("train", "score", "monitor", "rollback")
+DAG_KINDS = ("train", "score", "monitor", "case", "rollback")
 """Of a pipeline's DAGs, whose names are `<pipeline>.<kind>`."""
 _KINDS = {
     "promote": "train",
@@ -193,7 +193,7 @@ def _do(
     version, live = _number(form, "version"), _number(form, "live")
     who = {"actor": actor, "reason": reason}
     if kind == "promote":
-        wiring.promote_model(settings, pipeline, version=version, expected=live, **who)
+        wiring.promote_model(settings, pipeline, version=version, expected=live, despite_case=True, **who)
     elif kind == "rollback":
         wiring.rollback_model(settings, pipeline, expected=live, to_version=version, **who)
     elif kind == "withdraw":

@@ -143,6 +143,7 @@ def train_dag(spec: PipelineSpec) -> DAG:
                 **answer,
             }
             said = () if asked else ("actor", "reason")
+            promoted = {**chosen, "despite_case": True} if asked else chosen  # a person has read the evidence
             expose = (
                 _step(spec, "expose", "begin_ramp", chosen, from_run=said, canary=canary.output)
                 if spec.canary.ramp
@@ -152,7 +153,7 @@ def train_dag(spec: PipelineSpec) -> DAG:
                 spec,
                 "promote",
                 "promote_model",
-                chosen,
+                promoted,
                 from_run=said,
                 canary=(expose or canary).output,
                 outlets=[champion_asset(spec)],
@@ -199,11 +200,74 @@ def monitor_dag(spec: PipelineSpec) -> DAG:
         report = _step(spec, "report", "report_window", window)
         mitigate = _step(spec, "mitigate", "mitigate_window", window, from_params=("as_of",))
         chain(measure, labels, decide, [report, mitigate])
+        chain([report, mitigate], _start_case(spec))
         if spec.canary.ramp:
             chain(mitigate, *_ramp(spec))
         if "drift" in spec.training.triggers:
             chain(decide, _due(spec, "drift", window))
         _step(spec, "archive", "archive_explanations", from_params=("as_of",))
+    return dag
+
+
+def _start_case(spec: PipelineSpec) -> Any:
+    """The task that starts the run of `<name>.case`, also when `mitigate` has failed to call somebody.
+
+    A teardown, so that it does not make a success of a run whose `mitigate` failed.
+    """
+    from plugins.case_question import StartCase
+
+    return StartCase(
+        task_id="case",
+        case_id="{{ ti.xcom_pull(task_ids='mitigate', key='case_id') or '' }}",
+        trigger_dag_id=f"{spec.name}.case",
+        doc_md=dag_docs.STEPS["start_case"],
+    ).as_teardown()
+
+
+def case_dag(spec: PipelineSpec) -> DAG:
+    """`<name>.case`."""
+    from plugins.case_question import CaseQuestion, RetrainForCase
+
+    with _dag(
+        spec,
+        "case",
+        doc=dag_docs.case_doc(spec),
+        schedule=None,
+        params={
+            "case_id": Param(
+                type="string",
+                pattern="^[a-z]+-[0-9-]+$",
+                title=dag_docs.FIELDS["case_id"][0],
+                description=dag_docs.FIELDS["case_id"][1],
+            )
+        },
+        max_active_runs=16,
+        is_paused_upon_creation=False,  # it is only started by the monitor, and then must ask
+    ) as dag:
+        case_id = "{{ params.case_id }}"
+        case = _step(spec, "case", "show_case", from_params=("case_id",))
+        ask = CaseQuestion(
+            task_id="ask",
+            subject=f"What is to be done about a case of {spec.name}?",
+            pipeline=spec.name,
+            case_id=case_id,
+            responders=spec.drift.responders,
+            drift_timeout=timedelta(days=spec.drift.answer_days),
+            doc_md=dag_docs.STEPS["ask"],
+        )
+        said = {name: ask.output[name] for name in ("answer", "actor", "reason", "until")}
+        answer = _step(spec, "answer", "answer_case", said, from_params=("case_id",))
+        back = _step(
+            spec, "roll_back", "roll_back_case", from_params=("case_id",), outlets=[champion_asset(spec)]
+        )
+        retrain = RetrainForCase(
+            task_id="retrain",
+            pipeline=spec.name,
+            case_id=case_id,
+            trigger_dag_id=f"{spec.name}.train",
+            doc_md=dag_docs.STEPS["begin_retraining"],
+        )
+        chain(case, ask, answer, [back, retrain])
     return dag
 
 
@@ -265,7 +329,7 @@ def rollback_dag(spec: PipelineSpec) -> DAG:
     return dag
 
 
-PIPELINE_DAGS = (train_dag, score_dag, monitor_dag, rollback_dag)
+PIPELINE_DAGS = (train_dag, score_dag, monitor_dag, case_dag, rollback_dag)
 
 
 def maintenance_dag(settings: Settings) -> DAG:
@@ -291,7 +355,9 @@ def maintenance_dag(settings: Settings) -> DAG:
     return dag
 
 
-def _dag(spec: PipelineSpec, kind: str, *, doc: str, schedule: Any, params: dict[str, Param]) -> DAG:
+def _dag(
+    spec: PipelineSpec, kind: str, *, doc: str, schedule: Any, params: dict[str, Param], **kwargs: Any
+) -> DAG:
     return DAG(
         dag_id=f"{spec.name}.{kind}",
         description=f"{dag_docs.PURPOSES[kind]} {spec.description}",
@@ -300,7 +366,7 @@ def _dag(spec: PipelineSpec, kind: str, *, doc: str, schedule: Any, params: dict
         params=params,
         tags={"penstock", spec.name, kind, *spec.tags},
         default_args={**DEFAULTS, "owner": spec.owner},
-        **_CLOCK_FREE,
+        **{**_CLOCK_FREE, **kwargs},
     )
 
 

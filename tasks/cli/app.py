@@ -10,6 +10,7 @@ import typer
 from tasks.cli.alerts import alerts
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
+from tasks.cli.cases import add_case_commands
 from tasks.cli.ci import ci
 from tasks.cli.inference import inference
 from tasks.cli.logs import log_to_stderr
@@ -70,6 +71,7 @@ app.command("metrics")(metrics)
 monitoring.command("trend")(trend)
 add_online_commands(audit)
 add_waiver_commands(evaluation)
+add_case_commands(monitoring)
 app.add_typer(tenancy, name="tenancy")
 app.add_typer(audit, name="audit")
 app.add_typer(metadata, name="metadata")

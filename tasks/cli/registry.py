@@ -75,10 +75,23 @@ def registry_promote(
     actor: Actor,
     reason: Reason,
     replacing: Replacing = None,
+    despite_case: Annotated[
+        bool,
+        typer.Option("--despite-case", help="Though nobody has answered that the live version does damage."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a registered version the champion, after loading it and replaying its golden rows."""
-    run("promote_model", pipeline, as_json, version=version, actor=actor, reason=reason, expected=replacing)
+    run(
+        "promote_model",
+        pipeline,
+        as_json,
+        version=version,
+        actor=actor,
+        reason=reason,
+        expected=replacing,
+        despite_case=despite_case,
+    )
 
 
 @registry.command("rollback")

@@ -360,6 +360,12 @@ class DriftSpec(_Record):
     volume_tolerance: float = Field(0.2, gt=0)
     rollback: Literal["automatic", "ask"] | None = None
     """Whether the monitor may leave a damaged champion by itself; left out: as `promotion.mode` has it."""
+    responders: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Ids of the Airflow users of whom any may answer a case; empty: whoever may answer at all."""
+    answer_days: float = Field(7, gt=0)
+    """A case about drift that nobody answers is closed after this; others wait."""
+    max_mute_days: int = Field(30, ge=1)
+    """Days of data that a mute may last, from the newest day of its case on."""
 
 
 class ScheduleSpec(_Record):

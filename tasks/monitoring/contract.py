@@ -7,13 +7,14 @@ breach is about the feed, not about the model: its answer is to hold scoring, ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
 
 from tasks.core.spec import PipelineSpec
-from tasks.model.profile import NumericCounts, Profile
+from tasks.model.profile import NumericCounts, Profile, ProfileSpec
+from tasks.monitoring.answers import Confirmed
 from tasks.monitoring.drift import POOL_DAYS, Baseline, FloatArray, null_share, same_weekdays
 from tasks.monitoring.signals import FAULT, WARN, ContractFinding
 
@@ -32,21 +33,15 @@ class ContractLimits:
     distinct: Mapping[str, FloatArray]
     never_stale: frozenset[str]
     """Numeric channels whose set of values never equalled that of a day up to a week before."""
+    confirmed: frozenset[str] = frozenset()
+    """Channels of which a person has confirmed days as the new normal; the empty name is the number of rows."""
+    confirmed_rows: tuple[int, ...] = ()
 
 
 def limits_of(baseline: Baseline) -> ContractLimits:
     """The contract of the baseline's reference days."""
     days = baseline.days
-    grid = baseline.grid
-
-    def over(share: Callable[[Profile, str], float], names: Sequence[str]) -> dict[str, FloatArray]:
-        return {
-            name: np.array([share(profile, name) for profile in days.values()], np.float64) for name in names
-        }
-
-    numeric = [g.name for g in grid.numeric]
-    categorical = [g.name for g in grid.categorical]
-    pairs = [g.name for g in grid.pairs]
+    numeric = [g.name for g in baseline.grid.numeric]
     ordered = sorted(days)
     stale = {
         name
@@ -58,14 +53,56 @@ def limits_of(baseline: Baseline) -> ContractLimits:
             if other in days
         )
     }
+    return _limits(baseline.grid, list(days.values()), frozenset(set(numeric) - stale))
+
+
+def widened(
+    limits: ContractLimits, grid: ProfileSpec, shifts: Sequence[Confirmed], known: Mapping[date, Profile]
+) -> ContractLimits:
+    """The contract with the days that people have confirmed as normal, each for the channels of its shift only."""
+    for shift in shifts:
+        days = [known[day] for day in shift.days if day in known and known[day].rows]
+        if not days:
+            continue
+        more = _limits(grid, days, limits.never_stale)
+        rows = tuple(profile.rows for profile in days) if "" in shift.channels else ()
+        limits = replace(
+            limits,
+            nulls=_joined(limits.nulls, more.nulls, shift.channels),
+            unseen=_joined(limits.unseen, more.unseen, shift.channels),
+            novel_pairs=_joined(limits.novel_pairs, more.novel_pairs, shift.channels),
+            out_of_range=_joined(limits.out_of_range, more.out_of_range, shift.channels),
+            distinct=_joined(limits.distinct, more.distinct, shift.channels),
+            confirmed=limits.confirmed | shift.channels,
+            confirmed_rows=(*limits.confirmed_rows, *rows),
+        )
+    return limits
+
+
+def _joined(
+    shares: Mapping[str, FloatArray], more: Mapping[str, FloatArray], channels: frozenset[str]
+) -> dict[str, FloatArray]:
+    return {
+        name: np.append(found, more[name]) if name in channels else found for name, found in shares.items()
+    }
+
+
+def _limits(grid: ProfileSpec, days: Sequence[Profile], never_stale: frozenset[str]) -> ContractLimits:
+    def over(share: Callable[[Profile, str], float], names: Sequence[str]) -> dict[str, FloatArray]:
+        return {name: np.array([share(profile, name) for profile in days], np.float64) for name in names}
+
+    numeric = [g.name for g in grid.numeric]
+    categorical = [g.name for g in grid.categorical]
     return ContractLimits(
         nulls=over(null_share, [*numeric, *categorical]),
         unseen=over(lambda profile, name: profile.categorical[name].unseen / profile.rows, categorical),
-        novel_pairs=over(lambda profile, name: profile.pairs[name].novel / profile.rows, pairs),
+        novel_pairs=over(
+            lambda profile, name: profile.pairs[name].novel / profile.rows, [g.name for g in grid.pairs]
+        ),
         out_of_range=over(_out_share, numeric),
         distinct=over(lambda profile, name: profile.numeric[name].distinct, numeric)
         | over(_used, categorical),
-        never_stale=frozenset(set(numeric) - stale),
+        never_stale=never_stale,
     )
 
 
@@ -87,7 +124,7 @@ def check_contract(
     """
     findings: list[ContractFinding] = []
     expected = _expected_rows(day, known)
-    findings += _volume(spec, day, profile, expected)
+    findings += _volume(spec, day, profile, expected, limits.confirmed_rows)
     if dead_letters:
         share = dead_letters / (dead_letters + profile.rows)
         limit = spec.inference.max_dead_letter_share
@@ -119,6 +156,8 @@ def check_contract(
         pool = same_weekdays(day, known, min_rows=spec.drift.min_rows)
         pooled = Profile.merged(baseline.grid, (known[other] for other in pool))
         shifts = baseline.null_shifts if len(pool) == POOL_DAYS else {}
+        # The days before a confirmed shift say nothing of it.
+        shifts = {name: shift for name, shift in shifts.items() if name not in limits.confirmed}
         findings += _nulls(limits, shifts, profile, pooled, earlier)
         findings += _categories(limits, profile)
         findings += _ranges(limits, profile)
@@ -136,7 +175,9 @@ def _expected_rows(day: date, known: Mapping[date, Profile]) -> float | None:
     return float(np.median([known[other].rows for other in pool])) if len(pool) >= 2 else None
 
 
-def _volume(spec: PipelineSpec, day: date, profile: Profile, expected: float | None) -> list[ContractFinding]:
+def _volume(
+    spec: PipelineSpec, day: date, profile: Profile, expected: float | None, confirmed: Sequence[int]
+) -> list[ContractFinding]:
     rows = profile.rows
     if rows == 0:
         wanted = "" if expected is None else f"; about {expected:,.0f} were expected"
@@ -148,6 +189,8 @@ def _volume(spec: PipelineSpec, day: date, profile: Profile, expected: float | N
     change = rows / expected - 1
     tolerance = spec.drift.volume_tolerance
     if abs(change) <= tolerance + 3 / np.sqrt(expected):
+        return []
+    if any(abs(rows / usual - 1) <= tolerance + 3 / np.sqrt(usual) for usual in confirmed):
         return []
     return [
         ContractFinding(

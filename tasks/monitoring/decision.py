@@ -10,10 +10,20 @@ rows, which costs a scoring of them: `tasks.monitoring.mitigation` judges that, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 
 from tasks.core.spec import PipelineSpec
+from tasks.monitoring.answers import (
+    ACCEPT,
+    MUTE,
+    NEW_NORMAL,
+    PERFORMANCE,
+    Answered,
+    muted,
+    signal_names,
+)
 from tasks.monitoring.signals import (
     ChannelDrift,
     DayDecision,
@@ -68,16 +78,19 @@ def decide(
     signals: Sequence[DaySignals],
     performances: Sequence[DayPerformance] = (),
     gaps: Sequence[PerformanceSignal] = (),
+    answered: Sequence[Answered] = (),
 ) -> Decision:
     """The verdict on a window of days, and on each day in it. Pure.
 
     The window's action counts what is open at its end: only open incidents hold scoring or ask a person, and
-    then name the verdict. Otherwise the verdict is the worst of the days, alerted or noted once.
+    then name the verdict. Otherwise the verdict is the worst of the days, alerted or noted once. What a person has
+    answered keeps its verdict and is only noted.
 
     Args:
         signals: Tiers 1 and 2 by day; at least one, in any order.
         performances: Tier 3 by day; days may be missing.
         gaps: `judge_gaps` of the performances, over a history that may be longer than the window.
+        answered: Cases that people have answered; those about damage, of the model version that scored the window.
 
     Raises:
         ValueError: `signals` is empty.
@@ -87,21 +100,39 @@ def decide(
     ordered = sorted(signals, key=lambda s: s.day)
     by_day = {p.day: p for p in performances}
     gap_by_day = {g.day: g for g in gaps}
-    moving = {s.day: s.alarms for s in ordered if s.alarms}
+    spoken = {s.day: s for s in ordered}
+    silent = {s.day: muted(answered, s.day) for s in ordered}
+    heard = [_heard(s, silent[s.day]) for s in ordered]
+    moving = {s.day: s.alarms for s in heard if s.alarms}
     days: list[DayDecision] = []
+    quiet: set[date] = set()
     incidents: dict[str, tuple[date, date]] = {}
-    for signal in ordered:
-        verdict, reasons = _judge_day(signal, by_day.get(signal.day), gap_by_day.get(signal.day), moving)
+    for signal in heard:
+        gap = None if PERFORMANCE in silent[signal.day] else gap_by_day.get(signal.day)
+        verdict, reasons = _judge_day(signal, by_day.get(signal.day), gap, moving)
+        said = _muted_words(silent[signal.day], spoken[signal.day], gap_by_day)
+        if said:
+            verdict, reasons = NOISE if verdict == HEALTHY else verdict, (*reasons, *said)
         incident = None
         if verdict in (DRIFT, FAULT, DAMAGE):
             first, latest = incidents.get(verdict, (signal.day, signal.day))
             first = first if (signal.day - latest).days <= MERGE_DAYS else signal.day
             incidents[verdict] = (first, signal.day)
             incident = first
-        days.append(
-            DayDecision(signal.day, verdict, _day_action(verdict, signal.day, incident), reasons, incident)
-        )
-    action, is_open = _window_action(days, ordered[-1].day, gaps)
+        action = _day_action(verdict, signal.day, incident)
+        known = known_answer(answered, verdict, signal.day, signal_names(signal))
+        if known is not None:
+            quiet.add(signal.day)
+            action, reasons = NOTE, (*reasons, f"{known.words}.")
+        days.append(DayDecision(signal.day, verdict, action, reasons, incident))
+    within = [
+        gap
+        for gap in gaps
+        if days[0].day <= gap.day <= days[-1].day
+        and PERFORMANCE not in muted(answered, gap.day)
+        and known_answer(answered, DAMAGE, gap.day, (PERFORMANCE,)) is None
+    ]
+    action, is_open = _window_action(days, quiet, within)
     # What acts gives the window its name: an open data fault explains worse performance, not the reverse.
     verdict = {HOLD: FAULT, ASK: DAMAGE}.get(action) or _window_verdict(days)
     return Decision(
@@ -110,7 +141,7 @@ def decide(
         last_day=ordered[-1].day,
         verdict=verdict,
         action=action,
-        headline=_headline(verdict, days, is_open, by_day),
+        headline=_headline(verdict, days, is_open, by_day, quiet),
         reasons=_window_reasons(days, ordered, by_day),
         next_steps=_NEXT_STEPS[verdict],
         days=tuple(days),
@@ -174,15 +205,19 @@ def _window_verdict(days: Sequence[DayDecision]) -> str:
 
 
 def _window_action(
-    days: Sequence[DayDecision], last: date, gaps: Sequence[PerformanceSignal]
+    days: Sequence[DayDecision], quiet: set[date], gaps: Sequence[PerformanceSignal]
 ) -> tuple[str, bool]:
-    """(action, whether the incident behind it is open)."""
-    since = last - timedelta(days=OPEN_DAYS - 1)
-    opened = {day.verdict for day in days if day.day >= since}
-    within = [gap for gap in gaps if days[0].day <= gap.day <= last]
-    if within and within[-1].alarm:
+    """(action, whether the incident behind it is open).
+
+    Args:
+        quiet: Days about which somebody has answered.
+        gaps: Of the window, without those about which somebody has answered.
+    """
+    since = days[-1].day - timedelta(days=OPEN_DAYS - 1)
+    opened = {day.verdict for day in days if day.day >= since and day.day not in quiet}
+    if gaps and gaps[-1].alarm:
         opened.add(DAMAGE)
-    ever = {day.verdict for day in days}
+    ever = {day.verdict for day in days if day.day not in quiet}
     if FAULT in opened:
         return HOLD, True
     if DAMAGE in opened:
@@ -191,9 +226,60 @@ def _window_action(
         return ALERT, True
     if DAMAGE in ever or FAULT in ever:
         return ALERT, False
-    if DRIFT in ever or NOISE in ever or BLIND in ever:
+    if quiet or DRIFT in ever or NOISE in ever or BLIND in ever:
         return NOTE, False
     return NOTHING, False
+
+
+def known_answer(
+    answered: Sequence[Answered], verdict: str, day: date, signals: Sequence[str]
+) -> Answered | None:
+    """The answer that covers a day, if one does.
+
+    A fault is answered for its days only; drift while the incident lasts and no other channel joins; damage while the
+    incident lasts. A marked incident of a feed leaves its hold as it is.
+
+    Args:
+        signals: What speaks on that day, as `signal_names` gives it.
+    """
+    for item in answered:
+        if item.kind != verdict:
+            continue
+        lasts = item.days[0] <= day and (day - item.days[-1]).days <= MERGE_DAYS
+        if verdict == FAULT:
+            covers = day in item.days and item.answer in (ACCEPT, NEW_NORMAL, MUTE)
+        elif verdict == DRIFT:
+            covers = lasts and set(signals) <= item.signals
+        else:
+            covers = verdict == DAMAGE and lasts
+        if covers:
+            return item
+    return None
+
+
+def _heard(signals: DaySignals, silent: Mapping[str, str]) -> DaySignals:
+    """The signals of a day without those that are muted."""
+    if not silent:
+        return signals
+    return replace(
+        signals,
+        findings=tuple(f for f in signals.findings if f"{f.check}:{f.channel}" not in silent),
+        drift=tuple(replace(c, alarm=None) if f"drift:{c.channel}" in silent else c for c in signals.drift),
+    )
+
+
+def _muted_words(
+    silent: Mapping[str, str], signals: DaySignals, gaps: Mapping[date, PerformanceSignal]
+) -> tuple[str, ...]:
+    """What a mute kept from the verdict of a day."""
+    present = [name for name in signal_names(signals) if name in silent]
+    gap = gaps.get(signals.day)
+    if PERFORMANCE in silent and gap is not None and gap.alarm:
+        present.append(PERFORMANCE)
+    by_words: dict[str, list[str]] = {}
+    for name in present:
+        by_words.setdefault(silent[name], []).append(name)
+    return tuple(f"{', '.join(names)}: {words}." for words, names in by_words.items())
 
 
 def _damage(gap: PerformanceSignal | None) -> str:
@@ -222,11 +308,13 @@ def _headline(
     days: Sequence[DayDecision],
     is_open: bool,
     performances: dict[date, DayPerformance],
+    quiet: set[date],
 ) -> str:
     affected = [day.day for day in days if day.verdict == verdict] or [days[-1].day]
     when = _dates(affected)
     hurt = [day.day for day in days if day.verdict == DAMAGE]
-    state = "still open" if is_open else "over by the end of the window"
+    known = set(affected) <= quiet
+    state = "answered" if known else "still open" if is_open else "over by the end of the window"
     measured = sum(p.state == "measured" for day, p in performances.items() if days[0].day <= day)
     labels = f"labels of {measured} days agree with the scores" if measured else "no labels have come yet"
     return {
@@ -242,7 +330,8 @@ def _headline(
             if hurt
             else " The model is not the cause."
         ),
-        DAMAGE: f"On {when} the model ranked worse than its own scores promise ({state}). A person must decide.",
+        DAMAGE: f"On {when} the model ranked worse than its own scores promise ({state})."
+        + ("" if known else " A person must decide."),
     }[verdict]
 
 

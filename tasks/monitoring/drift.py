@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -163,6 +164,7 @@ def channel_drift(
     profile: Profile,
     pooled: Profile,
     recent: Sequence[Mapping[str, float]],
+    confirmed: Mapping[str, Sequence[Profile]] = MappingProxyType({}),
 ) -> tuple[ChannelDrift, ...]:
     """Every channel's distance and z, with its alarm.
 
@@ -172,13 +174,17 @@ def channel_drift(
 
     Args:
         recent: z by channel of the (at most) two days before.
+        confirmed: By channel, days that a person has confirmed as normal: a day that is near any of them has not moved.
     """
     normal = baseline.normal[weekday_class(day)]
     kinds = {grid.name: "numeric" for grid in baseline.grid.numeric}
     kinds |= {grid.name: "categorical" for grid in baseline.grid.categorical}
     kinds |= {grid.name: "pair" for grid in baseline.grid.pairs}
     found = []
-    for channel, distance in channel_distances(profile, pooled).items():
+    for channel, moved in channel_distances(profile, pooled).items():
+        counted = profile.histogram(channel)
+        near = (js_distance(counted, day.histogram(channel)) for day in confirmed.get(channel, ()))
+        distance = min(moved, *near) if channel in confirmed else moved
         z = normal[channel].z(distance)
         alarm = None
         if distance < SMALLEST_EFFECT:

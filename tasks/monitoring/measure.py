@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 from tasks.core.errors import DataError
 from tasks.core.spec import PipelineSpec
 from tasks.model.profile import Profile, ProfileSpec
-from tasks.monitoring.contract import ContractLimits, check_contract, limits_of
+from tasks.monitoring.answers import Confirmed
+from tasks.monitoring.contract import ContractLimits, check_contract, limits_of, widened
 from tasks.monitoring.drift import (
     POOL_DAYS,
     Baseline,
@@ -32,6 +33,8 @@ class Monitor:
 
     baseline: Baseline
     limits: ContractLimits
+    confirmed: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
+    """By channel, days that a person has confirmed as the new normal."""
 
     @classmethod
     def of(cls, spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Profile]) -> Monitor:
@@ -39,6 +42,19 @@ class Monitor:
         baseline = calibrate(spec, grid, reference)
         logger.info("calibrated: %s", baseline.method)
         return cls(baseline, limits_of(baseline))
+
+    def taught(self, shifts: Sequence[Confirmed], known: Mapping[date, Profile]) -> Monitor:
+        """The same with shifts that people have confirmed, as far as `known` holds profiles of their days."""
+        confirmed: dict[str, list[Profile]] = {}
+        for shift in shifts:
+            days = [known[day] for day in shift.days if day in known and known[day].rows]
+            for channel in shift.channels & set(self.baseline.grid.channels):
+                confirmed.setdefault(channel, []).extend(days)
+        return replace(
+            self,
+            limits=widened(self.limits, self.baseline.grid, shifts, known),
+            confirmed={channel: days for channel, days in confirmed.items() if days},
+        )
 
 
 def measure_day(
@@ -86,7 +102,7 @@ def measure_day(
         pooled = Profile.merged(baseline.grid, (known[other] for other in pool))
         near = [s for s in recent if day - timedelta(days=3) < s.day < day]
         zs = [{c.channel: c.z for c in s.drift} for s in sorted(near, key=lambda s: s.day)]
-        drift = channel_drift(spec, baseline, day, profile, pooled, zs)
+        drift = channel_drift(spec, baseline, day, profile, pooled, zs, monitor.confirmed)
         band = score_band(baseline, pooled)
     return DaySignals(
         day=day,
@@ -112,12 +128,19 @@ def measure_days(
     first_day: date,
     last_day: date,
     dead_letters: Mapping[date, int] | None = None,
+    confirmed: Sequence[Confirmed] = (),
+    excluded: frozenset[date] = frozenset(),
 ) -> tuple[DaySignals, ...]:
     """Signals of every day from `first_day` to `last_day` that was scored, in day order. Pure.
 
     Days of `profiles` before `first_day` serve as history. Every scored day is measured on the way, so a day
     with a data fault never becomes the reference of a later one; it is still recognised when it comes again.
+
+    Args:
+        confirmed: Shifts that people have confirmed as the new normal.
+        excluded: Days that never become the reference of a later one, whatever is found.
     """
+    monitor = monitor.taught(confirmed, profiles)
     signals: list[DaySignals] = []
     clean: dict[date, Profile] = {}
     for day in sorted(day for day in profiles if day <= last_day):
@@ -131,7 +154,7 @@ def measure_days(
             dead_letters=(dead_letters or {}).get(day, 0),
         )
         signals.append(found)
-        if not found.faults:
+        if not found.faults and day not in excluded:
             clean[day] = profiles[day]
     window = tuple(found for found in signals if found.day >= first_day)
     logger.info(

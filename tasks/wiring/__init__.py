@@ -67,6 +67,13 @@ _STEPS = {
     "scoring_status": "mitigation",
     "release_held_scoring": "mitigation",
     "monitor_window": "monitor",
+    "list_cases": "cases",
+    "show_case": "cases",
+    "case_status": "cases",
+    "answer_case": "cases",
+    "close_unanswered": "cases",
+    "roll_back_case": "cases",
+    "begin_retraining": "cases",
     "list_alerts": "alerts",
     "trend_report": "trend",
     "test_alert": "alerts",
@@ -86,6 +93,7 @@ _STEPS = {
     "reproduce_prediction": "audit",
 }
 _OTHERS = {
+    "all_cases": "cases",
     "deployments": "deployment_pages",
     "deployments_overview": "deployment_pages",
     "delivery_canaries": "delivery",

@@ -33,12 +33,14 @@ def mitigate_window(
 
     A data fault holds scoring and promotions until its days are measured without a fault or a person releases the hold. Damage is
     compared with the version that a rollback would go to; the champion is rolled back when the limits allow it, else
-    the outcome is `asked`. Repeating it finds what was done.
+    the outcome is `asked`. Repeating it finds what was done. What needs a person becomes a case: `case_id`, where its question is
+    open, else empty.
 
     Args:
         as_of: Only labels known by that day count; default today.
     """
     from tasks.monitoring.decision import ASK, HOLD
+    from tasks.wiring.cases import keep_cases
     from tasks.wiring.monitor import decision_of
 
     context = open_context(settings, pipeline)
@@ -53,6 +55,7 @@ def mitigate_window(
     else:
         result = {"outcome": "released" if over else "nothing", "reasons": [decision.headline]}
     result["released"] = [hold.hold_id for hold in over]
+    result["case_id"] = keep_cases(context, decision, result, dag_run)
     if result["outcome"] in ("asked", "held"):
         context.metadata.record_decision(
             context.spec,
@@ -63,7 +66,7 @@ def mitigate_window(
             last_day=last,
             model_version=result.get("model_version"),
             dag_run=dag_run,
-            record={"mitigation": result},
+            record={"mitigation": result, "case_id": result["case_id"]},
         )
     context.evidence(dag_run, "mitigation", result)
     return result
@@ -80,11 +83,17 @@ def scoring_status(settings: Settings, pipeline: str) -> dict[str, Any]:
 def release_held_scoring(
     settings: Settings, pipeline: str, *, hold_id: str, actor: str, reason: str
 ) -> dict[str, Any]:
-    """Let a pipeline be scored and promoted again though the fault was not seen to be gone."""
+    """Let a pipeline be scored and promoted again though the fault was not seen to be gone.
+
+    It answers the case of the hold with `accept`, where one is open.
+    """
     from tasks.monitoring.mitigation import release_scoring
+    from tasks.wiring.cases import accept_released
 
     context = open_context(settings, pipeline)
-    return release_scoring(context.store, hold_id, actor=actor, reason=reason).to_json()
+    released = release_scoring(context.store, hold_id, actor=actor, reason=reason)
+    accept_released(context, released)
+    return released.to_json()
 
 
 def refuse_held(context: Context, wanted: str, days: Sequence[date] = ()) -> None:
@@ -102,6 +111,24 @@ def refuse_held(context: Context, wanted: str, days: Sequence[date] = ()) -> Non
             fix=f"deliver {span} again, run {name}.score for these days and {name}.monitor; or, when the data is right as it is, "
             f"`penstock monitoring release {name} {hold.hold_id} --reason ...`",
         )
+
+
+def refuse_damaged(context: Context) -> None:
+    """Raises `TerminalError` while nobody has answered that the live version does damage: what is wrong must be known first."""
+    from tasks.monitoring.cases import read_cases
+    from tasks.monitoring.decision import DAMAGE
+
+    live = context.metadata.live(context.spec)
+    for file in read_cases(context.store):
+        case = file.case
+        if file.status == "open" and case.kind == DAMAGE and live and live.version == case.model_version:
+            name = context.spec.name
+            raise TerminalError(
+                f"promotion is held: nobody has answered case {case.case_id}. {case.headline}",
+                which=name,
+                fix=f"answer it (Required Actions in Airflow, or `penstock monitoring answer {name} {case.case_id} retrain --reason ...`), "
+                "then run the promotion again; a person may promote in spite of it",
+            )
 
 
 def _hold(context: Context, decision: Decision) -> dict[str, Any]:
@@ -140,10 +167,11 @@ def _release_cured(context: Context) -> list[ScoringHold]:
 def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, Any]:
     from tasks.metadata.records import POINTER_KINDS
     from tasks.monitoring.mitigation import ACTOR, judge_rollback, scoring_holds
+    from tasks.wiring.monitor import scorer_of
     from tasks.wiring.release import rollback_model
 
     live = context.require_champion()
-    scorer = _newest_scorer(context, decision)
+    scorer = scorer_of(context, decision.first_day, decision.last_day)
     if (live.kind, live.actor, live.previous_version) == ("rollback", ACTOR, scorer):
         return _rolled_back(
             context, decision, live, {}
@@ -213,14 +241,6 @@ def _rolled_back(
         "outcome": "rolled_back",
         "model_version": live.previous_version,
     }
-
-
-def _newest_scorer(context: Context, decision: Decision) -> int | None:
-    """The version that scored the newest published day of the window."""
-    published = context.metadata.published_days(context.spec)
-    days = [day for day in published if decision.first_day <= day <= decision.last_day]
-    run = context.metadata.run(context.spec, published[max(days)]) if days else None
-    return run.model_version if run else None
 
 
 def _case(context: Context, live: int, digest: str, as_of: date) -> RollbackCase:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tasks.metadata import ScoringRun
     from tasks.model import Bundle, Profile
     from tasks.monitoring import DayPerformance, DaySignals, Decision, PerformanceSignal
+    from tasks.monitoring.answers import Answered
 
 _HISTORY = timedelta(days=60)
 """How far back measured days matter: four same weekdays with gaps, and the run-up of the CUSUM."""
@@ -40,12 +41,16 @@ def measure_window(
     Without days: those of the newest publication.
     """
     from tasks.monitoring import Monitor, measure_days
+    from tasks.monitoring.answers import confirmed_shifts, excluded_days
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
+    answered = answers_of(context, model_version=None)  # an answer about damage says nothing of inputs
+    confirmed = confirmed_shifts(answered)
+    taught = [day for shift in confirmed for day in shift.days]
     measured = 0
     faults = alarms = 0
-    for bundle, by_day, dead_letters in _profiles_by_bundle(context, first, last):
+    for bundle, by_day, dead_letters in _profiles_by_bundle(context, first, last, taught):
         monitor = Monitor.of(context.spec, bundle.profile_spec, bundle.reference_profiles)
         found = measure_days(
             context.spec,
@@ -54,6 +59,8 @@ def measure_window(
             first_day=first,
             last_day=last,
             dead_letters=dead_letters,
+            confirmed=confirmed,
+            excluded=excluded_days(answered),
         )
         runs = _run_by_day(context, [signals.day for signals in found])
         for signals in found:
@@ -228,16 +235,20 @@ def _published(context: Context, first: date, last: date) -> dict[date, str]:
 
 
 def _profiles_by_bundle(
-    context: Context, first: date, last: date
+    context: Context, first: date, last: date, taught: Sequence[date] = ()
 ) -> list[tuple[Bundle, dict[date, Profile], dict[date, int]]]:
     """(bundle, profile by day, dead letters by day) of every bundle that scored a day of the window.
 
-    Days before the window that the same bundle scored are included: they are its history.
+    Days before the window that the same bundle scored are included: they are its history. So are the days `taught`,
+    however old: people have confirmed them as normal.
     """
     from tasks.inference import published_records
     from tasks.model import Profile, fetch_bundle
 
-    days = _published(context, first - _HISTORY, last)
+    published = context.metadata.published_days(context.spec)
+    days = {
+        day: run for day, run in published.items() if first - _HISTORY <= day <= last or day in set(taught)
+    }
     digests = _bundle_by_day(context, list(days))
     wanted = {digest for day, digest in digests.items() if day >= first}
     records = published_records(
@@ -327,7 +338,22 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
         signals,
         [found for found in performances if found.day >= first],
         _gaps(context, performances),
+        answers_of(context, model_version=scorer_of(context, first, last)),
     )
+
+
+def answers_of(context: Context, *, model_version: int | None) -> tuple[Answered, ...]:
+    """What people have answered about earlier cases; about damage, of one version only."""
+    from tasks.monitoring.cases import answered_cases, read_cases
+
+    return answered_cases(read_cases(context.store), model_version=model_version)
+
+
+def scorer_of(context: Context, first: date, last: date) -> int | None:
+    """The version that scored the newest published day of a window."""
+    days = _published(context, first, last)
+    run = context.metadata.run(context.spec, days[max(days)]) if days else None
+    return run.model_version if run else None
 
 
 def _gaps(context: Context, performances: list[DayPerformance]) -> list[PerformanceSignal]:

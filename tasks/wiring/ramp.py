@@ -301,13 +301,12 @@ def _refusals(verdict: Verdict) -> list[str]:
 
 def _trouble(context: Context) -> str:
     """Why the newest days cannot be trusted, as the monitor sees it."""
-    from tasks.monitoring.decision import HOLD
+    from tasks.monitoring.mitigation import scoring_holds
 
-    newest = context.metadata.decisions(context.spec, limit=1)
-    if not newest or newest[0].action != HOLD:
-        return ""
-    reasons = "; ".join(newest[0].reasons[:2])
-    return f"the monitor holds scoring for days {newest[0].first_day} to {newest[0].last_day}: {reasons}"
+    for hold in scoring_holds(context.store):
+        if hold.open:
+            return f"the monitor holds scoring for a data fault of {hold.days[0]} to {hold.days[-1]}: {hold.reason}"
+    return ""
 
 
 def _compare(context: Context, now: Exposure, days: list[date], dag_run: str | None) -> Verdict:

@@ -11,7 +11,7 @@ from tasks.metadata import ModelVersion
 from tasks.wiring.context import Context, open_context, parse_day, parse_moment, window
 from tasks.wiring.fits_source import refuse_unfit
 from tasks.wiring.loading import loaded_anew
-from tasks.wiring.mitigation import refuse_held
+from tasks.wiring.mitigation import refuse_damaged, refuse_held
 from tasks.wiring.rollback_target import rollback_target
 from tasks.wiring.series import keep_canary, keep_registered
 from tasks.wiring.train import evaluation_verdict
@@ -122,18 +122,23 @@ def promote_model(
     reason: str,
     expected: int | None = None,
     expected_event: int | None = None,
+    despite_case: bool = False,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
     """Make a registered version the champion, after loading it and replaying its golden rows (I6, I7).
 
     `expected` is the version believed to be live (0: none is), so that a promotion run again after somebody else's
     is refused instead of undoing it; left out, it is read now. `expected_event` is the event that made it so. The version that is live, to which a rollback would go
-    back, is loaded first as well: `rollback_target` says `loaded`, or why it does not.
+    back, is loaded first as well: `rollback_target` says `loaded`, or why it does not. While a data fault holds the pipeline, or
+    nobody has answered a case about damage of the live version, it is refused; a person may promote in spite of such a
+    case (`despite_case`).
     """
     from tasks.registry import champion, promote
 
     context = open_context(settings, pipeline)
     refuse_held(context, "promotion")
+    if not despite_case:
+        refuse_damaged(context)
     live = champion(settings, context.spec)
     target = rollback_target(context, live, version, _loads_and_scores(context))
     deployment = promote(

@@ -1,0 +1,284 @@
+"""A case of the monitor as a question in Airflow: buttons under *Required Actions*, and what an answer starts.
+
+The monitor's run goes on; every case has one run of `<pipeline>.case`, whose id is the case's, so that a case is asked about
+once. Whoever answers on the command line instead ends the question in Airflow too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.providers.standard.triggers.hitl import HITLTrigger
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.execution_time.hitl import update_hitl_detail_response
+from airflow.sdk.timezone import utcnow
+from airflow.triggers.base import TriggerEvent
+from asgiref.sync import sync_to_async
+
+from plugins.errors import airflow_error
+from plugins.run_context import dag_run_name
+from tasks.core.errors import PenstockError
+from tasks.core.settings import Settings
+
+LABELS = {
+    "accept": "Accept",
+    "roll_back": "Roll back",
+    "retrain": "Retrain",
+    "mute": "Mute",
+    "new_normal": "New normal",
+    "incident": "Mark as incident",
+}
+"""Answer -> its button."""
+_LOOK_S = 10.0
+_CAUSES = 3
+_REASONS = 8
+
+
+class CaseTrigger(HITLTrigger):
+    """Waits for an answer in Airflow, and looks whether the case was answered elsewhere or is over.
+
+    The event of the latter has `elsewhere: true`; Airflow's question is then closed with the same answer.
+    """
+
+    def __init__(self, *, pipeline: str, case_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pipeline = pipeline
+        self.case_id = case_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        _, arguments = super().serialize()
+        return "plugins.case_question.CaseTrigger", {
+            **arguments,
+            "pipeline": self.pipeline,
+            "case_id": self.case_id,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        next_look = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            if self.timeout_datetime and self.timeout_datetime < utcnow():
+                yield await self._handle_timeout()
+                return
+            event = await self._handle_response()
+            if event is None and loop.time() >= next_look:
+                next_look = loop.time() + _LOOK_S
+                event = await self._answered_elsewhere()
+            if event is not None:
+                yield event
+                return
+            await asyncio.sleep(self.poke_interval)
+
+    async def _answered_elsewhere(self) -> TriggerEvent | None:
+        try:
+            found = await sync_to_async(self._look)()
+        except PenstockError as error:  # the next look may fare better; the question stays
+            self.log.warning("Cannot look at case %s: %s", self.case_id, error)
+            return None
+        if found["status"] == "open":
+            return None
+        label = LABELS[found["answer"] or "accept"]
+        given = {"reason": found["reason"], "mute_until": found["until"]}
+        await sync_to_async(update_hitl_detail_response)(
+            ti_id=self.ti_id,
+            chosen_options=[label if label in self.options else self.options[0]],
+            params_input=given,
+        )
+        self.log.info("Case %s was answered elsewhere or is over: %s", self.case_id, found["reason"])
+        return TriggerEvent({"elsewhere": True})
+
+    def _look(self) -> dict[str, Any]:
+        found: dict[str, Any] = importlib.import_module("tasks.wiring").case_status(
+            Settings.from_environment(), self.pipeline, case_id=self.case_id
+        )
+        return found
+
+
+class CaseQuestion(HITLOperator):
+    """Ask what is to be done about a case, with its evidence in the question.
+
+    Returns `answer`, `actor`, `reason` and `until`. Skipped, and everything after it, when the case was over before anybody answered.
+    A case about drift that nobody answers in time is closed; the others wait.
+
+    Args:
+        pipeline: Name of the pipeline.
+        case_id: The case (templated).
+        responders: Ids of the Airflow users of whom any may answer; empty: everybody who may answer at all.
+        drift_timeout: Time to answer a case about drift.
+    """
+
+    template_fields: Sequence[str] = (*HITLOperator.template_fields, "case_id")
+    ui_color = "#fcf2d9"
+
+    def __init__(
+        self,
+        *,
+        pipeline: str,
+        case_id: str,
+        responders: Sequence[str] = (),
+        drift_timeout: timedelta,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
+        kwargs.setdefault("options", list(LABELS.values()))
+        kwargs.setdefault(
+            "params",
+            {
+                "reason": Param(
+                    "",
+                    type="string",
+                    maxLength=400,
+                    title="Reason",
+                    description="Goes into the log of the case with your name.",
+                ),
+                "mute_until": Param(
+                    None,
+                    type=["null", "string"],
+                    format="date",
+                    title="Mute until",
+                    description="Of Mute: last day of data that it covers. Empty: a week.",
+                ),
+            },
+        )
+        users = [{"id": name, "name": name} for name in responders]
+        super().__init__(assigned_users=users or None, **kwargs)
+        self.pipeline = pipeline
+        self.case_id = case_id
+        self.drift_timeout = drift_timeout
+
+    def execute(self, context: Any) -> Any:
+        case = self._ask("show_case")
+        if case["status"] != "open":
+            return self._elsewhere()
+        self.options = [LABELS[option["answer"]] for option in case["options"]]
+        self.subject = f"{case['kind'].capitalize()} in {self.pipeline}: what is to be done?"
+        self.body = case_body(case)
+        self.defaults = None
+        if case["kind"].startswith("drift"):
+            self.defaults, self.response_timeout = [LABELS["accept"]], self.drift_timeout
+        return super().execute(context)
+
+    def defer(self, *, trigger: Any, method_name: str, **kwargs: Any) -> None:
+        """Airflow's own wait for an answer, with a look at the case."""
+        _, arguments = trigger.serialize()
+        watching = CaseTrigger(**arguments, pipeline=self.pipeline, case_id=self.case_id)
+        super().defer(trigger=watching, method_name=method_name, **kwargs)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        if event.get("elsewhere"):
+            return self._elsewhere()
+        answered = super().execute_complete(context, event)
+        who = answered["responded_by_user"]
+        if not who:
+            days = self.drift_timeout / timedelta(days=1)
+            words = f"nobody answered in {days:g} days"
+            self._ask("close_unanswered", words=words, dag_run=dag_run_name(context))
+            raise AirflowSkipException(f"Closed: {words}")
+        given = answered["params_input"] or {}
+        (label,) = answered["chosen_options"]
+        return {
+            "answer": next(name for name, shown in LABELS.items() if shown == label),
+            "actor": f"airflow:{who.get('name') or who['id']}",
+            "reason": str(given.get("reason") or "").strip() or "no reason was given",
+            "until": given.get("mute_until"),
+        }
+
+    def _elsewhere(self) -> dict[str, Any]:
+        found = self._ask("case_status")
+        if not found["answer"]:
+            raise AirflowSkipException(f"The case is over: {found['over']}")
+        return {name: found[name] for name in ("answer", "actor", "reason", "until")}
+
+    def _ask(self, step: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = getattr(importlib.import_module("tasks.wiring"), step)(
+                Settings.from_environment(), self.pipeline, case_id=self.case_id, **arguments
+            )
+        except PenstockError as error:
+            self.log.error("%s", error)
+            raise airflow_error(error) from None
+        return found
+
+
+class StartCase(TriggerDagRunOperator):
+    """Start the run of `<pipeline>.case` that asks about a case; skipped without a case, and when it has been started."""
+
+    template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "case_id")
+    ui_color = "#fcf2d9"
+
+    def __init__(self, *, case_id: str, **kwargs: Any) -> None:
+        super().__init__(skip_when_already_exists=True, **kwargs)
+        self.case_id = case_id
+
+    def execute(self, context: Any) -> Any:
+        if not self.case_id:
+            raise AirflowSkipException("Nobody needs to be asked")
+        self.trigger_run_id = self.case_id
+        self.conf = {"case_id": self.case_id}
+        return super().execute(context)
+
+
+class RetrainForCase(TriggerDagRunOperator):
+    """Start `<pipeline>.train` because a case was answered so; skipped when it was not, or when it has been started."""
+
+    template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "case_id")
+    ui_color = "#e3f0f4"
+
+    def __init__(self, *, pipeline: str, case_id: str, **kwargs: Any) -> None:
+        super().__init__(skip_when_already_exists=True, **kwargs)
+        self.pipeline = pipeline
+        self.case_id = case_id
+
+    def execute(self, context: Any) -> Any:
+        run_id = f"case-{self.case_id}"
+        try:
+            begun = importlib.import_module("tasks.wiring").begin_retraining(
+                Settings.from_environment(),
+                self.pipeline,
+                case_id=self.case_id,
+                training_run=f"{self.trigger_dag_id}/{run_id}",
+                dag_run=dag_run_name(context),
+            )
+        except PenstockError as error:
+            self.log.error("%s", error)
+            raise airflow_error(error) from None
+        if begun.get("nothing_to_do"):
+            raise AirflowSkipException(begun["reason"])
+        self.trigger_run_id = run_id
+        self.conf = {"actor": begun["actor"], "reason": begun["reason"][:400]}
+        return super().execute(context)
+
+
+def case_body(case: Mapping[str, Any]) -> str:
+    """The question's text in Markdown: the verdict in words, the likely cause, what speaks for which answer, and what each does."""
+    lines = [f"**{_text(case['headline'])}**", ""]
+    if case["causes"]:
+        lines += ["**Most likely cause**", ""]
+        lines += [f"- {_text(cause.get('what', ''))}" for cause in case["causes"][:_CAUSES]]
+        lines.append("")
+    lines += ["**Why**", "", *(f"- {_text(reason)}" for reason in case["reasons"][:_REASONS])]
+    if len(case["reasons"]) > _REASONS:
+        lines.append(f"- and {len(case['reasons']) - _REASONS} more, in the report")
+    suggested = LABELS.get(case["suggestion"])
+    lines += ["", f"**Suggested: {suggested or 'wait'}**: {_text(case['because'])}.", ""]
+    lines += ["| answer | what it does |", "|---|---|"]
+    lines += [f"| **{LABELS[item['answer']]}** | {_text(item['does'])} |" for item in case["options"]]
+    lines += [
+        "",
+        "**Playbook**",
+        "",
+        *(f"{n}. {_text(step)}" for n, step in enumerate(case["next_steps"], 1)),
+    ]
+    lines += ["", f"[The case with its log]({case['page_url']}), [report]({case['report_url']})"]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

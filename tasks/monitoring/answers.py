@@ -1,0 +1,82 @@
+"""What people have answered about earlier cases, as the monitor's policy takes it in.
+
+An answer teaches in three ways. What was answered is not asked again while the incident lasts. A mute takes a signal out of
+the verdict up to a day. A confirmed shift (new normal) becomes part of the reference, and days of an incident never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from tasks.monitoring.signals import DaySignals
+
+ACCEPT = "accept"
+ROLL_BACK = "roll_back"
+RETRAIN = "retrain"
+MUTE = "mute"
+NEW_NORMAL = "new_normal"
+INCIDENT = "incident"
+ANSWERS = (ACCEPT, ROLL_BACK, RETRAIN, MUTE, NEW_NORMAL, INCIDENT)
+
+PERFORMANCE = "performance"
+"""The signal of the third tier."""
+NEVER_NORMAL = frozenset({"repeat", "rows", "scores", "dead_letters", "stale"})
+"""Checks of the contract that no day may teach to be normal."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A case that a person has answered, as far as the policy needs it."""
+
+    kind: str
+    """The verdict that the case is about."""
+    days: tuple[date, ...]
+    """Days on which it was seen, in order; never empty."""
+    signals: frozenset[str]
+    """As `signal_names` gives them."""
+    answer: str
+    words: str
+    """Who answered what, for the reasons of a day."""
+    until: date | None = None
+    """Last day of a mute, included."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A shift that a person has confirmed as the new normal."""
+
+    days: tuple[date, ...]
+    signals: frozenset[str]
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """The channels of its signals; the empty name stands for the number of rows."""
+        return frozenset(name.partition(":")[2] for name in self.signals)
+
+
+def signal_names(signals: DaySignals) -> tuple[str, ...]:
+    """`check:channel` of a day's faults, then `drift:channel` of its channels in alarm."""
+    faults = [f"{finding.check}:{finding.channel}" for finding in signals.faults]
+    return (*faults, *(f"drift:{channel.channel}" for channel in signals.alarms))
+
+
+def muted(answered: Iterable[Answered], day: date) -> dict[str, str]:
+    """The signals that are muted on a day, each with who muted it."""
+    return {
+        name: item.words
+        for item in answered
+        if item.answer == MUTE and item.until is not None and item.days[0] <= day <= item.until
+        for name in item.signals
+    }
+
+
+def excluded_days(answered: Sequence[Answered]) -> frozenset[date]:
+    """Days of marked incidents: they never become part of a reference."""
+    return frozenset(day for item in answered if item.answer == INCIDENT for day in item.days)
+
+
+def confirmed_shifts(answered: Sequence[Answered]) -> tuple[Confirmed, ...]:
+    """What is normal now because a person said so."""
+    return tuple(Confirmed(item.days, item.signals) for item in answered if item.answer == NEW_NORMAL)

@@ -1,0 +1,464 @@
+"""Cases of the monitor: opened with their evidence, answered by people, and what follows from an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from tasks.core import Settings, pipeline_names
+from tasks.core.errors import ConfigError, PenstockError, TerminalError
+from tasks.core.object_store import AlreadyExists
+from tasks.wiring.context import Context, open_context, parse_day
+
+if TYPE_CHECKING:
+    from tasks.monitoring import DaySignals, Decision
+    from tasks.monitoring.cases import Case, CaseFile
+    from tasks.monitoring.mitigation import ScoringHold
+
+_ACTED = ("held", "asked", "rolled_back")
+"""Outcomes of the mitigation that a person has to know of."""
+_RELEASING = ("accept", "new_normal", "mute")
+"""Answers that say of a data fault: score on."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What a run of the monitor found and did."""
+
+    context: Context
+    decision: Decision
+    signals: list[DaySignals]
+    version: int | None
+    """That scored its newest day."""
+    mitigation: Mapping[str, Any]
+    dag_run: str | None
+
+
+def keep_cases(
+    context: Context, decision: Decision, mitigation: Mapping[str, Any], dag_run: str | None
+) -> str:
+    """Open, update or close the cases that a window speaks of; the id of the one whose question is open, or empty."""
+    from tasks.monitoring.cases import asks, close_case, kinds_of, read_cases
+    from tasks.monitoring.decision import ALERT
+    from tasks.wiring.monitor import scorer_of, signals_of
+
+    first, last = decision.first_day, decision.last_day
+    window = _Window(
+        context,
+        decision,
+        signals_of(context, first, last),
+        scorer_of(context, first, last),
+        mitigation,
+        dag_run,
+    )
+    # The mitigation may have found nothing to ask: the version is gone, or a person has released the days.
+    acts = decision.action == ALERT or mitigation["outcome"] in _ACTED
+    asked = asks(decision) if acts else ""
+    open_id = ""
+    for kind in kinds_of(decision):
+        file = _kept(window, kind, acts=kind == asked)
+        if file is None or kind != asked:
+            continue
+        if mitigation["outcome"] == "rolled_back":
+            words = f"the monitor went back to version {mitigation['version']} by itself"
+            close_case(context.store, file.case_id, words)
+        elif file.status == "open":
+            open_id = file.case_id
+    _close_ended(context, decision, read_cases(context.store), keep=open_id)
+    return open_id
+
+
+def accept_released(context: Context, hold: ScoringHold) -> None:
+    """Answer the open case of a hold that a person has released."""
+    from tasks.monitoring.answers import ACCEPT
+    from tasks.monitoring.cases import Answer, answer_case, read_cases
+
+    for file in read_cases(context.store):
+        if file.status == "open" and hold.hold_id in file.case.holds:
+            said = Answer(ACCEPT, hold.released_by or "", hold.release_reason or "")
+            answer_case(context.store, context.spec, file.case_id, said)
+
+
+def list_cases(settings: Settings, pipeline: str) -> dict[str, Any]:
+    """Every case of a pipeline, newest first."""
+    from tasks.monitoring.cases import read_cases
+
+    return {"cases": [in_short(file) for file in read_cases(open_context(settings, pipeline).store)]}
+
+
+def all_cases(settings: Settings, pipelines: list[str] | None = None) -> list[dict[str, Any]]:
+    """The cases of many pipelines, open ones first, then newest first; a pipeline that does not load has none."""
+    found = []
+    for name in pipelines if pipelines is not None else pipeline_names(settings):
+        try:
+            found += [{"pipeline": name, **item} for item in list_cases(settings, name)["cases"]]
+        except PenstockError as error:
+            found.append({"pipeline": name, "error": str(error)})
+    found.sort(key=lambda item: str(item.get("opened_at_utc", "")), reverse=True)
+    return sorted(found, key=lambda item: item.get("status") != "open")
+
+
+def show_case(
+    settings: Settings, pipeline: str, *, case_id: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """A case with its evidence, its log and what each answer does. `nothing_to_do` when nobody need answer any more."""
+    from tasks.monitoring.cases import read_case
+
+    context = open_context(settings, pipeline)
+    file = read_case(context.store, case_id)
+    case = file.case
+    result = {
+        **in_short(file),
+        "pipeline": pipeline,
+        "reasons": list(case.reasons),
+        "next_steps": list(case.next_steps),
+        "causes": [dict(cause) for cause in case.causes],
+        "days": [day.isoformat() for day in case.days],
+        "signals": list(case.signals),
+        "first_day": case.first_day.isoformat(),
+        "last_day": case.last_day.isoformat(),
+        "suggestion": case.suggestion,
+        "because": case.because,
+        "options": [{"answer": name, "does": _MEANINGS[case.kind][name]} for name in case.options],
+        "holds": list(case.holds),
+        "report_url": context.report_url(case.report_key),
+        "page_url": case_url(settings, pipeline, case_id),
+        "monitor_run": case.dag_run or "",
+        "log": [
+            {"at": event.at_utc[:16].replace("T", " "), "kind": event.kind, "words": _event_words(event)}
+            for event in file.events
+        ],
+    }
+    if dag_run:
+        result["nothing_to_do"] = file.status != "open"
+        context.evidence(
+            dag_run,
+            "case",
+            {
+                "outcome": case.kind,
+                "case": case_id,
+                "headline": case.headline,
+                "suggestion": case.suggestion or "wait",
+                "reasons": [*case.reasons[:6], *(cause.get("what", "") for cause in case.causes[:2])],
+                "links": {"Case": result["page_url"], "Drift report": result["report_url"]},
+            },
+        )
+    return result
+
+
+def case_status(settings: Settings, pipeline: str, *, case_id: str) -> dict[str, Any]:
+    """`status`, and the answer when there is one: what a question that waits looks at."""
+    from tasks.monitoring.cases import read_case
+
+    file = read_case(open_context(settings, pipeline).store, case_id)
+    said = file.answer
+    return {
+        "case_id": case_id,
+        "status": file.status,
+        "over": file.over,
+        "answer": said.answer if said else "",
+        "actor": said.actor if said else "",
+        "reason": said.reason if said else file.over,
+        "until": said.until.isoformat() if said and said.until else None,
+    }
+
+
+def answer_case(
+    settings: Settings,
+    pipeline: str,
+    *,
+    case_id: str,
+    answer: str,
+    actor: str,
+    reason: str,
+    until: str | None = None,
+    dag_run: str | None = None,
+) -> dict[str, Any]:
+    """Keep a person's answer to a case and do what needs no other task; safe to repeat.
+
+    An answer that says of a data fault that scoring may go on releases its holds. `then` names what is left to do: `roll_back`
+    or `retrain`, which the case's own DAG run does.
+
+    Raises:
+        NotFound: There is no such case.
+        ConfigError: The answer does not suit it.
+        TerminalError: Somebody else has answered, or it is over.
+    """
+    from tasks.monitoring import cases
+    from tasks.monitoring.answers import ANSWERS
+    from tasks.monitoring.decision import FAULT
+    from tasks.monitoring.mitigation import release_scoring
+
+    context = open_context(settings, pipeline)
+    said = cases.Answer(answer.replace("-", "_"), actor, reason, parse_day(until or None, "until"))
+    if said.answer not in ANSWERS:
+        raise ConfigError("is no answer", which=answer, fix=f"choose one of: {', '.join(ANSWERS)}")
+    file = cases.answer_case(context.store, context.spec, case_id, said)
+    kept = file.answer
+    assert kept is not None
+    released = []
+    if file.case.kind == FAULT and kept.answer in _RELEASING:
+        for hold_id in file.case.holds:
+            why = f"case {case_id}: {kept.reason}"
+            released.append(release_scoring(context.store, hold_id, reason=why, actor=actor).hold_id)
+    result = {
+        "case_id": case_id,
+        "answer": kept.answer,
+        "actor": kept.actor,
+        "reason": kept.reason,
+        "until": kept.until.isoformat() if kept.until else None,
+        "released": released,
+        "then": kept.answer if kept.answer in ("roll_back", "retrain") else "",
+        "does": _MEANINGS[file.case.kind][kept.answer],
+    }
+    context.evidence(dag_run, "answer", {**result, "outcome": "answered", "reasons": [cases.in_words(kept)]})
+    return result
+
+
+def close_unanswered(
+    settings: Settings, pipeline: str, *, case_id: str, words: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Close a case that nobody has answered; one that is answered or over stays as it is."""
+    from tasks.monitoring.cases import close_case
+
+    context = open_context(settings, pipeline)
+    file = close_case(context.store, case_id, words)
+    result = {"case_id": case_id, "status": file.status, "reasons": [file.over or "it was answered"]}
+    context.evidence(dag_run, "answer", {**result, "outcome": file.status})
+    return {**result, "nothing_to_do": True}
+
+
+def roll_back_case(
+    settings: Settings, pipeline: str, *, case_id: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Roll the champion back because a case was answered so; once, however often it is called.
+
+    Raises:
+        TerminalError: Another version is live by now, or there is none to go back to.
+    """
+    from tasks.monitoring.cases import in_words, note_done, read_case
+    from tasks.wiring.release import rollback_model
+
+    context = open_context(settings, pipeline)
+    file = read_case(context.store, case_id)
+    if file.answer is None or file.answer.answer != "roll_back":
+        return _nothing("a rollback was not asked for")
+    left = file.case.model_version
+    live = context.require_champion()
+    if (live.kind, live.previous_version) != ("rollback", left):
+        if live.version != left:
+            raise TerminalError(
+                f"asks to leave version {left}, but version {live.version} is live",
+                which=f"case {case_id}",
+                fix="nothing moves: look at the deployments page at what happened meanwhile",
+            )
+        rollback_model(
+            settings,
+            pipeline,
+            expected=live.version,
+            actor=file.answer.actor,
+            reason=f"case {case_id}: {in_words(file.answer)}",
+            dag_run=dag_run,
+        )
+        live = context.require_champion()
+    note_done(context.store, case_id, f"rolled back from version {left} to version {live.version}")
+    return {"version": live.version, "previous_version": left, "case_id": case_id}
+
+
+def begin_retraining(
+    settings: Settings, pipeline: str, *, case_id: str, training_run: str, dag_run: str | None = None
+) -> dict[str, Any]:
+    """Keep that a training was started because a case was answered so; `nothing_to_do` when it was not."""
+    from tasks.monitoring.cases import note_done, read_case
+
+    context = open_context(settings, pipeline)
+    file = read_case(context.store, case_id)
+    if file.answer is None or file.answer.answer != "retrain":
+        return _nothing("a training was not asked for")
+    note_done(context.store, case_id, f"started {training_run}")
+    result = {
+        "case_id": case_id,
+        "actor": file.answer.actor,
+        "reason": f"case {case_id}: {file.answer.reason}",
+    }
+    context.evidence(dag_run, "retraining", {**result, "outcome": "started"})
+    return result
+
+
+def in_short(file: CaseFile) -> dict[str, Any]:
+    """One line of a list of cases."""
+    from tasks.monitoring.cases import in_words
+
+    case = file.case
+    return {
+        "case_id": case.case_id,
+        "status": file.status,
+        "kind": case.kind,
+        "since": case.days[0].isoformat(),
+        "last_seen": case.days[-1].isoformat(),
+        "headline": case.headline,
+        "model_version": case.model_version,
+        "outcome": case.outcome,
+        "opened_at_utc": file.opened_at_utc,
+        "answer": in_words(file.answer) if file.answer else "",
+        "over": file.over,
+        "done": list(file.done),
+    }
+
+
+def case_url(settings: Settings, pipeline: str, case_id: str) -> str:
+    """Where Airflow shows a case."""
+    return f"{settings.airflow_url}/penstock/cases/{pipeline}/{case_id}"
+
+
+def _kept(window: _Window, kind: str, *, acts: bool) -> CaseFile | None:
+    """The case of a window's days of one kind, as it stands after this window; None when there is none.
+
+    A kind that does not act opens none, and leaves the evidence of the one there is.
+    """
+    from tasks.monitoring.cases import case_of, open_case, read_cases, see_again
+
+    store = window.context.store
+    while True:
+        known = read_cases(store)
+        file, days, spoken = case_of(
+            window.decision, window.signals, known, kind=kind, model_version=window.version
+        )
+        if not days or (file is None and not acts):
+            return None
+        if file is not None and not acts:
+            return see_again(store, file, replace(file.case, days=days, signals=spoken))
+        case = _case(window, kind, days, spoken)
+        if file is not None:
+            return see_again(store, file, case)
+        try:
+            return open_case(store, case, taken=[item.case_id for item in known])
+        except AlreadyExists:  # another process saw the same
+            continue
+
+
+def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str, ...]) -> Case:
+    from tasks.monitoring.cases import Case, options_of
+
+    decision, mitigation = window.decision, window.mitigation
+    suggestion, because = _suggested(kind, decision, days, mitigation)
+    told = mitigation["reasons"] if mitigation["outcome"] in _ACTED else ()
+    return Case(
+        case_id="",
+        kind=kind,
+        days=days,
+        signals=spoken,
+        first_day=decision.first_day,
+        last_day=decision.last_day,
+        headline=decision.headline,
+        reasons=tuple(dict.fromkeys((*told, *decision.reasons))),
+        next_steps=decision.next_steps,
+        causes=(),
+        options=options_of(kind, spoken),
+        suggestion=suggestion,
+        because=because,
+        model_version=window.version,
+        outcome=str(mitigation["outcome"]),
+        holds=(str(mitigation["hold_id"]),) if mitigation.get("hold_id") else (),
+        report_key=f"monitoring/{decision.first_day}_{decision.last_day}/report.html",
+        dag_run=window.dag_run,
+    )
+
+
+def _suggested(
+    kind: str, decision: Decision, days: tuple[date, ...], mitigation: Mapping[str, Any]
+) -> tuple[str, str]:
+    """(the answer that the evidence speaks for or empty, why)."""
+    from tasks.monitoring.decision import DAMAGE, FAULT
+    from tasks.monitoring.mitigation import LEAST_DAYS, LEAST_GAIN, RollbackCase
+
+    if kind == FAULT:
+        return "incident", "the feed is to be repaired; measured without a fault, its days release the hold"
+    if kind == DAMAGE:
+        raw = mitigation.get("comparison")
+        compared = RollbackCase.from_json(dict(raw)) if raw else None
+        if compared is None or compared.target is None:
+            return "retrain", "there is no version to go back to that could be compared"
+        if compared.days < LEAST_DAYS:
+            return (
+                "",
+                f"{compared.days} labelled days are too few to compare with version {compared.target}: wait for labels",
+            )
+        if compared.skill is None or compared.skill <= 0:
+            return (
+                "retrain",
+                f"version {compared.target} has no skill on these rows either: labels or the world changed",
+            )
+        if compared.gain is not None and compared.gain > LEAST_GAIN:
+            return (
+                "roll_back",
+                f"version {compared.target} is surely better on the same {compared.days} labelled days",
+            )
+        return (
+            "retrain",
+            f"version {compared.target} is not shown to be better on the same {compared.days} labelled days",
+        )
+    if not decision.evidence.get("days with measured performance"):
+        return "", "labels of these days are not known yet: wait for them"
+    if len(days) >= LEAST_DAYS:
+        return "retrain", f"it lasts {len(days)} days and labels agree with the scores: train on it"
+    return "accept", "labels agree with the scores"
+
+
+def _close_ended(context: Context, decision: Decision, files: list[CaseFile], *, keep: str) -> None:
+    from tasks.monitoring.cases import close_case, ended
+    from tasks.monitoring.mitigation import scoring_holds
+
+    open_files = [file for file in files if file.status == "open" and file.case_id != keep]
+    if not open_files:
+        return
+    live = context.metadata.live(context.spec)
+    holds = frozenset(hold.hold_id for hold in scoring_holds(context.store) if hold.open)
+    for file in open_files:
+        words = ended(file, decision, open_holds=holds, live_version=live.version if live else None)
+        if words:
+            close_case(context.store, file.case_id, words)
+
+
+def _event_words(event: Any) -> str:
+    from tasks.monitoring.cases import in_words
+
+    if event.answer is not None:
+        return in_words(event.answer)
+    if event.case is not None:
+        return f"{event.case.headline}"
+    return str(event.words)
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"nothing_to_do": True, "reason": reason, "reasons": [reason]}
+
+
+_MUTED = (
+    "its signals are left out of verdicts up to a day (a week of data unless you name one), then count again"
+)
+_MEANINGS: dict[str, dict[str, str]] = {
+    "data fault": {
+        "incident": "a real fault: its days never become a reference; scoring stays held until they are delivered again",
+        "accept": "these days are right as they are: scoring and promotions go on; the next such day holds again",
+        "new_normal": "this is how the data is from now on: scoring goes on and these days become part of the reference",
+        "mute": f"scoring goes on; {_MUTED}",
+    },
+    "performance damage": {
+        "roll_back": "the champion goes back to the version before, which is loaded and tested first; this one is barred",
+        "retrain": "a training starts now; its model passes the gates before it is promoted",
+        "accept": "nothing changes and nobody is asked again while this version's incident lasts; promotions go on",
+        "mute": _MUTED,
+        "incident": "nothing changes; its days never become a reference; promotions go on",
+    },
+    "drift, no damage seen": {
+        "accept": "nothing changes and nobody is asked again while it lasts, unless other channels join",
+        "new_normal": "this is how the world is from now on: these days become part of the reference",
+        "retrain": "a training starts now; its model passes the gates before it is promoted",
+        "mute": _MUTED,
+        "incident": "nothing changes; its days never become a reference",
+    },
+}
+"""What each answer does, by kind of case."""
