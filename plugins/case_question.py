@@ -10,32 +10,24 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
-from airflow.sdk import Param
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk import BaseOperator, Param
+from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
 from airflow.sdk.execution_time.hitl import update_hitl_detail_response
 from airflow.sdk.timezone import utcnow
 from airflow.triggers.base import TriggerEvent
 from asgiref.sync import sync_to_async
 
+from plugins.case_answers import LABELS
 from plugins.errors import airflow_error
+from plugins.links import StartedRunLink, dag_run_url
 from plugins.run_context import dag_run_name
 from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
 
-LABELS = {
-    "accept": "Accept",
-    "roll_back": "Roll back",
-    "retrain": "Retrain",
-    "mute": "Mute",
-    "new_normal": "New normal",
-    "incident": "Mark as incident",
-}
-"""Answer -> its button."""
 _LOOK_S = 10.0
 _CAUSES = 3
 _REASONS = 8
@@ -154,7 +146,7 @@ class CaseQuestion(HITLOperator):
         self.drift_timeout = drift_timeout
 
     def execute(self, context: Any) -> Any:
-        case = self._ask("show_case")
+        case = _call(self, "show_case")
         if case["status"] != "open":
             return self._elsewhere()
         self.options = [LABELS[option["answer"]] for option in case["options"]]
@@ -179,7 +171,7 @@ class CaseQuestion(HITLOperator):
         if not who:
             days = self.drift_timeout / timedelta(days=1)
             words = f"nobody answered in {days:g} days"
-            self._ask("close_unanswered", words=words, dag_run=dag_run_name(context))
+            _call(self, "close_unanswered", words=words, dag_run=dag_run_name(context))
             raise AirflowSkipException(f"Closed: {words}")
         given = answered["params_input"] or {}
         (label,) = answered["chosen_options"]
@@ -191,69 +183,83 @@ class CaseQuestion(HITLOperator):
         }
 
     def _elsewhere(self) -> dict[str, Any]:
-        found = self._ask("case_status")
+        found = _call(self, "case_status")
         if not found["answer"]:
             raise AirflowSkipException(f"The case is over: {found['over']}")
         return {name: found[name] for name in ("answer", "actor", "reason", "until")}
 
-    def _ask(self, step: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = getattr(importlib.import_module("tasks.wiring"), step)(
-                Settings.from_environment(), self.pipeline, case_id=self.case_id, **arguments
-            )
-        except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
-        return found
 
+class _StartRun(BaseOperator):
+    """Start a DAG run under an id of its own, once; skipped when there is one. What runs is not waited for.
 
-class StartCase(TriggerDagRunOperator):
-    """Start the run of `<pipeline>.case` that asks about a case; skipped without a case, and when it has been started."""
+    Airflow's own TriggerDagRunOperator does the same, but a DAG file that imports it imports a database driver.
+    """
 
-    template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "case_id")
-    ui_color = "#fcf2d9"
+    template_fields: Sequence[str] = ("case_id",)
 
-    def __init__(self, *, case_id: str, **kwargs: Any) -> None:
-        super().__init__(skip_when_already_exists=True, **kwargs)
-        self.case_id = case_id
-
-    def execute(self, context: Any) -> Any:
-        if not self.case_id:
-            raise AirflowSkipException("Nobody needs to be asked")
-        self.trigger_run_id = self.case_id
-        self.conf = {"case_id": self.case_id}
-        return super().execute(context)
-
-
-class RetrainForCase(TriggerDagRunOperator):
-    """Start `<pipeline>.train` because a case was answered so; skipped when it was not, or when it has been started."""
-
-    template_fields: Sequence[str] = (*TriggerDagRunOperator.template_fields, "case_id")
-    ui_color = "#e3f0f4"
-
-    def __init__(self, *, pipeline: str, case_id: str, **kwargs: Any) -> None:
-        super().__init__(skip_when_already_exists=True, **kwargs)
+    def __init__(self, *, pipeline: str, case_id: str, started_dag: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.pipeline = pipeline
         self.case_id = case_id
+        self.started_dag = started_dag
+        self.operator_extra_links = (StartedRunLink(),)
+        self.links: dict[str, str] = {}
+
+    def start(self, run_id: str, conf: dict[str, Any]) -> NoReturn:
+        self.links = {"started_run": dag_run_url(Settings.from_environment(), self.started_dag, run_id)}
+        raise DagRunTriggerException(
+            trigger_dag_id=self.started_dag,
+            dag_run_id=run_id,
+            conf=conf,
+            reset_dag_run=False,
+            skip_when_already_exists=True,
+            wait_for_completion=False,
+            allowed_states=[],
+            failed_states=[],
+            poke_interval=60,
+            deferrable=False,
+        )
+
+
+class StartCase(_StartRun):
+    """Start the run of `<pipeline>.case` that asks about a case; skipped without a case, and when it has been started."""
+
+    ui_color = "#fcf2d9"
+
+    def execute(self, context: Any) -> Any:  # noqa: ARG002  (Airflow's signature)
+        if not self.case_id:
+            raise AirflowSkipException("Nobody needs to be asked")
+        self.start(self.case_id, {"case_id": self.case_id})
+
+
+class RetrainForCase(_StartRun):
+    """Start `<pipeline>.train` because a case was answered so; skipped when it was not, or when it has been started."""
+
+    ui_color = "#e3f0f4"
 
     def execute(self, context: Any) -> Any:
         run_id = f"case-{self.case_id}"
-        try:
-            begun = importlib.import_module("tasks.wiring").begin_retraining(
-                Settings.from_environment(),
-                self.pipeline,
-                case_id=self.case_id,
-                training_run=f"{self.trigger_dag_id}/{run_id}",
-                dag_run=dag_run_name(context),
-            )
-        except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
+        begun = _call(
+            self,
+            "begin_retraining",
+            training_run=f"{self.started_dag}/{run_id}",
+            dag_run=dag_run_name(context),
+        )
         if begun.get("nothing_to_do"):
             raise AirflowSkipException(begun["reason"])
-        self.trigger_run_id = run_id
-        self.conf = {"actor": begun["actor"], "reason": begun["reason"][:400]}
-        return super().execute(context)
+        self.start(run_id, {"actor": begun["actor"], "reason": begun["reason"][:400]})
+
+
+def _call(operator: Any, step: str, **arguments: Any) -> dict[str, Any]:
+    """A step about the operator's case; its errors as Airflow's."""
+    try:
+        found: dict[str, Any] = getattr(importlib.import_module("tasks.wiring"), step)(
+            Settings.from_environment(), operator.pipeline, case_id=operator.case_id, **arguments
+        )
+    except PenstockError as error:
+        operator.log.error("%s", error)
+        raise airflow_error(error) from None
+    return found
 
 
 def case_body(case: Mapping[str, Any]) -> str:

@@ -3,9 +3,6 @@
 Reading needs what Airflow asks for the runs of `<pipeline>.train`. The buttons are shown to, and work for, whoever may
 trigger `<pipeline>.train` (promote) or `<pipeline>.rollback` (roll back, withdraw, bar, unbar). A form names the version that its
 page showed as live: if something else is live by then, nothing moves and the page says so.
-
-A browser sends Airflow's cookie by itself, so a form of another site must not count: what changes something needs a
-header that only pages of this origin can have sent, or a token in `Authorization`.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_authenticated
@@ -21,18 +18,16 @@ from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from plugins.access import PIPELINE, SettingsDep, WiringDep, sent_by_own_origin
+from plugins.access import PIPELINE, SettingsDep, WiringDep
 from plugins.deployments_charts import legend, timeline
+from plugins.forms import POLICY, REASON, allowed, own_origin, read_form, reason_of, with_own_referrer
 from plugins.links import PAGES
 from plugins.problems import status_of
-from plugins.rendering import PAGE_POLICY, html_page
+from plugins.rendering import html_page
 from tasks.core.clock import utc_now
 from tasks.core.errors import PenstockError, PromotionConflict
 from tasks.core.settings import Settings
 
-POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'")
-_BODY = 10_000
-_REASON = 400
 DAG_KINDS = ("train", "score", "monitor", "case", "rollback")
 """Of a pipeline's DAGs, whose names are `<pipeline>.<kind>`."""
 _KINDS = {
@@ -54,30 +49,12 @@ def may_read(request: Request, user: GetUserDep) -> Callable[[str], bool]:
     return may
 
 
-def allowed(request: Request, user: Any, pipeline: str, kind: str, method: str) -> bool:
-    """Whether the user may do `method` with runs of `<pipeline>.<kind>`."""
-    try:
-        requires_access_dag(method, DagAccessEntity.RUN, f"{pipeline}.{kind}")(request, user)  # type: ignore[arg-type]
-    except HTTPException:
-        return False
-    return True
-
-
 def readable(request: Request, user: GetUserDep, pipeline: Annotated[str, Path()]) -> str:
     """The pipeline of the path when the user may read it; 403 otherwise, whether there is one or not."""
     if not PIPELINE.fullmatch(pipeline):
         raise HTTPException(404, "There is no such pipeline")
     requires_access_dag("GET", DagAccessEntity.RUN, f"{pipeline}.train")(request, user)
     return pipeline
-
-
-def own_origin(request: Request) -> None:
-    """Raises `HTTPException` with status 403 for a request that a page of another origin may have made."""
-    if sent_by_own_origin(request):
-        return
-    raise HTTPException(
-        403, "This form was sent by a page of another site: open the deployments page and use its form"
-    )
 
 
 Readable = Annotated[str, Depends(readable)]
@@ -105,7 +82,7 @@ def every(
     reader: Annotated[Callable[[str], bool], Depends(may_read)],
 ) -> Response:
     """All pipelines that the user may read: what is live, the last verdict, events of the last day."""
-    return _with_own_referrer(
+    return with_own_referrer(
         html_page(
             request,
             "Deployments",
@@ -144,17 +121,12 @@ async def act(
     request: Request, settings: SettingsDep, wiring: WiringDep, user: GetUserDep, pipeline: Readable
 ) -> Response:
     """Promote, roll back, bar or unbar, as the form says; then the page again."""
-    body = await request.body()
-    if len(body) > _BODY:
-        raise HTTPException(413, "The form is too long")
-    form = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    form = await read_form(request)
     kind = form.get("action", "")
     if kind not in _KINDS:
         raise HTTPException(400, "The form does not say what to do")
     requires_access_dag("POST", DagAccessEntity.RUN, f"{pipeline}.{_KINDS[kind]}")(request, user)
-    reason = form.get("reason", "").strip()
-    if not reason or len(reason) > _REASON:
-        raise HTTPException(400, f"A reason of 1 to {_REASON} characters is needed: it goes into the log")
+    reason = reason_of(form)
     from starlette.concurrency import run_in_threadpool
 
     actor = f"airflow:{user.get_name()}"
@@ -233,7 +205,7 @@ def _page(
     )
     chart = Markup(timeline(found.spans, found.marks, utc_now())) if found.spans else None
     here = f"{PAGES}/deployments/{quote(pipeline)}"
-    return _with_own_referrer(
+    return with_own_referrer(
         html_page(
             request,
             "Deployments",
@@ -257,7 +229,7 @@ def _page(
             airflow_url=settings.airflow_url,
             mlflow_url=settings.mlflow_url,
             moment=_moment,
-            reason_length=_REASON,
+            reason_length=REASON,
         )
     )
 
@@ -275,9 +247,3 @@ def _asked_moment(text: str) -> tuple[datetime | None, str]:
 
 def _moment(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _with_own_referrer(response: Response) -> Response:
-    """Without a referrer a browser hides the origin of a form, also from its own site."""
-    response.headers["Referrer-Policy"] = "same-origin"
-    return response

@@ -85,6 +85,14 @@ class RayJobLink(_StoredLink):
     key = "ray_job"
 
 
+@attrs.define
+class StartedRunLink(_StoredLink):
+    """The DAG run that the task has started."""
+
+    label = "Started run"
+    key = "started_run"
+
+
 LINKS: tuple[type[_StoredLink], ...] = (
     MlflowRunLink,
     ModelVersionLink,
@@ -92,6 +100,7 @@ LINKS: tuple[type[_StoredLink], ...] = (
     EvaluationReportLink,
     DriftReportLink,
     RayJobLink,
+    StartedRunLink,
 )
 
 STEP_LINKS: Mapping[str, tuple[type[_StoredLink], ...]] = {

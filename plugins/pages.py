@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from plugins.access import PIPELINE, SettingsDep, WiringDep, read_settings, read_wiring
 from plugins.audit_page import add_audit_pages
+from plugins.cases_page import add_case_pages
 from plugins.deployments_page import add_deployment_pages
 from plugins.links import PAGES
 from plugins.metrics import add_metrics
@@ -81,6 +82,7 @@ def create_app() -> FastAPI:
     )
     app.add_api_route("/report/{pipeline}/{key:path}", report, response_class=HTMLResponse)
     add_audit_pages(app)
+    add_case_pages(app)
     add_deployment_pages(app)
     add_metrics(app, readable_pipelines)
     add_trend_pages(app)

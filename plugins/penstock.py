@@ -53,6 +53,13 @@ class PenstockPlugin(AirflowPlugin):
             "destination": "dag_run",
             "url_route": "penstock-run-deployments",
         },
+        {"name": "Cases", "href": f"{PREFIX}/cases/", "destination": "nav", "category": "browse"},
+        {
+            "name": "Case",
+            "href": f"{PREFIX}/cases/run/{{DAG_ID}}/{{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "penstock-case",
+        },
         {"name": "Trend", "href": f"{PREFIX}/trend/", "destination": "nav", "category": "browse"},
         {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
         {

@@ -218,8 +218,9 @@ def _start_case(spec: PipelineSpec) -> Any:
 
     return StartCase(
         task_id="case",
+        pipeline=spec.name,
         case_id="{{ ti.xcom_pull(task_ids='mitigate', key='case_id') or '' }}",
-        trigger_dag_id=f"{spec.name}.case",
+        started_dag=f"{spec.name}.case",
         doc_md=dag_docs.STEPS["start_case"],
     ).as_teardown()
 
@@ -264,7 +265,7 @@ def case_dag(spec: PipelineSpec) -> DAG:
             task_id="retrain",
             pipeline=spec.name,
             case_id=case_id,
-            trigger_dag_id=f"{spec.name}.train",
+            started_dag=f"{spec.name}.train",
             doc_md=dag_docs.STEPS["begin_retraining"],
         )
         chain(case, ask, answer, [back, retrain])

@@ -210,7 +210,9 @@ def _observations(
     seen: list[Observation | None] = []
     for found in decisions.values():
         report = f"monitoring/{found.first_day}_{found.last_day}/report.html"
-        seen += of_decision(found, _links(settings, spec.name, dag_run=found.dag_run, report=report))
+        case_id = str(found.record.get("case_id") or "")
+        links = _links(settings, spec.name, dag_run=found.dag_run, report=report, case_id=case_id)
+        seen += of_decision(found, links)
     for gate in ("data", "evaluation", "canary"):
         for stored in metadata.verdicts(spec, gate=gate, limit=_VERDICTS):
             if stored.recorded_at_utc >= since:
@@ -245,12 +247,18 @@ def _observations(
 
 
 def _links(
-    settings: Settings, pipeline: str, *, dag_run: str | None = None, report: str = ""
+    settings: Settings,
+    pipeline: str,
+    *,
+    dag_run: str | None = None,
+    report: str = "",
+    case_id: str = "",
 ) -> dict[str, str]:
     base = f"{settings.airflow_url}/penstock"
     dag_id, _, run_id = (dag_run or "").partition("/")
     run = f"{settings.airflow_url}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
     found = {
+        "case": f"{base}/cases/{pipeline}/{case_id}" if case_id else "",
         "report": f"{base}/report/{pipeline}/{report}" if report else "",
         "DAG run": run if run_id else "",
         "trend": f"{base}/trend/{pipeline}",

@@ -39,7 +39,10 @@ def site(settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
         if version.version == 9:
             raise DigestMismatch("was changed", which="bundle 9", fix="restore it")
 
-    def promote_model(to: Settings, pipeline: str, *, version: int, expected: int, **who: str) -> Any:
+    def promote_model(
+        to: Settings, pipeline: str, *, version: int, expected: int, despite_case: bool, **who: str
+    ) -> Any:
+        assert despite_case, "a person promotes in spite of an open case"
         return registry.promote(
             to, load_pipeline(to, pipeline), version, expected=expected or None, check=check, **who
         )
