@@ -58,18 +58,16 @@ class PromotionApproval(ApprovalOperator):
     ) -> None:
         kwargs.setdefault("defaults", ApprovalOperator.REJECT)
         kwargs.setdefault("multiple_outputs", True)
-        kwargs.setdefault(
-            "params",
-            {
-                "reason": Param(
-                    "",
-                    type="string",
-                    maxLength=400,
-                    title="Reason",
-                    description="Goes into the deployment log with your name.",
-                )
-            },
-        )
+        # Airflow hands the DAG's own fields down as `params`, so a default would never be used.
+        kwargs["params"] = {
+            "reason": Param(
+                "",
+                type="string",
+                maxLength=400,
+                title="Reason",
+                description="Goes into the deployment log with your name.",
+            )
+        }
         users = [{"id": name, "name": name} for name in approvers]
         super().__init__(assigned_users=users or None, **kwargs)
         self.pipeline = pipeline

@@ -120,25 +120,23 @@ class CaseQuestion(HITLOperator):
     ) -> None:
         kwargs.setdefault("multiple_outputs", True)
         kwargs.setdefault("options", list(LABELS.values()))
-        kwargs.setdefault(
-            "params",
-            {
-                "reason": Param(
-                    "",
-                    type="string",
-                    maxLength=400,
-                    title="Reason",
-                    description="Goes into the log of the case with your name.",
-                ),
-                "mute_until": Param(
-                    None,
-                    type=["null", "string"],
-                    format="date",
-                    title="Mute until",
-                    description="Of Mute: last day of data that it covers. Empty: a week.",
-                ),
-            },
-        )
+        # Airflow hands the DAG's own fields down as `params`, so a default would never be used.
+        kwargs["params"] = {
+            "reason": Param(
+                "",
+                type="string",
+                maxLength=400,
+                title="Reason",
+                description="Goes into the log of the case with your name.",
+            ),
+            "mute_until": Param(
+                None,
+                type=["null", "string"],
+                format="date",
+                title="Mute until",
+                description="Of Mute: last day of data that it covers. Empty: a week.",
+            ),
+        }
         users = [{"id": name, "name": name} for name in responders]
         super().__init__(assigned_users=users or None, **kwargs)
         self.pipeline = pipeline

@@ -353,7 +353,9 @@ def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str,
         first_day=decision.first_day,
         last_day=decision.last_day,
         headline=decision.headline,
-        reasons=tuple(dict.fromkeys((*told, *decision.reasons))),
+        reasons=tuple(
+            reason for reason in dict.fromkeys((*told, *decision.reasons)) if reason != decision.headline
+        ),
         next_steps=decision.next_steps,
         causes=(),
         options=options_of(kind, spoken),

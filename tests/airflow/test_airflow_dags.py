@@ -251,3 +251,11 @@ def test_parsing_for_one_task_builds_only_its_pipeline(
     assert build(installed)[0] == {}
     monkeypatch.setattr(module, "get_parsing_context", lambda: type("C", (), {"dag_id": "toy.score"}))
     assert "toy.score" in build(installed)[0]
+
+
+def test_a_question_has_fields_of_its_own_beside_those_of_its_dag(installed: Settings) -> None:
+    edit_toy(installed, "drift:", "promotion: {mode: approval}\ndrift:")
+    dags = build(installed)[0]
+    assert set(dags["toy.case"].get_task("ask").serialized_params) == {"reason", "mute_until"}
+    assert set(dags["toy.train"].get_task("release.approve").serialized_params) == {"reason"}
+    assert dags["toy.train"].get_task("release.promote").arguments["despite_case"] is True
