@@ -62,7 +62,7 @@ class PromotionApproval(ApprovalOperator):
         kwargs["params"] = {
             "reason": Param(
                 "",
-                type="string",
+                type=["null", "string"],
                 maxLength=400,
                 title="Reason",
                 description="Goes into the deployment log with your name.",

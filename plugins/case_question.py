@@ -77,7 +77,7 @@ class CaseTrigger(HITLTrigger):
         if found["status"] == "open":
             return None
         label = LABELS[found["answer"] or "accept"]
-        given = {"reason": found["reason"], "mute_until": found["until"]}
+        given = {"reason": found["reason"][:400], "mute_until": found["until"] or ""}
         await sync_to_async(update_hitl_detail_response)(
             ti_id=self.ti_id,
             chosen_options=[label if label in self.options else self.options[0]],
@@ -129,12 +129,13 @@ class CaseQuestion(HITLOperator):
                 title="Reason",
                 description="Goes into the log of the case with your name.",
             ),
+            # Airflow's form cannot show a field whose value is null, wants one that may not be null, and "" is no date.
             "mute_until": Param(
-                None,
+                "",
                 type=["null", "string"],
-                format="date",
+                pattern=r"^(\d{4}-\d{2}-\d{2})?$",
                 title="Mute until",
-                description="Of Mute: last day of data that it covers. Empty: a week.",
+                description="Of Mute: last day of data that it covers, YYYY-MM-DD. Empty: a week.",
             ),
         }
         users = [{"id": name, "name": name} for name in responders]
@@ -177,7 +178,7 @@ class CaseQuestion(HITLOperator):
             "answer": next(name for name, shown in LABELS.items() if shown == label),
             "actor": f"airflow:{who.get('name') or who['id']}",
             "reason": str(given.get("reason") or "").strip() or "no reason was given",
-            "until": given.get("mute_until"),
+            "until": given.get("mute_until") or None,
         }
 
     def _elsewhere(self) -> dict[str, Any]:

@@ -223,10 +223,15 @@ def asks(decision: Decision) -> str:
     return kind if kind in _SLUGS else ""
 
 
-def options_of(kind: str, signals: Sequence[str]) -> tuple[str, ...]:
-    """The answers that make sense for a case: never a rollback for mere drift, never a new normal for damage."""
+def options_of(kind: str, signals: Sequence[str], *, target: int | None) -> tuple[str, ...]:
+    """The answers that make sense for a case: never a rollback for mere drift, never a new normal for damage.
+
+    Args:
+        target: The version that a rollback would go to.
+    """
     if kind == DAMAGE:
-        return (ROLL_BACK, RETRAIN, ACCEPT, MUTE, INCIDENT)
+        back = (ROLL_BACK,) if target is not None else ()
+        return (*back, RETRAIN, ACCEPT, MUTE, INCIDENT)
     if kind == DRIFT:
         return (ACCEPT, NEW_NORMAL, RETRAIN, MUTE, INCIDENT)
     normal = any(name.partition(":")[0] not in NEVER_NORMAL for name in signals)
@@ -286,7 +291,6 @@ def see_again(store: ObjectStore, file: CaseFile, case: Case, *, clock: Clock = 
         case_id=had.case_id,
         days=tuple(sorted({*had.days, *case.days})),
         signals=tuple(sorted({*had.signals, *case.signals})),
-        options=tuple(dict.fromkeys((*case.options, *had.options))),
         holds=tuple(dict.fromkeys((*had.holds, *case.holds))),
     )
     telling = ("days", "signals", "outcome", "holds", "suggestion", "model_version")
