@@ -41,6 +41,13 @@ class Airflow(AirflowClient):
     def pause(self, dag_id: str) -> None:
         self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": True})
 
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str, **fields: str) -> None:
+        """Press a button under *Required Actions*."""
+        path = (
+            f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/-1/hitlDetails"
+        )
+        self._call("PATCH", path, json={"chosen_options": [option], "params_input": fields})
+
     def page(self, path: str, *, logged_in: bool) -> httpx.Response:
         """A page of the UI, as a browser asks for it."""
         headers = {"Accept": "text/html"}

@@ -177,6 +177,72 @@ class TestTheChain:
         assert "Stopped by" in shown.text
 
 
+class TestACase:
+    """A broken feed, from the hold to the answer. Each test goes on where the one before it stopped."""
+
+    CASE = "toy.case"
+
+    def broken_day(self, installation: Installation, day: str) -> str:
+        """Score a day whose prices are often null; the id of its case once its question waits."""
+        installation.trigger(SCORE, f"broken-{day}", first_day=day, last_day=day)
+        installation.succeeded(SCORE, f"broken-{day}")
+        case_id = f"fault-{day}"
+        until(
+            lambda: case_id in [run["dag_run_id"] for run in installation.airflow.runs(self.CASE)] or None,
+            "the case's run",
+        )
+        installation.task_in(self.CASE, case_id, "ask", "deferred")
+        return case_id
+
+    def test_a_fault_fails_the_monitor_and_asks_in_a_run_of_its_own(self, installation: Installation) -> None:
+        good = "np.where(rng.random(n) < 0.03, np.nan, price)"
+        bad = good.replace("0.03", "(0.3 if day >= date(2024, 2, 22) else 0.03)")
+        installation.edit("toy", "source.py", {good: bad})
+        installation.airflow.unpause(MONITOR)
+        case_id = self.broken_day(installation, "2024-02-22")
+        monitor = installation.airflow.runs(MONITOR)[0]["dag_run_id"]
+        assert installation.ended(MONITOR, monitor) == "failed", "the task that asks does not hide it"
+        assert installation.task(MONITOR, monitor, "mitigate")["state"] == "failed"
+        assert installation.task(MONITOR, monitor, "case")["state"] == "success"
+        shown = installation.airflow.page(f"/penstock/cases/toy/{case_id}", logged_in=True)
+        assert shown.status_code == 200 and "of price is null" in shown.text, shown.text
+
+    def test_the_button_is_kept_with_the_name_and_ends_the_hold(self, installation: Installation) -> None:
+        case_id = "fault-2024-02-22"
+        installation.airflow.answer(self.CASE, case_id, "ask", "Accept", reason="a sale", mute_until="")
+        installation.succeeded(self.CASE, case_id)
+        said = installation.airflow.xcom(self.CASE, case_id, "answer")
+        assert (said["answer"], said["actor"], said["reason"]) == ("accept", "airflow:admin", "a sale")
+        assert said["released"]
+        for task_id in ("roll_back", "retrain"):
+            assert installation.task(self.CASE, case_id, task_id)["state"] == "skipped"
+
+    def test_an_answer_on_the_command_line_ends_the_question_in_airflow(
+        self, installation: Installation
+    ) -> None:
+        case_id = self.broken_day(installation, "2024-02-23")
+        answer = (
+            "monitoring",
+            "answer",
+            "toy",
+            case_id,
+            "new-normal",
+            "--actor",
+            "bob",
+            "--reason",
+            "new partner",
+        )
+        done = installation.penstock(*answer)
+        assert done.returncode == 0, done.stdout
+        installation.succeeded(self.CASE, case_id)
+        assert installation.airflow.xcom(self.CASE, case_id, "ask")["actor"] == "bob"
+        again = installation.penstock(*answer)
+        assert again.returncode == 0, again.stdout
+        other = installation.penstock(*answer[:4], "accept", "--actor", "eve", "--reason", "me too")
+        assert other.returncode == 2 and "was answered already: bob answered new normal" in other.stdout
+        installation.airflow.pause(MONITOR)
+
+
 BAD_DELIVERIES = {
     "truncated": ["is not a whole Parquet file", "deliver it again"],
     "lacking": ["lacks bought", "deliver all files with the same columns"],
