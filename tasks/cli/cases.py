@@ -19,6 +19,8 @@ def add_case_commands(monitoring: typer.Typer) -> None:
     monitoring.command("cases")(monitoring_cases)
     monitoring.command("case")(monitoring_case)
     monitoring.command("answer")(monitoring_answer)
+    monitoring.command("revoke")(monitoring_revoke)
+    monitoring.command("act")(monitoring_act)
 
 
 def monitoring_cases(pipeline: Pipeline, as_json: Json = False) -> None:
@@ -59,3 +61,15 @@ def monitoring_answer(
     run(
         "answer_case", pipeline, as_json, case_id=case, answer=answer, actor=actor, reason=reason, until=until
     )
+
+
+def monitoring_revoke(
+    pipeline: Pipeline, case: CaseId, actor: Actor, reason: Reason, as_json: Json = False
+) -> None:
+    """Take an answer back: mute, new normal or acknowledgement count no more. What it has done is not undone."""
+    run("revoke_case_answer", pipeline, as_json, case_id=case, actor=actor, reason=reason)
+
+
+def monitoring_act(pipeline: Pipeline, case: CaseId, as_json: Json = False) -> None:
+    """Roll back because a case was answered so, where no run of `<pipeline>.case` does it; once, however often it is called."""
+    run("roll_back_case", pipeline, as_json, case_id=case)

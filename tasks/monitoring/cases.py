@@ -4,7 +4,7 @@ A case is an incident of one kind: days of it at most seven apart are one case, 
 person is asked once. It is a log of events in the pipeline's store, each an exclusive create:
 
 monitoring/cases/<case_id>/0000.json    opened, with the evidence
-monitoring/cases/<case_id>/0001.json    seen again with more days or another outcome, answered, over, or done
+monitoring/cases/<case_id>/0001.json    seen again with more days or another outcome, answered, over, done, or its answer revoked
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tasks.monitoring.decision import (
 )
 from tasks.monitoring.signals import DaySignals, Decision
 
-OPENED, SEEN, ANSWERED, OVER, DONE = "opened", "seen", "answered", "over", "done"
+OPENED, SEEN, ANSWERED, OVER, DONE, REVOKED = "opened", "seen", "answered", "over", "done", "revoked"
 DEFAULT_MUTE = timedelta(days=7)
 NOBODY = "nobody"
 """Actor of the answer to a case that was closed because the time to answer had passed."""
@@ -105,7 +105,7 @@ class CaseEvent(JsonRecord):
 
     number: int
     kind: str
-    """`opened`, `seen`, `answered`, `over` or `done`."""
+    """`opened`, `seen`, `answered`, `over`, `done` or `revoked`."""
     at_utc: str
     words: str = ""
     case: Case | None = None
@@ -143,9 +143,16 @@ class CaseFile:
         return next((event.words for event in self.events if event.kind == OVER), "")
 
     @property
+    def revoked(self) -> str:
+        """Who took the answer back, and why; empty while it stands."""
+        return next((event.words for event in self.events if event.kind == REVOKED), "")
+
+    @property
     def status(self) -> str:
-        """`open`, `answered` or `over`."""
-        return "answered" if self.answer else "over" if self.over else "open"
+        """`open`, `answered`, `revoked` or `over`."""
+        if self.answer is None:
+            return "over" if self.over else "open"
+        return "revoked" if self.revoked else "answered"
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -330,6 +337,31 @@ def answer_case(
     return _append(store, case_id, event)
 
 
+def revoke_answer(
+    store: ObjectStore, case_id: str, *, actor: str, reason: str, clock: Clock = utc_now
+) -> CaseFile:
+    """Take an answer back: it teaches nothing any more. What it has done is done. A second time changes nothing.
+
+    Raises:
+        NotFound: There is no such case.
+        ConfigError: Nobody says why.
+        TerminalError: It was not answered.
+    """
+    refuse_blank(reason, "reason", "say why: the record is all that remains of it")
+
+    def event(now: CaseFile) -> CaseEvent | None:
+        if now.answer is None:
+            raise TerminalError(
+                f"is {now.status}, so that there is no answer to take back",
+                which=f"case {case_id}",
+                fix="see it: penstock monitoring case NAME CASE",
+            )
+        words = f"{actor} took the answer back: {reason}"
+        return None if now.revoked else CaseEvent(0, REVOKED, iso_utc(clock()), words=words)
+
+    return _append(store, case_id, event)
+
+
 def close_case(store: ObjectStore, case_id: str, words: str, *, clock: Clock = utc_now) -> CaseFile:
     """Keep that a case was over before anybody answered; one that is closed stays as it is."""
     return _append(
@@ -366,7 +398,9 @@ def answered_cases(files: Sequence[CaseFile], *, model_version: int | None) -> t
             until=file.answer.until,
         )
         for file in files
-        if file.answer is not None and (file.case.kind != DAMAGE or file.case.model_version == model_version)
+        if file.answer is not None
+        and file.status == "answered"
+        and (file.case.kind != DAMAGE or file.case.model_version == model_version)
     )
 
 
@@ -379,7 +413,7 @@ def _match(
 ) -> CaseFile | None:
     """The newest case that these days go on with.
 
-    One that is answered or over takes only what it covers: a feed's answer its own days, an answer about drift its channels.
+    One that is answered or over takes only what it covers: a feed's answer its own days, an answer about drift its channels. One whose answer was taken back takes nothing: its incident is asked about anew.
     """
     for file in known:
         case = file.case
@@ -390,7 +424,7 @@ def _match(
         )
         if not near:
             continue
-        inside = set(days) <= set(case.days)
+        inside = set(days) <= set(case.days) and file.status != "revoked"
         if file.status == "open" or inside:
             return file
         if file.status == "answered" and (

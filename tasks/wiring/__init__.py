@@ -72,6 +72,7 @@ _STEPS = {
     "case_status": "cases",
     "answer_case": "cases",
     "close_unanswered": "cases",
+    "revoke_case_answer": "cases",
     "roll_back_case": "cases",
     "begin_retraining": "cases",
     "list_alerts": "alerts",

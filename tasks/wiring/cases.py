@@ -217,6 +217,23 @@ def answer_case(
     return result
 
 
+def revoke_case_answer(
+    settings: Settings, pipeline: str, *, case_id: str, actor: str, reason: str
+) -> dict[str, Any]:
+    """Take an answer back: mute, confirmed shift or acknowledgement count no more from the next run of the monitor.
+
+    What it has done (a rollback, a training, a hold released) is not undone.
+
+    Raises:
+        NotFound: There is no such case.
+        TerminalError: It was not answered.
+    """
+    from tasks.monitoring.cases import revoke_answer
+
+    store = open_context(settings, pipeline).store
+    return in_short(revoke_answer(store, case_id, actor=actor, reason=reason))
+
+
 def close_unanswered(
     settings: Settings, pipeline: str, *, case_id: str, words: str, dag_run: str | None = None
 ) -> dict[str, Any]:
@@ -303,6 +320,7 @@ def in_short(file: CaseFile) -> dict[str, Any]:
         "outcome": case.outcome,
         "opened_at_utc": file.opened_at_utc,
         "answer": in_words(file.answer) if file.answer else "",
+        "revoked": file.revoked,
         "over": file.over,
         "done": list(file.done),
     }

@@ -29,6 +29,7 @@ from tasks.monitoring.cases import (
     options_of,
     read_case,
     read_cases,
+    revoke_answer,
     see_again,
 )
 from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT
@@ -115,6 +116,21 @@ def test_the_same_answer_again_changes_nothing_and_what_was_done_is_noted_once(s
     assert [event.kind for event in file.events] == ["opened", "answered", "done"]
     assert close_case(store, case_id, "too late").over == "", "an answer is not undone"
     assert file.status == "answered"
+
+
+def test_an_answer_that_is_taken_back_teaches_nothing_and_its_incident_is_asked_about_anew(
+    store: ObjectStore,
+) -> None:
+    case_id = open_case(store, a_case(), taken=[]).case_id
+    with pytest.raises(TerminalError, match="is open"):
+        revoke_answer(store, case_id, actor="ada", reason="a mistake")
+    answer_case(store, shop.SPEC, case_id, ADA)
+    for _ in range(2):
+        file = revoke_answer(store, case_id, actor="ada", reason="a mistake")
+    assert file.status == "revoked" and file.events[-1].words == "ada took the answer back: a mistake"
+    assert len(file.events) == 3
+    assert answered_cases(read_cases(store), model_version=1) == ()
+    assert matched(read_cases(store), day(0, fault="x")) is None
 
 
 def test_an_event_that_cannot_be_read_is_an_error_that_names_it(store: ObjectStore) -> None:
