@@ -19,6 +19,7 @@ from tasks.monitoring.drift import (
     same_weekdays,
     score_band,
 )
+from tasks.monitoring.leaning import not_judged
 from tasks.monitoring.signals import ChannelDrift, DaySignals
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def measure_day(
         zs = [{c.channel: c.z for c in s.drift} for s in sorted(near, key=lambda s: s.day)]
         drift = channel_drift(spec, baseline, day, profile, pooled, zs)
         band = score_band(baseline, pooled)
+        if leaning := not_judged(spec, baseline.attributions, profile, pooled):
+            statements = (*statements, leaning)
     return DaySignals(
         day=day,
         rows=profile.rows,

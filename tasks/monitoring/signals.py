@@ -37,7 +37,7 @@ class ChannelDrift(JsonRecord):
 
     channel: str
     kind: str
-    """`numeric`, `categorical`, `pair` or `score`."""
+    """`numeric`, `categorical`, `pair`, `score` or `attribution`."""
     distance: float
     """Jensen-Shannon distance to the last four same weekdays, 0..1."""
     expected: float
@@ -46,6 +46,8 @@ class ChannelDrift(JsonRecord):
     """(log distance - log expected) / scale; large means far."""
     alarm: str | None
     """`once`, `persistent` or None."""
+    detail: str = ""
+    """What moved inside the channel, in words, where its name does not say it."""
 
 
 @dataclass(frozen=True)
