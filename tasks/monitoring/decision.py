@@ -20,6 +20,7 @@ from tasks.monitoring.signals import (
     DayPerformance,
     DaySignals,
     Decision,
+    OperationFinding,
     PerformanceSignal,
 )
 
@@ -41,6 +42,10 @@ OPEN_DAYS = 3
 MERGE_DAYS = 7
 """Days of one kind at most this far apart belong to one incident; only its first day alerts."""
 
+LABELS_BACK_DAYS = 35
+"""How far back labels that come late are taken in, and a labelled day speaks of the present."""
+
+_FORCE = (NOTHING, NOTE, ALERT, ASK, HOLD)
 _SEVERITY = (HEALTHY, BLIND, NOISE, DRIFT, FAULT, DAMAGE)
 _NEXT_STEPS = {
     HEALTHY: (),
@@ -68,6 +73,7 @@ def decide(
     signals: Sequence[DaySignals],
     performances: Sequence[DayPerformance] = (),
     gaps: Sequence[PerformanceSignal] = (),
+    operations: Sequence[OperationFinding] = (),
 ) -> Decision:
     """The verdict on a window of days, and on each day in it. Pure.
 
@@ -77,7 +83,10 @@ def decide(
     Args:
         signals: Tiers 1 and 2 by day; at least one, in any order.
         performances: Tier 3 by day; days may be missing.
-        gaps: `judge_gaps` of the performances, over a history that may be longer than the window.
+        gaps: `judge_gaps` of the performances, over a history that may be longer than the window. While no day of the
+            window has labels, the newest one before it says whether damage is open; pass only days of the present model.
+        operations: What `tasks.monitoring.operations` found. They add reasons and may raise the action to a note or an
+            alert; they change no verdict.
 
     Raises:
         ValueError: `signals` is empty.
@@ -104,17 +113,26 @@ def decide(
     action, is_open = _window_action(days, ordered[-1].day, gaps)
     # What acts gives the window its name: an open data fault explains worse performance, not the reverse.
     verdict = {HOLD: FAULT, ASK: DAMAGE}.get(action) or _window_verdict(days)
+    raised = max((action, *(found.severity for found in operations)), key=_FORCE.index)
+    loud = [found for found in operations if found.severity == ALERT]
+    beside = [found.statement for found in operations]
+    because = [*_earlier_damage(days, ordered[-1].day, gaps), *_window_reasons(days, ordered, by_day)]
     return Decision(
         pipeline=spec.name,
         first_day=ordered[0].day,
         last_day=ordered[-1].day,
         verdict=verdict,
-        action=action,
-        headline=_headline(verdict, days, is_open, by_day),
-        reasons=_window_reasons(days, ordered, by_day),
-        next_steps=_NEXT_STEPS[verdict],
+        action=raised,
+        headline=" ".join(
+            [_headline(verdict, days, is_open, by_day, gaps), *(found.statement for found in loud)]
+        ),
+        # First what the reader was alerted for.
+        reasons=tuple([*beside, *because] if raised != action else [*because, *beside]),
+        next_steps=(*_NEXT_STEPS[verdict], *(step for found in operations for step in found.next_steps)),
         days=tuple(days),
         evidence=_evidence(days, ordered, performances, gaps),
+        operations=tuple(operations),
+        data_action=action,
     )
 
 
@@ -179,8 +197,8 @@ def _window_action(
     """(action, whether the incident behind it is open)."""
     since = last - timedelta(days=OPEN_DAYS - 1)
     opened = {day.verdict for day in days if day.day >= since}
-    within = [gap for gap in gaps if days[0].day <= gap.day <= last]
-    if within and within[-1].alarm:
+    newest = _newest_gap(gaps, last)
+    if newest is not None and newest.alarm:
         opened.add(DAMAGE)
     ever = {day.verdict for day in days}
     if FAULT in opened:
@@ -194,6 +212,22 @@ def _window_action(
     if DRIFT in ever or NOISE in ever or BLIND in ever:
         return NOTE, False
     return NOTHING, False
+
+
+def _newest_gap(gaps: Sequence[PerformanceSignal], last: date) -> PerformanceSignal | None:
+    """The newest labelled day up to `last`, unless it is so old that it says nothing of now."""
+    known = [gap for gap in gaps if last - timedelta(days=LABELS_BACK_DAYS) <= gap.day <= last]
+    return max(known, key=lambda gap: gap.day, default=None)
+
+
+def _earlier_damage(
+    days: Sequence[DayDecision], last: date, gaps: Sequence[PerformanceSignal]
+) -> tuple[str, ...]:
+    """The reason of damage that labels of a day before the window show."""
+    newest = _newest_gap(gaps, last)
+    if newest is None or newest.alarm is None or newest.day >= days[0].day:
+        return ()
+    return (f"{newest.day}, the newest day with labels: {_damage(newest)}",)
 
 
 def _damage(gap: PerformanceSignal | None) -> str:
@@ -223,8 +257,11 @@ def _headline(
     days: Sequence[DayDecision],
     is_open: bool,
     performances: dict[date, DayPerformance],
+    gaps: Sequence[PerformanceSignal],
 ) -> str:
-    affected = [day.day for day in days if day.verdict == verdict] or [days[-1].day]
+    newest = _newest_gap(gaps, days[-1].day)
+    fallback = newest.day if verdict == DAMAGE and newest is not None else days[-1].day
+    affected = [day.day for day in days if day.verdict == verdict] or [fallback]
     when = _dates(affected)
     hurt = [day.day for day in days if day.verdict == DAMAGE]
     state = "still open" if is_open else "over by the end of the window"
