@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from tasks.monitoring.decision import decide
-from tasks.monitoring.measure import Monitor, measure_day, measure_days
+from tasks.monitoring.measure import Monitor, measure_day, measure_days, unjudged_day
 from tasks.monitoring.performance import (
     expected_auc,
     judge_gaps,
@@ -15,6 +15,7 @@ from tasks.monitoring.performance import (
     remembered,
     still_missing,
     to_join_again,
+    unread,
 )
 from tasks.monitoring.report import render_report
 from tasks.monitoring.signals import (
@@ -48,4 +49,6 @@ __all__ = [
     "render_report",
     "still_missing",
     "to_join_again",
+    "unjudged_day",
+    "unread",
 ]

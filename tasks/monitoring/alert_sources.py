@@ -134,15 +134,13 @@ def _operations(found: DecisionLike, links: Mapping[str, str]) -> list[Observati
 
 def of_freshness(
     newest_day: date | None, *, now: datetime, objective_hours: float | None, links: Mapping[str, str]
-) -> Observation | None:
-    """Whether the newest published day is older than the pipeline's objective; None where it has no objective or no day.
+) -> Observation:
+    """Whether the newest published day is older than the pipeline's objective; without an objective or a day it is not.
 
     While it is, the observation is of the hour, so that looking every five minutes changes nothing in between.
     """
-    if newest_day is None or not objective_hours:
-        return None
     late = freshness(newest_day, now=now, objective_hours=objective_hours)
-    if late is None:
+    if late is None or newest_day is None or objective_hours is None:
         return Observation(FRESHNESS, now, False)
     crossed = end_of(newest_day) + timedelta(hours=objective_hours)
     return Observation(

@@ -146,6 +146,24 @@ def measure_days(
     return window
 
 
+def unjudged_day(day: date, rows: int, why: str, *, grid: str) -> DaySignals:
+    """A scored day of which no profile can be read: nothing is judged of it, and `why` is said."""
+    return DaySignals(
+        day=day,
+        rows=rows,
+        expected_rows=None,
+        findings=(),
+        drift=(),
+        statements=(why,),
+        compared_with=(),
+        score_mean=None,
+        score_band=None,
+        expected_auc=None,
+        expected_brier=None,
+        grid=grid,
+    )
+
+
 def _statements(
     spec: PipelineSpec, baseline: Baseline, day: date, profile: Profile, pool: tuple[date, ...]
 ) -> tuple[str, ...]:

@@ -15,14 +15,17 @@ import numpy as np
 
 from tasks.core.records import JsonRecord
 from tasks.core.spec import PipelineSpec
+from tasks.monitoring.performance import UNREAD
 from tasks.monitoring.signals import DayPerformance, OperationFinding
 
 LABELS = "labels late"
 FRESHNESS = "freshness"
 COST = "scoring cost"
 CLOCK = "clock"
+COLUMNS = "columns"
 TAKEN_IN = "late labels taken in"
 
+STATED = "nothing"
 NOTED = "note"
 ALERTED = "alert"
 
@@ -92,7 +95,8 @@ def labels_late(
         if found.state != "missing":
             break
         tail.insert(0, found)
-    if len(tail) >= LATE_DAYS:
+    broken = tail[-1].statement if tail and tail[-1].statement.startswith(UNREAD) else ""
+    if len(tail) >= LATE_DAYS or broken:
         first, last = tail[0].day, tail[-1].day
         came = [p for p in due if p.state == "measured"]
         share = sum(p.labelled_rows for p in tail) / max(sum(p.scored_rows for p in tail), 1)
@@ -106,7 +110,8 @@ def labels_late(
             OperationFinding(
                 kind=LABELS,
                 severity=ALERTED,
-                statement=f"Labels are late: of the last {len(tail)} due days ({first} to {last}) "
+                statement=(f"{broken} " if broken else "")
+                + f"Labels are late: of the last {len(tail)} due days ({first} to {last}) "
                 + (f"{share:.0%} of predictions have one. " if share else "none has come. ")
                 + before,
                 since=first,
@@ -279,6 +284,36 @@ def clock_skew(
             )
         )
     return tuple(found)
+
+
+def other_columns(
+    trained: Sequence[tuple[str, str]], scored: Sequence[tuple[str, str]]
+) -> OperationFinding | None:
+    """A statement that the source has other columns than in training; what features need of them is checked elsewhere.
+
+    Args:
+        trained: (column, Arrow type) of the training snapshot, without label and outcome columns.
+        scored: The same of the scored snapshot.
+    """
+    then, now = dict(trained), dict(scored)
+    parts = [
+        f"new: {', '.join(sorted(now.keys() - then.keys()))}" if now.keys() - then.keys() else "",
+        f"gone: {', '.join(sorted(then.keys() - now.keys()))}" if then.keys() - now.keys() else "",
+        *(
+            f"{name} was {then[name]} and is {now[name]}"
+            for name in sorted(then.keys() & now.keys())
+            if then[name] != now[name]
+        ),
+    ]
+    said = "; ".join(part for part in parts if part)
+    if not said:
+        return None
+    return OperationFinding(
+        kind=COLUMNS,
+        severity=STATED,
+        statement=f"The source has other columns than when the model was trained ({said}). Rows were scored: no feature needed "
+        "what is gone, and none looks at what is new.",
+    )
 
 
 def taken_in(corrected: Sequence[tuple[date, str, str]]) -> OperationFinding | None:

@@ -23,6 +23,7 @@ from tasks.monitoring.signals import DayPerformance, PerformanceSignal
 
 FloatArray = npt.NDArray[np.float64]
 
+UNREAD = "Labels could not be read"
 CUSUM_K = 1.0
 CUSUM_H = 4.0
 Z_ALARM = 4.0
@@ -122,6 +123,21 @@ def to_join_again(spec: PipelineSpec, before: DayPerformance | None, day: date, 
     if before.state in ("immature", "missing"):
         return True
     return before.coverage < 1 and as_of - due <= _SETTLED_AFTER and before.as_of != as_of
+
+
+def unread(
+    spec: PipelineSpec, found: DayPerformance, before: DayPerformance | None, *, problem: str, as_of: date
+) -> DayPerformance:
+    """A due day whose labels' source gave an error; what an earlier look found of it stays.
+
+    Args:
+        found: The day without labels.
+    """
+    if before is not None and before.labelled_rows:
+        return before
+    if as_of < spec.label.known_from(found.day):
+        return found
+    return replace(found, state="missing", statement=f"{UNREAD} on {as_of}: {problem}")
 
 
 def remembered(

@@ -161,9 +161,9 @@ class OperationFinding(JsonRecord):
     """Something about the operation around the model; it never changes the verdict on data or model."""
 
     kind: str
-    """`labels late`, `freshness`, `scoring cost`, `clock` or `late labels taken in`."""
+    """`labels late`, `freshness`, `scoring cost`, `clock`, `columns` or `late labels taken in`."""
     severity: str
-    """`note` or `alert`: the action that it asks for at least."""
+    """`nothing`, `note` or `alert`: the action that it asks for at least."""
     statement: str
     since: date | None = None
     value: float | None = None

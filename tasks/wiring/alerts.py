@@ -244,13 +244,9 @@ def _observations(
             )
         )
     own = rules.pipelines.get(spec.name)
-    if own and own.freshness_hours:
-        newest = max(metadata.published_days(spec), default=None)
-        seen.append(
-            of_freshness(
-                newest, now=now, objective_hours=own.freshness_hours, links=_links(settings, spec.name)
-            )
-        )
+    hours = own.freshness_hours if own else None
+    newest = max(metadata.published_days(spec), default=None) if hours else None
+    seen.append(of_freshness(newest, now=now, objective_hours=hours, links=_links(settings, spec.name)))
     return [found for found in seen if found is not None]
 
 

@@ -7,6 +7,7 @@ run in the metadata store, performance and reports in the pipeline's store.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings, utc_now
-from tasks.core.errors import ConfigError, LabelsNotMature, NotFound
+from tasks.core.errors import ConfigError, DataError, LabelsNotMature, NotFound, PipelineCodeError
 from tasks.core.ids import canonical_json
 from tasks.wiring.context import Context, open_context, parse_day, window
 from tasks.wiring.series import keep_drift, keep_performance
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
         PerformanceSignal,
     )
     from tasks.monitoring.operations import RunCost
+
+logger = logging.getLogger(__name__)
 
 _HISTORY = timedelta(days=60)
 """How far back measured days matter: four same weekdays with gaps, and the run-up of the CUSUM."""
@@ -54,13 +57,13 @@ def measure_window(
 
     Without days: those of the newest publication.
     """
-    from tasks.monitoring import Monitor, measure_days
+    from tasks.monitoring import Monitor, measure_days, unjudged_day
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
     measured = 0
     faults = alarms = 0
-    for bundle, by_day, dead_letters in _profiles_by_bundle(context, first, last):
+    for bundle, by_day, dead_letters, unread in _profiles_by_bundle(context, first, last):
         monitor = Monitor.of(context.spec, bundle.profile_spec, bundle.reference_profiles)
         found = measure_days(
             context.spec,
@@ -69,6 +72,10 @@ def measure_window(
             first_day=first,
             last_day=last,
             dead_letters=dead_letters,
+        )
+        grid = bundle.profile_spec.digest
+        found += tuple(
+            unjudged_day(day, rows, why, grid=grid) for day, (rows, why) in unread.items() if day >= first
         )
         runs = _run_by_day(context, [signals.day for signals in found])
         for signals in found:
@@ -116,7 +123,7 @@ def join_labels(
     days = _published(context, first, last)
     known = {found.day: found for found in _performances(context, first - _LABELS_BACK, last)}
     earlier = _to_join_again(context, first, known, asked)
-    labels = _labels(context, {**earlier, **days}, asked)
+    labels, problem = _labels(context, {**earlier, **days}, asked)
     states: dict[str, int] = defaultdict(int)
     rows = 0
     performances = []
@@ -124,7 +131,7 @@ def join_labels(
     late = {}
     for day, run_id in {**earlier, **days}.items():
         before = known.get(day)
-        found = _joined(context, day, runs.get(day), labels, asked, before, later=day < first)
+        found = _joined(context, day, runs.get(day), labels, asked, before, problem, later=day < first)
         context.store.put(_performance_key(day, run_id), canonical_json(found.to_json()))
         performances.append(found)
         if day >= first:
@@ -141,6 +148,7 @@ def join_labels(
         "rows_labelled": rows,
         "states": dict(states),
         "late_days": late,
+        "problem": problem,
     }
     context.evidence(dag_run, "labels", result)
     return result
@@ -189,14 +197,14 @@ def report_window(
     first, last = _window(context, first_day, last_day)
     performances = _performances(context, first - _HISTORY, last)
     scorers = _profiles_by_bundle(context, first, last)
-    newest = max(scorers, key=lambda item: max(item[1]))[0]
+    newest = max(scorers, key=lambda item: max([*item[1], *item[3]]))[0]
     html = render_report(
         context.spec,
         decision=decision_of(context, first, last),
         signals=signals_of(context, first, last),
         performances=[found for found in performances if found.day >= first],
         gaps=_gaps(context, performances),
-        profiles={day: profile for _, by_day, _ in scorers for day, profile in by_day.items()},
+        profiles={day: profile for _, by_day, *_ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),
         model=_scored_by(context, first, last),
     )
@@ -252,10 +260,11 @@ def _published(context: Context, first: date, last: date) -> dict[date, str]:
 
 def _profiles_by_bundle(
     context: Context, first: date, last: date
-) -> list[tuple[Bundle, dict[date, Profile], dict[date, int]]]:
-    """(bundle, profile by day, dead letters by day) of every bundle that scored a day of the window.
+) -> list[tuple[Bundle, dict[date, Profile], dict[date, int], dict[date, tuple[int, str]]]]:
+    """(bundle, profile by day, dead letters by day, rows and why by day without one) of every bundle of the window.
 
-    Days before the window that the same bundle scored are included: they are its history.
+    Days before the window that the same bundle scored are included: they are its history. A day is profiled whole or not
+    at all, for a part of it would look like a loss of rows.
     """
     from tasks.inference import published_records
     from tasks.model import Profile, fetch_bundle
@@ -271,12 +280,24 @@ def _profiles_by_bundle(
         bundle = fetch_bundle(context.store, digest, context.settings.cache_dir)
         by_day: dict[date, Profile] = {}
         dead: dict[date, int] = defaultdict(int)
+        rows: dict[date, int] = defaultdict(int)
+        why: dict[date, str] = {}
         for record in records:
-            if digests.get(record.day) == digest and record.profile:
+            if digests.get(record.day) != digest:
+                continue
+            rows[record.day] += record.rows
+            dead[record.day] += record.dead_letters
+            if not record.profile:
+                why[record.day] = "No profile was written when this day was scored; score it again."
+                continue
+            try:
                 profile = Profile.from_json(bundle.profile_spec, record.profile)
-                by_day[record.day] = by_day[record.day].merge(profile) if record.day in by_day else profile
-                dead[record.day] += record.dead_letters
-        found.append((bundle, by_day, dict(dead)))
+            except DataError as error:
+                why[record.day] = f"The profile of shard {record.shard} {error.what}: {error.fix}."
+                continue
+            by_day[record.day] = by_day[record.day].merge(profile) if record.day in by_day else profile
+        whole = {day: profile for day, profile in by_day.items() if day not in why}
+        found.append((bundle, whole, dict(dead), {day: (rows[day], said) for day, said in why.items()}))
     return found
 
 
@@ -308,13 +329,14 @@ def _joined(
     labels: Any,
     as_of: date,
     before: DayPerformance | None,
+    problem: str | None,
     *,
     later: bool,
 ) -> DayPerformance:
     """A day's performance by what is known now; predictions of a day that still has no label are not read again."""
     import pyarrow.compute as pc
 
-    from tasks.monitoring import performance, remembered, still_missing
+    from tasks.monitoring import performance, remembered, still_missing, unread
 
     own = None if labels is None else labels.filter(pc.field("day") == day)
     if later and before is not None and not before.labelled_rows and not _any_label(own):
@@ -322,6 +344,8 @@ def _joined(
     else:
         scored = _scored(context, day, run)
         found = performance(context.spec, day=day, scored=scored, labels=own, as_of=as_of)
+    if problem is not None:
+        found = unread(context.spec, found, before, problem=problem, as_of=as_of)
     return remembered(context.spec, found, before, as_of=as_of, later=later)
 
 
@@ -329,13 +353,17 @@ def _any_label(labels: Any) -> bool:
     return labels is not None and labels.column("label").null_count < labels.num_rows
 
 
-def _labels(context: Context, days: dict[date, str], as_of: date) -> Any:
+def _labels(context: Context, days: dict[date, str], as_of: date) -> tuple[Any, str | None]:
+    """(labels, what is wrong with their source); the decision on the data must not wait for labels that cannot be read."""
     from tasks.data import labels
 
     try:
-        return labels(context.settings, context.spec, days=list(days), as_of=as_of)
+        return labels(context.settings, context.spec, days=list(days), as_of=as_of), None
     except LabelsNotMature:
-        return None
+        return None, None
+    except (DataError, PipelineCodeError) as error:
+        logger.warning("labels cannot be read: %s", error)
+        return None, f"{error.which} {error.what}"
 
 
 def _scored(context: Context, day: date, run: ScoringRun | None) -> Any:
@@ -460,7 +488,32 @@ def _operations(
         *([fresh] if fresh else ()),
         *operations.scoring_cost(runs[: upto + 1]),
         *operations.clock_skew(list(published), runs[-3:], now=now),
+        *_other_columns(context, first, last),
     ]
+
+
+def _other_columns(context: Context, first: date, last: date) -> list[OperationFinding]:
+    from tasks.model import fetch_bundle
+    from tasks.monitoring.operations import other_columns
+
+    newest = max(_published(context, first, last))
+    run = _run_by_day(context, [newest]).get(newest)
+    if run is None or not (run.bundle_digest and run.snapshot_id):
+        return []
+    bundle = fetch_bundle(context.store, run.bundle_digest, context.settings.cache_dir)
+    try:
+        trained, scored = (
+            [
+                item
+                for item in context.snapshot(name).schema
+                if item[0] not in context.spec.label.known_afterwards
+            ]
+            for name in (bundle.manifest.snapshot_id, run.snapshot_id)
+        )
+    except NotFound:  # a snapshot was swept
+        return []
+    found = other_columns(trained, scored)
+    return [found] if found else []
 
 
 def _cost(run: ScoringRun) -> RunCost:

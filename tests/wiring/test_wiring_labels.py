@@ -10,6 +10,7 @@ from wiring_support import edit, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
+from tasks.inference.records import shard_key
 from tasks.metadata import MetadataStore
 
 _LABEL = "    bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)\n"
@@ -181,3 +182,75 @@ def test_days_of_the_future_are_stated_and_raise_no_alarm(installation: Settings
         decided = step(installation, "decide_window", **window)
     assert decided["action"] in ("note", "nothing") and decided["verdict"] in ("healthy", "noise")
     assert any("future of this clock" in said for said in decided["operations"])
+
+
+def _twice(and_again: str) -> str:
+    return f"    return pa.concat_tables([again for day in days for again in (_day(day), {and_again})])\n"
+
+
+_ONCE = "    return pa.concat_tables([_day(day) for day in days])\n"
+
+
+def test_labels_that_come_twice_count_once_and_contradicting_ones_not_at_all(installation: Settings) -> None:
+    run = score(installation)
+    monitored(installation, days_of(run), as_of="2024-02-20")
+    known = realised(installation)
+    source(installation, _ONCE, _twice("_day(day)"))
+    joined, decided = monitored(installation, days_of(run), as_of="2024-02-20")
+    assert joined["states"] == {"measured": 4} and joined["problem"] is None
+    assert realised(installation) == known
+
+    turned = "_day(day).set_column(7, 'bought', pa.array([None if v is None else 1 - v for v in _day(day)['bought'].to_pylist()], pa.int8()))"
+    source(installation, _twice("_day(day)"), _twice(turned))
+    joined, decided = monitored(installation, days_of(run), as_of="2024-02-20")
+    assert joined["states"] == {"missing": 4} and decided["action"] == "alert"
+    assert any("Only 0 of" in reason for reason in decided["reasons"])
+
+
+def test_labels_that_cannot_be_read_are_an_alert_and_the_data_is_judged_all_the_same(
+    installation: Settings,
+) -> None:
+    first, second = score(installation), score(installation)
+    source(installation, _GIVEN, "np.where(rng.random(n) < 0.01, None, bought + 1)")
+    joined, decided = monitored(installation, days_of(first), as_of="2024-02-20")
+    assert "bought" in joined["problem"] and joined["states"] == {"missing": 4}
+    assert decided["action"] == "alert" and "Labels could not be read on 2024-02-20" in decided["headline"]
+
+    source(installation, "None, bought + 1)", "None, bought)")
+    joined, decided = monitored(installation, days_of(second), as_of="2024-02-20")
+    assert joined["problem"] is None and len(joined["late_days"]) == 4 and decided["operations"] == []
+    known = realised(installation)
+    source(installation, _GIVEN, "np.where(rng.random(n) < 0.01, None, bought + 1)")
+    joined, _ = monitored(installation, days_of(second), as_of="2024-02-20")
+    assert joined["problem"] and joined["states"] == {"measured": 4}, "what was known stays known"
+    assert realised(installation) == known
+
+
+def test_a_profile_that_this_release_cannot_read_leaves_its_day_unjudged_with_the_fix(
+    installation: Settings,
+) -> None:
+    run = score(installation)
+    store = open_store(installation, prefix="default/toy")
+    key = shard_key(run["run_id"], 7)
+    record = json.loads(store.get(key))
+    assert record["profile"]["attributions"]["rows"] > 0
+    record["profile"]["version"] += 1
+    store.put(key, json.dumps(record).encode())
+    measured = step(installation, "measure_window", **days_of(run))
+    assert measured["days"] == 4
+    decided = step(installation, "decide_window", **days_of(run))
+    assert decided["verdict"] in ("healthy", "noise") and decided["action"] == "note"
+    assert any(record["day"] in reason and "upgrade" in reason for reason in decided["reasons"])
+    assert step(installation, "report_window", **days_of(run))["report_url"]
+
+
+def test_a_column_that_is_new_in_the_source_is_stated_and_nothing_else(installation: Settings) -> None:
+    source(
+        installation,
+        '            "city": city,\n',
+        '            "city": city,\n            "coupon": city,\n',
+    )
+    run = score(installation)
+    _, decided = monitored(installation, days_of(run), as_of="2024-02-20")
+    assert any("new: coupon" in said for said in decided["operations"])
+    assert decided["verdict"] in ("healthy", "noise") and decided["action"] != "alert"
