@@ -14,7 +14,15 @@ import pytest
 from tasks.core.spec import ExplanationSpec, PipelineSpec
 from tasks.model.attribution_sums import ExplainedRows, selection_of
 from tasks.model.profile import Profile
-from tasks.monitoring import DayPerformance, DaySignals, Monitor, decide, measure_day, measure_days
+from tasks.monitoring import (
+    DayPerformance,
+    DaySignals,
+    Monitor,
+    decide,
+    measure_day,
+    measure_days,
+    render_report,
+)
 from tasks.monitoring.leaning import LEAST_EXPLAINED
 
 Reasons = Callable[[pa.Table], np.ndarray]
@@ -122,6 +130,10 @@ def test_the_policy_is_that_of_every_channel_noise_with_good_labels_and_drift_be
     found = measured(days(10, why=swapped))
     before = decide(shop.SPEC, found)
     assert (before.verdict, before.action) == ("drift, no damage seen", "alert")
+    html = render_report(
+        shop.SPEC, decision=before, signals=found, profiles=days(10, why=swapped), monitor=MONITOR
+    )
+    assert "<h3>attributions</h3>" in html and "of what the scores rest on" in html
     assert any("of what the scores rest on" in reason for reason in before.reasons)
     good = [
         DayPerformance(s.day, "measured", "", 800, 800, 200, auc=0.75, auc_se=0.02, expected_auc=0.75)

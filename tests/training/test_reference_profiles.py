@@ -57,3 +57,15 @@ def test_clauses_that_prefer_rows_choose_the_same_ones_here(settings, toy, snaps
     assert [p.attributions.rows if p.attributions else 0 for p in found] == inside
     assert {p.attributions.selection for p in found if p.attributions} == {selection_of(spec)}
     assert selection_of(spec) != "any"
+
+
+def test_a_network_that_cannot_be_explained_is_trained_without(
+    settings, toy, snapshot, monkeypatch, caplog
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no gradient")
+
+    monkeypatch.setattr(reference, "explained", fails)
+    _, found = profiles(settings, toy, snapshot)
+    assert all(item.attributions is None for item in found)
+    assert "attribution drift will not be judged: RuntimeError: no gradient" in caplog.text
