@@ -128,7 +128,11 @@ def decide(
         ),
         # First what the reader was alerted for.
         reasons=tuple([*beside, *because] if raised != action else [*because, *beside]),
-        next_steps=(*_NEXT_STEPS[verdict], *(step for found in operations for step in found.next_steps)),
+        next_steps=(
+            *_read_otherwise(verdict, ordered),
+            *_NEXT_STEPS[verdict],
+            *(step for found in operations for step in found.next_steps),
+        ),
         days=tuple(days),
         evidence=_evidence(days, ordered, performances, gaps),
         operations=tuple(operations),
@@ -218,6 +222,17 @@ def _newest_gap(gaps: Sequence[PerformanceSignal], last: date) -> PerformanceSig
     """The newest labelled day up to `last`, unless it is so old that it says nothing of now."""
     known = [gap for gap in gaps if last - timedelta(days=LABELS_BACK_DAYS) <= gap.day <= last]
     return max(known, key=lambda gap: gap.day, default=None)
+
+
+def _read_otherwise(verdict: str, signals: Sequence[DaySignals]) -> tuple[str, ...]:
+    """The first step when the model reads values otherwise than before."""
+    alarmed = any(channel.kind == "attribution" for signal in signals for channel in signal.alarms)
+    if not alarmed or verdict not in (DRIFT, DAMAGE):
+        return ()
+    return (
+        "The model reads values otherwise than before: compare the encoding of the features named with training "
+        "(units, order of columns, category codes) before looking for events in the world.",
+    )
 
 
 def _earlier_damage(

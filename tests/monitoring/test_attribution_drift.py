@@ -130,6 +130,7 @@ def test_the_policy_is_that_of_every_channel_noise_with_good_labels_and_drift_be
     found = measured(days(10, why=swapped))
     before = decide(shop.SPEC, found)
     assert (before.verdict, before.action) == ("drift, no damage seen", "alert")
+    assert "order of columns, category codes" in before.next_steps[0]
     html = render_report(
         shop.SPEC, decision=before, signals=found, profiles=days(10, why=swapped), monitor=MONITOR
     )
