@@ -73,6 +73,7 @@ def decide(
     signals: Sequence[DaySignals],
     performances: Sequence[DayPerformance] = (),
     gaps: Sequence[PerformanceSignal] = (),
+    *,
     operations: Sequence[OperationFinding] = (),
 ) -> Decision:
     """The verdict on a window of days, and on each day in it. Pure.

@@ -427,7 +427,7 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
         [found for found in performances if found.day >= first],
         # Labelled days of a model that is gone say nothing of the one that scored this window.
         [gap for gap in gaps if gap.day >= first or scorers.get(gap.day) == scorers.get(signals[-1].day)],
-        [*_operations(context, first, last, recent), *([changed] if changed else [])],
+        operations=[*_operations(context, first, last, recent), *([changed] if changed else [])],
     )
     return replace(
         decision,

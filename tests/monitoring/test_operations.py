@@ -178,7 +178,7 @@ def test_findings_never_hide_or_weaken_what_data_and_labels_say():
     held = decide(shop.SPEC, [day(0), day(1, fault="12% of price is null")], operations=[late])
     assert (held.verdict, held.action) == ("data fault", "hold_scoring")
     assert "12% of price is null" in held.reasons[0] and held.reasons[-1] == late.statement
-    asked = decide(shop.SPEC, [day(0)], [labels(0)], [gap(0, "once")], [late])
+    asked = decide(shop.SPEC, [day(0)], [labels(0)], [gap(0, "once")], operations=[late])
     assert (asked.verdict, asked.action) == ("performance damage", "ask_person")
 
 
