@@ -28,7 +28,8 @@ SCHEMA = pa.schema(
 def labels(settings: Settings, spec: PipelineSpec, *, days: Iterable[date], as_of: date) -> pa.Table:
     """Labels of those `days` that have matured by `as_of`, to be joined to predictions by `prediction_id`.
 
-    A day's labels are known from `day + label.delay_days` on. A row without an outcome has a null label.
+    A day's labels are known from `day + label.delay_days` on. A row without an outcome has a null label. A row that the
+    source holds twice comes twice, with labels that may differ: whoever joins them decides what that means.
 
     Returns:
         Columns prediction_id, event_time, day, entity_id, label (int8, nullable), ordered by event time; no
@@ -53,7 +54,7 @@ def labels(settings: Settings, spec: PipelineSpec, *, days: Iterable[date], as_o
     for window in _windows(matured):
         raw = source.load(window.first_day, window.last_day)
         if raw.num_rows:
-            rows = prepare_rows(raw, spec, with_labels=True)
+            rows = prepare_rows(raw, spec, with_labels=True, distinct=False)
             tables += [_labelled(part, spec) for part in split_days(rows, spec, window).values()]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 

@@ -80,13 +80,14 @@ def take_snapshot(
     return snapshot
 
 
-def prepare_rows(raw: pa.Table, spec: PipelineSpec, *, with_labels: bool) -> pa.Table:
+def prepare_rows(raw: pa.Table, spec: PipelineSpec, *, with_labels: bool, distinct: bool = True) -> pa.Table:
     """Columns and types as every later step expects them; keys present and distinct.
 
     Args:
         raw: What a source returned.
         spec: The pipeline.
         with_labels: Whether the label must be there.
+        distinct: Whether keys must be; labels may come twice.
     """
     needed = [*spec.entity_key, spec.event_time]
     if with_labels:
@@ -94,7 +95,8 @@ def prepare_rows(raw: pa.Table, spec: PipelineSpec, *, with_labels: bool) -> pa.
     require_columns(raw.column_names, needed, spec)
     rows = with_event_time(raw, spec)
     refuse_null_keys(rows, spec)
-    refuse_duplicates(rows, spec)
+    if distinct:
+        refuse_duplicates(rows, spec)
     return with_label(rows, spec) if with_labels else rows
 
 

@@ -16,6 +16,7 @@ from tasks.core.spec import PipelineSpec
 from tasks.inference.records import Plan
 from tasks.inference.scoring import ShardModel
 from tasks.model import Profile, Scorer, fetch_bundle
+from tasks.model.attribution_sums import ANY_ROW, ExplainedRows, selection_of
 from tasks.model.execution import Execution
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,16 @@ _MEMORY_SHARE = 0.5
 
 
 class BundleModel:
-    """A `Scorer` that also profiles on its bundle's grid."""
+    """A `Scorer` that also profiles on its bundle's grid.
 
-    def __init__(self, scorer: Scorer) -> None:
+    Args:
+        scorer: The loaded bundle.
+        selection: How the rows to explain are chosen now, `selection_of` the pipeline.
+    """
+
+    def __init__(self, scorer: Scorer, selection: str = ANY_ROW) -> None:
         self._scorer = scorer
+        self._selection = selection
         self.feature_names = tuple(scorer.feature_names)
         self.output_names = scorer.output_names
         self.explainer = scorer.explainer
@@ -51,8 +58,15 @@ class BundleModel:
     def explain(self, encoded: npt.NDArray[np.float32]) -> Any:
         return self._scorer.explain(encoded)
 
-    def profile(self, features: pa.Table, scores: npt.NDArray[np.float32]) -> dict[str, Any] | None:
-        return Profile.of(self._scorer.bundle.profile_spec, features, scores).to_json()
+    def profile(
+        self,
+        features: pa.Table,
+        scores: npt.NDArray[np.float32],
+        explained: npt.NDArray[np.bool_],
+        attributions: npt.NDArray[np.float32],
+    ) -> dict[str, Any] | None:
+        rows = ExplainedRows(explained, attributions, self._selection)
+        return Profile.of(self._scorer.bundle.profile_spec, features, scores, rows).to_json()
 
 
 def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> ShardModel:
@@ -81,7 +95,7 @@ def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> Sha
             fix="plan again with the feature version that the registry names for this model",
         )
     scorer.check_golden()
-    return BundleModel(scorer)
+    return BundleModel(scorer, selection_of(spec))
 
 
 def scoring_device(spec: PipelineSpec) -> str:

@@ -87,8 +87,13 @@ class ShardModel(Protocol):
         """`attributions` float32 [n, F], `base_value` float, `residual` float32 [n]."""
         ...
 
-    def profile(self, features: pa.Table, scores: Floats) -> dict[str, Any] | None:
-        """The JSON of a mergeable profile of these rows; None when the model has no grid for one."""
+    def profile(
+        self, features: pa.Table, scores: Floats, explained: npt.NDArray[np.bool_], attributions: Floats
+    ) -> dict[str, Any] | None:
+        """The JSON of a mergeable profile of n rows; None when the model has no grid for one.
+
+        `attributions`, float32 [k, F], are of those k rows that `explained`, [n], marks.
+        """
         ...
 
 

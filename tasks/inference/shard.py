@@ -289,7 +289,12 @@ class ShardWorker:
         if not batches:  # every row failed, within the budget
             return _Found((), dead, None, ExposedRows(0, 0, (), 0.0) if exposed else None)
         features = pa.concat_tables([batch.features for batch in batches])
-        profile = self.model.profile(features, np.concatenate([batch.scores for batch in batches]))
+        profile = self.model.profile(
+            features,
+            np.concatenate([batch.scores for batch in batches]),
+            np.concatenate([batch.explained for batch in batches]),
+            np.concatenate([batch.attributions for batch in batches]),
+        )
         if exposed is None:
             parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]
             _refuse_duplicates(parts[0].scored.prediction_ids, which)

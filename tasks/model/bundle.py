@@ -8,7 +8,7 @@
 | `encoder.json` | means, deviations, vocabularies, training frequencies (the attribution baseline) |
 | `weights.pt` | state dict; loaded with `weights_only=True` |
 | `golden.parquet` | source rows (no outcomes), their encoded matrix and predictions, replayed at load |
-| `profile_spec.json`, `reference_profiles.json` | histograms' edges, and one profile for each training and validation day |
+| `profile_spec.json`, `reference_profiles.json` | histograms' edges, and one profile for each training and validation day, with attributions of some rows |
 
 The bundle's digest is the SHA-256 over all (path, SHA-256) pairs, the manifest's included. It is recorded in
 the registry and checked at every fetch, and each file is checked again when it is read (I9).

@@ -6,6 +6,9 @@ that grid. Each shard writes one into its commit record; the monitor merges them
 
 All that a profile sums are integers (moments are sums of fixed-point values), so merging is exact: the
 merge of the parts, in any order, equals the profile of the whole, bit for bit.
+
+Rows that were explained add what their attributions sum to, by feature: on what the scores rest. These sums are
+no channel of the grid, so the grid of an older bundle stays what it was and a profile without them reads as before.
 """
 
 from __future__ import annotations
@@ -23,11 +26,14 @@ import pyarrow.compute as pc
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.ids import digest_json
 from tasks.core.spec import PipelineSpec
+from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
 from tasks.model.ranking import auc_of_groups
 
 PROFILE_VERSION = 1
 """Layout of both records; it rises when a reader of the older layout would misread the newer one."""
 
+ATTRIBUTIONS = "attributions"
+"""Name of the channel that explained rows add; it is not of the grid."""
 SCORE_BINS = 50
 MAX_BINS = 64
 MAX_CATEGORIES = 256
@@ -132,11 +138,19 @@ class ProfileSpec:
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of all channels: features, then pairs, then `score`."""
+        return (*self.features, *(grid.name for grid in self.pairs), "score")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features in the order of attributions: numeric first, then categorical."""
+        return (*(grid.name for grid in self.numeric), *(grid.name for grid in self.categorical))
+
+    @property
+    def cell_widths(self) -> tuple[int, ...]:
+        """Cells by which attributions of each feature are summed; they follow from the grid."""
         return (
-            *(grid.name for grid in self.numeric),
-            *(grid.name for grid in self.categorical),
-            *(grid.name for grid in self.pairs),
-            "score",
+            *(len(_cell_edges(grid)) + 2 for grid in self.numeric),
+            *(min(len(grid.categories), CATEGORY_CELLS) + 2 for grid in self.categorical),
         )
 
     @cached_property
@@ -406,16 +420,25 @@ class Profile:
     categorical: Mapping[str, CategoricalCounts]
     pairs: Mapping[str, PairCounts]
     score: ScoreCounts
+    attributions: AttributionSums | None = None
+    """Of the rows that were explained; None when none was."""
     version: int = PROFILE_VERSION
 
     @classmethod
-    def of(cls, spec: ProfileSpec, features: pa.Table, scores: npt.ArrayLike) -> Profile:
+    def of(
+        cls,
+        spec: ProfileSpec,
+        features: pa.Table,
+        scores: npt.ArrayLike,
+        explained: ExplainedRows | None = None,
+    ) -> Profile:
         """Count rows.
 
         Args:
             spec: The grid, from the model's bundle.
             features: Shape (n, F); n may be 0. Columns that the grid does not know are ignored.
             scores: Shape (n,), calibrated probabilities; NaN counts as null.
+            explained: Which of the rows were explained, and how.
 
         Raises:
             DataError: A column is missing or of a wrong type, or the lengths differ.
@@ -435,6 +458,7 @@ class Profile:
             {g.name: _count_categorical(g, *codes[g.name]) for g in spec.categorical},
             {g.name: _count_pair(spec, g, codes) for g in spec.pairs},
             _count_scores(values),
+            _sum_attributions(spec, features, codes, explained),
         )
 
     @classmethod
@@ -476,12 +500,23 @@ class Profile:
             {name: mine.merge(other.categorical[name]) for name, mine in self.categorical.items()},
             {name: mine.merge(other.pairs[name]) for name, mine in self.pairs.items()},
             self.score.merge(other.score),
+            other.attributions
+            if self.attributions is None
+            else self.attributions.merge(other.attributions)
+            if other.attributions is not None
+            else self.attributions,
         )
 
     def histogram(self, channel: str) -> IntArray:
-        """Counts of one of `spec.channels`, with its null (and unseen) bins at the end."""
+        """Counts of one of `spec.channels`, with its null (and unseen) bins at the end.
+
+        `attributions` gives the mass of |attribution| by feature, in the order of `spec.features`.
+        """
         if channel == "score":
             return self.score.histogram()
+        if channel == ATTRIBUTIONS:
+            nothing = np.zeros(len(self.spec.features), np.int64)
+            return self.attributions.magnitude if self.attributions else nothing
         for kind in (self.numeric, self.categorical, self.pairs):
             if channel in kind:
                 counts: NumericCounts | CategoricalCounts | PairCounts = kind[channel]
@@ -496,6 +531,7 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, integers but for minima and maxima; the grid is named by digest, not repeated."""
+        explained = {} if self.attributions is None else {"attributions": self.attributions.to_json()}
         return {
             "version": self.version,
             "grid": self.spec.digest,
@@ -504,6 +540,7 @@ class Profile:
             "categorical": {name: counts.to_json() for name, counts in self.categorical.items()},
             "pairs": {name: counts.to_json() for name, counts in self.pairs.items()},
             "score": self.score.to_json(),
+            **explained,
         }
 
     @classmethod
@@ -532,6 +569,9 @@ class Profile:
                 },
                 {g.name: PairCounts.from_json(g, raw["pairs"][g.name]) for g in spec.pairs},
                 ScoreCounts.from_json(raw["score"]),
+                AttributionSums.from_json(raw["attributions"], spec.cell_widths)
+                if raw.get("attributions") is not None
+                else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -545,6 +585,47 @@ class Profile:
 
     def __hash__(self) -> int:
         return hash(self.input_digest)
+
+
+def _sum_attributions(
+    spec: ProfileSpec,
+    features: pa.Table,
+    codes: Mapping[str, tuple[IntArray, tuple[str, ...]]],
+    explained: ExplainedRows | None,
+) -> AttributionSums | None:
+    if explained is None or not explained.explained.any():
+        return None
+    chosen = explained.explained
+    wanted = (int(np.count_nonzero(chosen)), len(spec.features))
+    if explained.attributions.shape != wanted or chosen.shape != (features.num_rows,):
+        raise DataError(
+            f"have shape {explained.attributions.shape} for {wanted[0]} explained rows and {wanted[1]} features",
+            which="attributions of a profile",
+            fix="pass one row for each that is explained, with features in the order of features.names",
+        )
+    some = slice(None) if chosen.all() else chosen
+    cells = np.empty(wanted[::-1], dtype=np.int64)
+    for i, numeric in enumerate(spec.numeric):
+        values, edges = _numbers(features, numeric.name)[some], _cell_edges(numeric)
+        cell = np.zeros(len(values), np.uint8)
+        for edge in edges:  # so few that this is three times as fast as a search
+            cell += values >= edge
+        cell[np.isnan(values)] = len(edges) + 1
+        cells[i] = cell
+    for i, grid in enumerate(spec.categorical, start=len(spec.numeric)):
+        known = min(len(grid.categories), CATEGORY_CELLS)
+        cell_of = np.minimum(np.arange(len(grid.categories) + 2), known)
+        cell_of[-1] = known + 1
+        cells[i] = cell_of[codes[grid.name][0][some]]
+    return AttributionSums.of(explained.attributions, cells, spec.cell_widths, explained.selection)
+
+
+def _cell_edges(grid: NumericGrid) -> FloatArray:
+    """Inner edges of the cells: every few edges of the grid, whose outer two are the reference's range."""
+    inner = np.asarray(grid.edges[1:-1], dtype=np.float64)
+    if inner.size < NUMERIC_CELLS:
+        return inner
+    return inner[np.linspace(0, inner.size - 1, NUMERIC_CELLS + 1)[1:-1].round().astype(np.int64)]
 
 
 def _check_version(raw: Mapping[str, Any], what: str) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from tasks.core.errors import ConfigError, DataError, DigestMismatch, PipelineCodeError
-from tasks.model.attribution import EXPLAINER_VERSION, Attributions, Explainer
+from tasks.model.attribution import EXPLAINER_VERSION, Attributions, Explainer, explained
 from tasks.model.bundle import ENCODED_COLUMN, SCORE_COLUMN, Bundle
 from tasks.model.encoder import Matrix
-from tasks.model.execution import Execution, Floats, blocks, one_thread, outputs, predict, tuned
+from tasks.model.execution import Execution, Floats, one_thread, outputs, predict, tuned
 from tasks.model.network import CalibratedNetwork, build_network, output_names
 
 GOLDEN_TOLERANCE = 1e-5
@@ -119,16 +119,7 @@ class Scorer:
             DataError: `encoded` does not have this bundle's width.
         """
         self._check_width(encoded)
-        slope, intercept = self._calibration.slope, self._calibration.intercept
-        parts = np.empty((len(encoded), len(self.feature_names)), dtype=np.float32)
-        residual = np.empty(len(encoded), dtype=np.float32)
-        with one_thread():
-            for rows, block in blocks(encoded, self.execution):
-                found, error = self._explainer.attribute(block)
-                kept = rows.stop - rows.start
-                parts[rows] = (found[:kept] * slope).cpu().numpy()
-                residual[rows] = (error[:kept] * slope).cpu().numpy()
-        return Attributions(parts, self._explainer.base_logit * slope + intercept, residual)
+        return explained(self._explainer, encoded, self._calibration, self.execution)
 
     def check_golden(self) -> float:
         """Replay the golden rows from source row to probability; returns the largest difference.

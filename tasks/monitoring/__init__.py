@@ -7,8 +7,16 @@
 from __future__ import annotations
 
 from tasks.monitoring.decision import decide
-from tasks.monitoring.measure import Monitor, measure_day, measure_days
-from tasks.monitoring.performance import expected_auc, judge_gaps, performance
+from tasks.monitoring.measure import Monitor, measure_day, measure_days, unjudged_day
+from tasks.monitoring.performance import (
+    expected_auc,
+    judge_gaps,
+    performance,
+    remembered,
+    still_missing,
+    to_join_again,
+    unread,
+)
 from tasks.monitoring.report import render_report
 from tasks.monitoring.signals import (
     ChannelDrift,
@@ -17,6 +25,7 @@ from tasks.monitoring.signals import (
     DayPerformance,
     DaySignals,
     Decision,
+    OperationFinding,
     PerformanceSignal,
 )
 
@@ -28,6 +37,7 @@ __all__ = [
     "DaySignals",
     "Decision",
     "Monitor",
+    "OperationFinding",
     "PerformanceSignal",
     "decide",
     "expected_auc",
@@ -35,5 +45,10 @@ __all__ = [
     "measure_day",
     "measure_days",
     "performance",
+    "remembered",
     "render_report",
+    "still_missing",
+    "to_join_again",
+    "unjudged_day",
+    "unread",
 ]

@@ -7,11 +7,12 @@ damage that was open stays open; who finds nothing to alert about resolves all t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Protocol
 
 from tasks.monitoring.alerts import Observation
 from tasks.monitoring.decision import ALERT, ASK, BLIND, DAMAGE, DRIFT, FAULT, HOLD
+from tasks.monitoring.operations import COST, FRESHNESS, LABELS, STALE_STEPS, end_of, freshness
 
 _KIND_OF_ACTION = {HOLD: FAULT, ASK: DAMAGE, ALERT: DRIFT}
 _ORDER = (HOLD, ASK, ALERT)
@@ -20,6 +21,8 @@ MODEL_ACTIONS = ("roll_back", "rollback", "hold_promotions", "retrain")
 """Actions about the model that the decision policy may know; they count as `ask_person`."""
 PLAYBOOK = "docs/playbook.md"
 _ANCHORS = {FAULT: "data-fault", DAMAGE: "performance-damage", DRIFT: "drift"}
+_OPERATIONS = {LABELS: "labels-late", COST: "scoring-cost"}
+"""Kinds of operational findings that open an alert of their own, and their sections of the playbook."""
 _GATE_STEPS = {
     "data": (
         "Read the gate's report: which expectation failed, on how many rows.",
@@ -60,20 +63,25 @@ class DecisionLike(Protocol):
 
 
 def of_decision(found: DecisionLike, links: Mapping[str, str]) -> list[Observation]:
-    """What a decision of the monitor says of data faults, performance damage and drift."""
+    """What a decision of the monitor says of data faults, performance damage, drift, labels and cost of scoring."""
+    beside = _operations(found, links)
     action = ASK if found.action in MODEL_ACTIONS else found.action
+    if action == ALERT:  # which may be for what stands beside the data alone
+        action = str(found.record.get("data_action") or action)
     about = str(found.last_day or "")
     if action not in _ORDER:
         if found.verdict == BLIND:
-            return []
-        return [
+            return beside
+        return beside + [
             Observation(kind, found.decided_at_utc, False, about=about) for kind in _KIND_OF_ACTION.values()
         ]
     kind = _KIND_OF_ACTION[action]
     # what a decision of old days alerts about may be over, with damage or a fault as its name
     over = action == ALERT and found.verdict in (FAULT, DAMAGE)
     resolved = _ORDER if over else _ORDER[: _ORDER.index(action)]
-    seen = [Observation(_KIND_OF_ACTION[item], found.decided_at_utc, False, about=about) for item in resolved]
+    seen = beside + [
+        Observation(_KIND_OF_ACTION[item], found.decided_at_utc, False, about=about) for item in resolved
+    ]
     if over:
         return seen
     record = found.record
@@ -92,6 +100,60 @@ def of_decision(found: DecisionLike, links: Mapping[str, str]) -> list[Observati
         about=about,
     )
     return [*seen, firing]
+
+
+def _operations(found: DecisionLike, links: Mapping[str, str]) -> list[Observation]:
+    """Nothing from decisions that did not look at operations: those of earlier releases, and those that act."""
+    if "operations" not in found.record:
+        return []
+    about, seen = str(found.last_day or ""), []
+    for kind, anchor in _OPERATIONS.items():
+        alerting = [
+            item for item in found.record["operations"] if (item["kind"], item["severity"]) == (kind, ALERT)
+        ]
+        if not alerting:
+            seen.append(Observation(kind, found.decided_at_utc, False, about=about))
+            continue
+        seen.append(
+            Observation(
+                kind=kind,
+                at_utc=found.decided_at_utc,
+                firing=True,
+                incident=f"decision {found.decision_id}",
+                severity="warn",
+                headline=str(alerting[0]["statement"]),
+                since=str(alerting[0].get("since") or found.last_day or ""),
+                reasons=tuple(str(item["statement"]) for item in alerting[1:]),
+                next_steps=tuple(alerting[0].get("next_steps") or ()),
+                links={**links, "playbook": f"{PLAYBOOK}#{anchor}"},
+                about=about,
+            )
+        )
+    return seen
+
+
+def of_freshness(
+    newest_day: date | None, *, now: datetime, objective_hours: float | None, links: Mapping[str, str]
+) -> Observation:
+    """Whether the newest published day is older than the pipeline's objective; without an objective or a day it is not.
+
+    While it is, the observation is of the hour, so that looking every five minutes changes nothing in between.
+    """
+    late = freshness(newest_day, now=now, objective_hours=objective_hours)
+    if late is None or newest_day is None or objective_hours is None:
+        return Observation(FRESHNESS, now, False)
+    crossed = end_of(newest_day) + timedelta(hours=objective_hours)
+    return Observation(
+        kind=FRESHNESS,
+        at_utc=max(crossed, now.replace(minute=0, second=0, microsecond=0)),
+        firing=True,
+        incident=f"day {newest_day}",
+        severity="warn",
+        headline=late.statement,
+        since=f"{crossed:%Y-%m-%d %H:%M} UTC",
+        next_steps=STALE_STEPS,
+        links={**links, "playbook": f"{PLAYBOOK}#freshness"},
+    )
 
 
 def of_verdict(

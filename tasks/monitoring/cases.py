@@ -204,7 +204,7 @@ def case_of(
     """
     affected = [day for day in decision.days if day.verdict == kind]
     days = tuple(day.day for day in affected if day.incident == affected[-1].incident)
-    if not days and decision.action == ASK and kind == DAMAGE:
+    if not days and decision.data_action == ASK and kind == DAMAGE:
         days = (decision.last_day,)  # the CUSUM alone is in alarm
     if not days:
         return None, (), ()
@@ -221,12 +221,12 @@ def case_of(
 def kinds_of(decision: Decision) -> list[str]:
     """The kinds of incident in a window."""
     found = [kind for kind in _SLUGS if any(day.verdict == kind for day in decision.days)]
-    return found if decision.action != ASK or DAMAGE in found else [*found, DAMAGE]
+    return found if decision.data_action != ASK or DAMAGE in found else [*found, DAMAGE]
 
 
 def asks(decision: Decision) -> str:
     """The kind that a window's decision puts before a person; empty when it puts none."""
-    kind = {HOLD: FAULT, ASK: DAMAGE, ALERT: decision.verdict}.get(decision.action, "")
+    kind = {HOLD: FAULT, ASK: DAMAGE, ALERT: decision.verdict}.get(decision.data_action, "")
     return kind if kind in _SLUGS else ""
 
 

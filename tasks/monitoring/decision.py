@@ -30,6 +30,7 @@ from tasks.monitoring.signals import (
     DayPerformance,
     DaySignals,
     Decision,
+    OperationFinding,
     PerformanceSignal,
 )
 
@@ -51,6 +52,10 @@ OPEN_DAYS = 3
 MERGE_DAYS = 7
 """Days of one kind at most this far apart belong to one incident; only its first day alerts."""
 
+LABELS_BACK_DAYS = 35
+"""How far back labels that come late are taken in, and a labelled day speaks of the present."""
+
+_FORCE = (NOTHING, NOTE, ALERT, ASK, HOLD)
 _SEVERITY = (HEALTHY, BLIND, NOISE, DRIFT, FAULT, DAMAGE)
 _NEXT_STEPS = {
     HEALTHY: (),
@@ -78,6 +83,8 @@ def decide(
     signals: Sequence[DaySignals],
     performances: Sequence[DayPerformance] = (),
     gaps: Sequence[PerformanceSignal] = (),
+    *,
+    operations: Sequence[OperationFinding] = (),
     answered: Sequence[Answered] = (),
 ) -> Decision:
     """The verdict on a window of days, and on each day in it. Pure.
@@ -89,7 +96,10 @@ def decide(
     Args:
         signals: Tiers 1 and 2 by day; at least one, in any order.
         performances: Tier 3 by day; days may be missing.
-        gaps: `judge_gaps` of the performances, over a history that may be longer than the window.
+        gaps: `judge_gaps` of the performances, over a history that may be longer than the window. While no day of the
+            window has labels, the newest one before it says whether damage is open; pass only days of the present model.
+        operations: What `tasks.monitoring.operations` found. They add reasons and may raise the action to a note or an
+            alert; they change no verdict.
         answered: Cases that people have answered; those about damage, of the model version that scored the window.
 
     Raises:
@@ -125,27 +135,40 @@ def decide(
             quiet.add(signal.day)
             action, reasons = NOTE, (*reasons, f"{known.words}.")
         days.append(DayDecision(signal.day, verdict, action, reasons, incident))
-    within = [
-        gap
-        for gap in gaps
-        if days[0].day <= gap.day <= days[-1].day
-        and PERFORMANCE not in muted(answered, gap.day)
-        and known_answer(answered, DAMAGE, gap.day, (PERFORMANCE,)) is None
-    ]
-    action, is_open = _window_action(days, quiet, within)
+    newest = _newest_gap(gaps, ordered[-1].day)
+    hurts = (
+        newest is not None
+        and newest.alarm is not None
+        and PERFORMANCE not in muted(answered, newest.day)
+        and known_answer(answered, DAMAGE, newest.day, (PERFORMANCE,)) is None
+    )
+    action, is_open = _window_action(days, quiet, hurts)
     # What acts gives the window its name: an open data fault explains worse performance, not the reverse.
     verdict = {HOLD: FAULT, ASK: DAMAGE}.get(action) or _window_verdict(days)
+    raised = max((action, *(found.severity for found in operations)), key=_FORCE.index)
+    loud = [found for found in operations if found.severity == ALERT]
+    beside = [found.statement for found in operations]
+    because = [*_earlier_damage(days, ordered[-1].day, gaps), *_window_reasons(days, ordered, by_day)]
     return Decision(
         pipeline=spec.name,
         first_day=ordered[0].day,
         last_day=ordered[-1].day,
         verdict=verdict,
-        action=action,
-        headline=_headline(verdict, days, is_open, by_day, quiet),
-        reasons=_window_reasons(days, ordered, by_day),
-        next_steps=_NEXT_STEPS[verdict],
+        action=raised,
+        headline=" ".join(
+            [_headline(verdict, days, is_open, by_day, gaps, quiet), *(found.statement for found in loud)]
+        ),
+        # First what the reader was alerted for.
+        reasons=tuple([*beside, *because] if raised != action else [*because, *beside]),
+        next_steps=(
+            *_read_otherwise(verdict, ordered),
+            *_NEXT_STEPS[verdict],
+            *(step for found in operations for step in found.next_steps),
+        ),
         days=tuple(days),
         evidence=_evidence(days, ordered, performances, gaps),
+        operations=tuple(operations),
+        data_action=action,
     )
 
 
@@ -204,18 +227,16 @@ def _window_verdict(days: Sequence[DayDecision]) -> str:
     return max(verdicts, key=_SEVERITY.index)
 
 
-def _window_action(
-    days: Sequence[DayDecision], quiet: set[date], gaps: Sequence[PerformanceSignal]
-) -> tuple[str, bool]:
+def _window_action(days: Sequence[DayDecision], quiet: set[date], hurts: bool) -> tuple[str, bool]:
     """(action, whether the incident behind it is open).
 
     Args:
         quiet: Days about which somebody has answered.
-        gaps: Of the window, without those about which somebody has answered.
+        hurts: Whether the newest labelled day shows damage about which nobody has answered.
     """
     since = days[-1].day - timedelta(days=OPEN_DAYS - 1)
     opened = {day.verdict for day in days if day.day >= since and day.day not in quiet}
-    if gaps and gaps[-1].alarm:
+    if hurts:
         opened.add(DAMAGE)
     ever = {day.verdict for day in days if day.day not in quiet}
     if FAULT in opened:
@@ -282,6 +303,33 @@ def _muted_words(
     return tuple(f"{', '.join(names)}: {words}." for words, names in by_words.items())
 
 
+def _newest_gap(gaps: Sequence[PerformanceSignal], last: date) -> PerformanceSignal | None:
+    """The newest labelled day up to `last`, unless it is so old that it says nothing of now."""
+    known = [gap for gap in gaps if last - timedelta(days=LABELS_BACK_DAYS) <= gap.day <= last]
+    return max(known, key=lambda gap: gap.day, default=None)
+
+
+def _read_otherwise(verdict: str, signals: Sequence[DaySignals]) -> tuple[str, ...]:
+    """The first step when the model reads values otherwise than before."""
+    alarmed = any(channel.kind == "attribution" for signal in signals for channel in signal.alarms)
+    if not alarmed or verdict not in (DRIFT, DAMAGE):
+        return ()
+    return (
+        "The model reads values otherwise than before: compare the encoding of the features named with training "
+        "(units, order of columns, category codes) before looking for events in the world.",
+    )
+
+
+def _earlier_damage(
+    days: Sequence[DayDecision], last: date, gaps: Sequence[PerformanceSignal]
+) -> tuple[str, ...]:
+    """The reason of damage that labels of a day before the window show."""
+    newest = _newest_gap(gaps, last)
+    if newest is None or newest.alarm is None or newest.day >= days[0].day:
+        return ()
+    return (f"{newest.day}, the newest day with labels: {_damage(newest)}",)
+
+
 def _damage(gap: PerformanceSignal | None) -> str:
     if gap is None or gap.alarm is None:
         return ""
@@ -300,7 +348,8 @@ def _moved(alarms: Sequence[ChannelDrift]) -> str:
         f"{c.channel} (z {c.z:.1f}{', two days in three' if c.alarm == 'persistent' else ''})" for c in alarms
     ]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"Moved: {', '.join(names[:4])}{more}."
+    inside = "".join(f" {c.channel.capitalize()}: {c.detail}." for c in alarms if c.detail)
+    return f"Moved: {', '.join(names[:4])}{more}.{inside}"
 
 
 def _headline(
@@ -308,9 +357,12 @@ def _headline(
     days: Sequence[DayDecision],
     is_open: bool,
     performances: dict[date, DayPerformance],
+    gaps: Sequence[PerformanceSignal],
     quiet: set[date],
 ) -> str:
-    affected = [day.day for day in days if day.verdict == verdict] or [days[-1].day]
+    newest = _newest_gap(gaps, days[-1].day)
+    fallback = newest.day if verdict == DAMAGE and newest is not None else days[-1].day
+    affected = [day.day for day in days if day.verdict == verdict] or [fallback]
     when = _dates(affected)
     hurt = [day.day for day in days if day.verdict == DAMAGE]
     known = set(affected) <= quiet

@@ -9,7 +9,7 @@ thousands of rows the answer is always yes. z answers "did it move more than it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from types import MappingProxyType
 
@@ -17,7 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.core.spec import PipelineSpec
+from tasks.model.attribution_sums import AttributionSums
 from tasks.model.profile import Profile, ProfileSpec
+from tasks.monitoring.leaning import (
+    CHANNEL,
+    KIND,
+    in_words,
+    least_explained,
+    pair_rows,
+    reasons,
+    weighty,
+)
 from tasks.monitoring.signals import ChannelDrift
 
 FloatArray = npt.NDArray[np.float64]
@@ -95,6 +105,12 @@ class Baseline:
     """By feature: (median, spread) of a day's null share minus that of its last four same weekdays."""
     score_spread: float
     """Spread of a day's mean score around that of its last four same weekdays, on the logit scale."""
+    attributions: AttributionSums | None = None
+    """Of all reference days; None when none was explained, as in bundles of earlier releases."""
+    reasons: Mapping[str, Mapping[str, Normal]] = field(default_factory=dict)
+    """By weekday class, then feature: how far its attributions are from those of other days with the same values."""
+    pair_rows: float = 0.0
+    """Explained rows behind a usual reference comparison, as `leaning.pair_rows` counts them."""
 
 
 def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Profile]) -> Baseline:
@@ -112,26 +128,26 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
         pools = {day: _either_side(day, days) for day in days}
         pools = {day: pool for day, pool in pools.items() if len(pool) == POOL_DAYS}
         method = f"{len(pools)} reference days, each against four other same weekdays (a short reference)"
+    explained = Profile.merged(grid, days.values()).attributions
     if len(pools) < MIN_DAYS:
-        return Baseline(grid, days, {}, f"only {len(pools)} reference days can be compared", {}, 0.0)
+        said = f"only {len(pools)} reference days can be compared"
+        return Baseline(grid, days, {}, said, {}, 0.0, explained)
     distances: dict[date, dict[str, float]] = {}
+    leaning: dict[date, dict[str, float]] = {}
+    sizes: list[float] = []
     shifts = []
     features = [*(g.name for g in grid.numeric), *(g.name for g in grid.categorical)]
     nulls: dict[str, list[float]] = {name: [] for name in features}
     for day, pool in pools.items():
         pooled = Profile.merged(grid, (days[other] for other in pool))
         distances[day] = channel_distances(days[day], pooled)
+        if found := reason_distances(days[day], pooled, least=least_explained(spec)):
+            leaning[day] = found
+            sizes.append(pair_rows(days[day], pooled))
         for name in features:
             nulls[name].append(null_share(days[day], name) - null_share(pooled, name))
         shifts.append(_logit(days[day].score.mean) - _logit(pooled.score.mean))
-    normal: dict[str, dict[str, Normal]] = {}
-    pooled_normal = {c: _normal([found[c] for found in distances.values()]) for c in grid.channels}
-    for kind in ("workday", "saturday", "sunday"):
-        members = [found for day, found in distances.items() if weekday_class(day) == kind]
-        normal[kind] = {
-            channel: _class_normal([found[channel] for found in members], pooled_normal[channel])
-            for channel in grid.channels
-        }
+    normal = _normals(distances, grid.channels)
     null_shifts = {name: _centre_and_spread(np.asarray(found)) for name, found in nulls.items()}
     return Baseline(
         grid,
@@ -140,7 +156,24 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
         method,
         null_shifts,
         max(_centre_and_spread(np.asarray(shifts))[1], SMALLEST_SCALE),
+        explained,
+        _normals(leaning, grid.features) if len(leaning) >= MIN_DAYS else {},
+        float(np.median(sizes)) if sizes else 0.0,
     )
+
+
+def _normals(
+    distances: Mapping[date, Mapping[str, float]], names: Sequence[str]
+) -> dict[str, dict[str, Normal]]:
+    """What is normal by weekday class and name, from the distances of each day."""
+    every = {name: _normal([found[name] for found in distances.values()]) for name in names}
+    normal = {}
+    for kind in ("workday", "saturday", "sunday"):
+        members = [found for day, found in distances.items() if weekday_class(day) == kind]
+        normal[kind] = {
+            name: _class_normal([found[name] for found in members], every[name]) for name in names
+        }
+    return normal
 
 
 def null_share(profile: Profile, channel: str) -> float:
@@ -154,6 +187,15 @@ def channel_distances(profile: Profile, pooled: Profile) -> dict[str, float]:
     return {
         channel: js_distance(profile.histogram(channel), pooled.histogram(channel))
         for channel in profile.spec.channels
+    }
+
+
+def reason_distances(profile: Profile, pooled: Profile, *, least: int) -> dict[str, float]:
+    """By feature: Jensen-Shannon distance of its attributions to those that its values had before; empty: not comparable."""
+    found = reasons(profile, pooled, least=least)
+    return {
+        name: js_distance(one, other) if one.any() and other.any() else 0.0
+        for name, (one, other) in found.items()
     }
 
 
@@ -186,15 +228,7 @@ def channel_drift(
         near = (js_distance(counted, day.histogram(channel)) for day in confirmed.get(channel, ()))
         distance = min(moved, *near) if channel in confirmed else moved
         z = normal[channel].z(distance)
-        alarm = None
-        if distance < SMALLEST_EFFECT:
-            pass
-        elif z > spec.drift.z_alarm:
-            alarm = "once"
-        elif z > spec.drift.z_persistent and any(
-            earlier.get(channel, 0.0) > spec.drift.z_persistent for earlier in recent[-2:]
-        ):
-            alarm = "persistent"
+        alarm = None if distance < SMALLEST_EFFECT else _alarm(spec, channel, z, recent)
         found.append(
             ChannelDrift(
                 channel=channel,
@@ -205,7 +239,54 @@ def channel_drift(
                 alarm=alarm,
             )
         )
-    return tuple(found)
+    return (*found, *_attribution_drift(spec, baseline, day, profile, pooled, recent))
+
+
+def _attribution_drift(
+    spec: PipelineSpec,
+    baseline: Baseline,
+    day: date,
+    profile: Profile,
+    pooled: Profile,
+    recent: Sequence[Mapping[str, float]],
+) -> tuple[ChannelDrift, ...]:
+    """The channel `attributions`; nothing where it cannot be judged."""
+    known, own = baseline.attributions, profile.attributions
+    if not baseline.reasons or known is None or own is None or own.selection != known.selection:
+        return ()
+    distances = reason_distances(profile, pooled, least=least_explained(spec))
+    if not distances:
+        return ()
+    # Fewer explained rows than reference days had are farther off by chance alone.
+    fewer = max(1.0, baseline.pair_rows / pair_rows(profile, pooled)) ** 0.5
+    normal = baseline.reasons[weekday_class(day)]
+    zs = {
+        name: normal[name].z(distances[name] / fewer)
+        for name in weighty(profile, pooled)
+        if distances[name] >= SMALLEST_EFFECT
+    }
+    name = max(sorted(zs), key=zs.__getitem__, default=None)
+    z = zs[name] if name else 0.0
+    alarm = _alarm(spec, CHANNEL, z, recent)
+    limit = spec.drift.z_alarm if alarm == "once" else spec.drift.z_persistent
+    return (
+        ChannelDrift(
+            channel=CHANNEL,
+            kind=KIND,
+            distance=round(distances[name], 6) if name else 0.0,
+            expected=round(float(np.exp(normal[name].median)), 6) if name else 0.0,
+            z=round(z, 4),
+            alarm=alarm,
+            detail=in_words(profile, pooled, {n: v for n, v in zs.items() if v > limit}) if alarm else "",
+        ),
+    )
+
+
+def _alarm(spec: PipelineSpec, channel: str, z: float, recent: Sequence[Mapping[str, float]]) -> str | None:
+    if z > spec.drift.z_alarm:
+        return "once"
+    again = any(earlier.get(channel, 0.0) > spec.drift.z_persistent for earlier in recent[-2:])
+    return "persistent" if z > spec.drift.z_persistent and again else None
 
 
 def score_band(baseline: Baseline, pooled: Profile, *, width: float = 1.645) -> tuple[float, ...] | None:

@@ -20,6 +20,7 @@ from tasks.monitoring.drift import (
     same_weekdays,
     score_band,
 )
+from tasks.monitoring.leaning import not_judged
 from tasks.monitoring.signals import ChannelDrift, DaySignals
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ def measure_day(
         zs = [{c.channel: c.z for c in s.drift} for s in sorted(near, key=lambda s: s.day)]
         drift = channel_drift(spec, baseline, day, profile, pooled, zs, monitor.confirmed)
         band = score_band(baseline, pooled)
+        if leaning := not_judged(spec, baseline.attributions, profile, pooled):
+            statements = (*statements, leaning)
     return DaySignals(
         day=day,
         rows=profile.rows,
@@ -164,6 +167,24 @@ def measure_days(
         sum(bool(found.alarms) for found in window),
     )
     return window
+
+
+def unjudged_day(day: date, rows: int, why: str, *, grid: str) -> DaySignals:
+    """A scored day of which no profile can be read: nothing is judged of it, and `why` is said."""
+    return DaySignals(
+        day=day,
+        rows=rows,
+        expected_rows=None,
+        findings=(),
+        drift=(),
+        statements=(why,),
+        compared_with=(),
+        score_mean=None,
+        score_band=None,
+        expected_auc=None,
+        expected_brier=None,
+        grid=grid,
+    )
 
 
 def _statements(

@@ -8,7 +8,8 @@ that changed. A change of the mix of easy and hard rows moves both and leaves th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from dataclasses import replace
+from datetime import date, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,14 @@ from tasks.monitoring.signals import DayPerformance, PerformanceSignal
 
 FloatArray = npt.NDArray[np.float64]
 
+UNREAD = "Labels could not be read"
 CUSUM_K = 1.0
 CUSUM_H = 4.0
 Z_ALARM = 4.0
 MIN_COVERAGE = 0.5
 MIN_REFERENCE_DAYS = 7
 _SMALLEST_CLASS = 10
+_SETTLED_AFTER = timedelta(days=7)
 
 
 def performance(
@@ -99,6 +102,68 @@ def performance(
         brier_se=float(losses.std(ddof=1) / np.sqrt(n)),
         expected_brier=float((values * (1 - values)).mean()),
     )
+
+
+def to_join_again(spec: PipelineSpec, before: DayPerformance | None, day: date, *, as_of: date) -> bool:
+    """Whether labels of a day before the window are worth another look: they are due, and were not all there.
+
+    A day with most of its labels is looked at again for a week after they were due, once a date; one without, as long as
+    it is asked for. One that has all of them is settled.
+
+    Args:
+        before: What the newest look found; None: nobody looked.
+    """
+    due = spec.label.known_from(day)
+    if as_of < due:
+        return False
+    if before is None:
+        return True
+    if before.as_of is not None and as_of < before.as_of:
+        return False  # a look back in time must not undo what is known
+    if before.state in ("immature", "missing"):
+        return True
+    return before.coverage < 1 and as_of - due <= _SETTLED_AFTER and before.as_of != as_of
+
+
+def unread(
+    spec: PipelineSpec, found: DayPerformance, before: DayPerformance | None, *, problem: str, as_of: date
+) -> DayPerformance:
+    """A due day whose labels' source gave an error; what an earlier look found of it stays.
+
+    Args:
+        found: The day without labels.
+    """
+    if before is not None and before.labelled_rows:
+        return before
+    if as_of < spec.label.known_from(found.day):
+        return found
+    return replace(found, state="missing", statement=f"{UNREAD} on {as_of}: {problem}")
+
+
+def remembered(
+    spec: PipelineSpec, found: DayPerformance, before: DayPerformance | None, *, as_of: date, later: bool
+) -> DayPerformance:
+    """`found` with when its labels were asked for and came, from what an earlier look left.
+
+    Args:
+        later: Whether this is the look of a later window.
+    """
+    asked = as_of if as_of >= spec.label.known_from(found.day) else None
+    came = as_of if found.state not in ("immature", "missing") else None
+    return replace(
+        found,
+        as_of=as_of,
+        first_asked=(before and before.first_asked) or asked,
+        labelled_on=(before and before.labelled_on) or came,
+        taken_in_later=later or bool(before and before.taken_in_later),
+    )
+
+
+def still_missing(spec: PipelineSpec, before: DayPerformance, *, as_of: date) -> DayPerformance:
+    """A day without any label, looked at again in vain; its predictions need not be read for that."""
+    due = spec.label.known_from(before.day)
+    said = f"Labels of {before.day} were due on {due}; none has come by {as_of}."
+    return replace(before, state="missing", statement=said)
 
 
 def expected_auc(scores: npt.ArrayLike) -> float:

@@ -15,6 +15,7 @@ from tasks.model.profile import FloatArray, IntArray, Profile
 from tasks.monitoring.charts import Point, heatmap, line_chart, paired_bars
 from tasks.monitoring.decision import ALERT, ASK, BLIND, DAMAGE, DRIFT, HEALTHY, HOLD, NOISE, NOTE, NOTHING
 from tasks.monitoring.decision import FAULT as FAULT_VERDICT
+from tasks.monitoring.leaning import CHANNEL
 from tasks.monitoring.measure import Monitor
 from tasks.monitoring.signals import (
     FAULT,
@@ -287,7 +288,9 @@ def _shares(channel: str, day: Profile, pooled: Profile) -> tuple[list[str], lis
         groups = [np.arange(i, i + 5) for i in range(0, 50, 5)]
         names = [f"{i / 50:.1f}+" for i in range(0, 50, 5)]
         return names, [float(before[g].sum()) for g in groups], [float(now[g].sum()) for g in groups]
-    if channel in day.categorical:
+    if channel == CHANNEL:
+        labels = list(day.spec.features)
+    elif channel in day.categorical:
         labels = [*day.categorical[channel].grid.categories, "unseen", "null"]
     else:
         pair = day.pairs[channel].grid

@@ -37,7 +37,7 @@ class ChannelDrift(JsonRecord):
 
     channel: str
     kind: str
-    """`numeric`, `categorical`, `pair` or `score`."""
+    """`numeric`, `categorical`, `pair`, `score` or `attribution`."""
     distance: float
     """Jensen-Shannon distance to the last four same weekdays, 0..1."""
     expected: float
@@ -46,6 +46,8 @@ class ChannelDrift(JsonRecord):
     """(log distance - log expected) / scale; large means far."""
     alarm: str | None
     """`once`, `persistent` or None."""
+    detail: str = ""
+    """What moved inside the channel, in words, where its name does not say it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,14 @@ class DayPerformance(JsonRecord):
     brier: float | None = None
     brier_se: float | None = None
     expected_brier: float | None = None
+    as_of: date | None = None
+    """Date of the look at labels that this is; None in records of earlier releases."""
+    first_asked: date | None = None
+    """Date of the first look since the labels were due."""
+    labelled_on: date | None = None
+    """Date of the first look that found enough of them."""
+    taken_in_later: bool = False
+    """Whether that was the look of a later window."""
 
     @property
     def coverage(self) -> float:
@@ -144,6 +154,21 @@ class PerformanceSignal(JsonRecord):
     """`once` (z beyond 4), `cusum` or None."""
     band: tuple[float, ...]
     """(low, high) of the AUC expected on this day."""
+
+
+@dataclass(frozen=True)
+class OperationFinding(JsonRecord):
+    """Something about the operation around the model; it never changes the verdict on data or model."""
+
+    kind: str
+    """`labels late`, `freshness`, `scoring cost`, `clock`, `columns` or `late labels taken in`."""
+    severity: str
+    """`nothing`, `note` or `alert`: the action that it asks for at least."""
+    statement: str
+    since: date | None = None
+    value: float | None = None
+    limit: float | None = None
+    next_steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,3 +203,8 @@ class Decision(JsonRecord):
     days: tuple[DayDecision, ...]
     evidence: dict[str, float]
     """Counts and extremes behind the reasons."""
+    operations: tuple[OperationFinding, ...] = ()
+    data_action: str = ""
+    """The action that data and performance ask for by themselves; empty in records of earlier releases."""
+    corrected: tuple[DayDecision, ...] = ()
+    """Days before the window whose verdict changed when their labels came late."""

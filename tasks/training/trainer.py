@@ -36,13 +36,14 @@ from tasks.model.bundle import (
 from tasks.model.execution import predict
 from tasks.model.feature_code import FeatureCode
 from tasks.model.network import build_network
-from tasks.model.profile import Profile, ProfileSpec
+from tasks.model.profile import ProfileSpec
 from tasks.model.scorer import Scorer
 from tasks.training.dataset import Day, TrainingData, load_training_data
 from tasks.training.fit import Checkpoints, Fitted, logits_of
 from tasks.training.on_ray import clear_parts, fit_on_ray
 from tasks.training.quality import headline, platt
 from tasks.training.records import TrainedModel, training_id
+from tasks.training.reference import reference_profiles
 from tasks.training.tracking import Tracked, check_tracking, track
 
 logger = logging.getLogger(__name__)
@@ -259,10 +260,7 @@ def _write(
 
     train_features = pa.concat_tables(day.features for day in data.train_days)
     profile_spec = ProfileSpec.fit(train_features, scores(train_features), spec)
-    reference = {
-        day.day: Profile.of(profile_spec, day.features, scores(day.features))
-        for day in (*data.train_days, *data.validation_days)
-    }
+    reference = reference_profiles(spec, data, profile_spec, network, manifest.calibration)
     rows, features = _golden(data.validation_days)
     encoded = data.encoder.encode(features)
     return write_bundle(

@@ -178,7 +178,9 @@ def _look(
 
     rows = metadata.alert_rows(spec.tenant, pipeline=spec.name, since=now - _MEMORY)
     known = {alert.key: alert for alert in (Alert(**row) for row in rows)}
-    changed = fold(spec.tenant, spec.name, known.values(), _observations(settings, spec, metadata, now))
+    changed = fold(
+        spec.tenant, spec.name, known.values(), _observations(settings, spec, metadata, rules, now)
+    )
     known |= {alert.key: alert for alert in changed}
     if not known:
         return []
@@ -195,9 +197,9 @@ def _row(record: Alert | Delivery) -> dict[str, Any]:
 
 
 def _observations(
-    settings: Settings, spec: PipelineSpec, metadata: MetadataStore, now: datetime
+    settings: Settings, spec: PipelineSpec, metadata: MetadataStore, rules: AlertRules, now: datetime
 ) -> list[Observation]:
-    from tasks.monitoring.alert_sources import of_decision, of_event, of_verdict
+    from tasks.monitoring.alert_sources import of_decision, of_event, of_freshness, of_verdict
 
     since = now - _LOOKBACK
     decisions = {
@@ -243,6 +245,10 @@ def _observations(
                 links=_links(settings, spec.name),
             )
         )
+    own = rules.pipelines.get(spec.name)
+    hours = own.freshness_hours if own else None
+    newest = max(metadata.published_days(spec), default=None) if hours else None
+    seen.append(of_freshness(newest, now=now, objective_hours=hours, links=_links(settings, spec.name)))
     return [found for found in seen if found is not None]
 
 

@@ -54,7 +54,7 @@ def keep_cases(
         dag_run,
     )
     # The mitigation may have found nothing to ask: the version is gone, or a person has released the days.
-    acts = decision.action == ALERT or mitigation["outcome"] in _ACTED
+    acts = decision.data_action == ALERT or mitigation["outcome"] in _ACTED
     asked = asks(decision) if acts else ""
     open_id = ""
     for kind in kinds_of(decision):

@@ -7,13 +7,15 @@ run in the metadata store, performance and reports in the pipeline's store.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings, utc_now
-from tasks.core.errors import LabelsNotMature, NotFound
+from tasks.core.errors import ConfigError, DataError, LabelsNotMature, NotFound, PipelineCodeError
 from tasks.core.ids import canonical_json
 from tasks.wiring.context import Context, open_context, parse_day, window
 from tasks.wiring.series import keep_drift, keep_performance
@@ -21,11 +23,27 @@ from tasks.wiring.series import keep_drift, keep_performance
 if TYPE_CHECKING:
     from tasks.metadata import ScoringRun
     from tasks.model import Bundle, Profile
-    from tasks.monitoring import DayPerformance, DaySignals, Decision, PerformanceSignal
+    from tasks.monitoring import (
+        DayDecision,
+        DayPerformance,
+        DaySignals,
+        Decision,
+        OperationFinding,
+        PerformanceSignal,
+    )
     from tasks.monitoring.answers import Answered
+    from tasks.monitoring.operations import RunCost
+
+logger = logging.getLogger(__name__)
 
 _HISTORY = timedelta(days=60)
 """How far back measured days matter: four same weekdays with gaps, and the run-up of the CUSUM."""
+_LABELS_BACK = timedelta(days=35)
+"""How far before the window labels that come late are taken in."""
+_NEIGHBOURS = timedelta(days=3)
+"""A day's verdict looks at the two days before and after it."""
+_DECISIONS, _RUNS = 200, 60
+_DONE = ("published", "verified")
 
 
 def measure_window(
@@ -40,7 +58,7 @@ def measure_window(
 
     Without days: those of the newest publication.
     """
-    from tasks.monitoring import Monitor, measure_days
+    from tasks.monitoring import Monitor, measure_days, unjudged_day
     from tasks.monitoring.answers import confirmed_shifts, excluded_days
 
     context = open_context(settings, pipeline)
@@ -50,7 +68,7 @@ def measure_window(
     taught = [day for shift in confirmed for day in shift.days]
     measured = 0
     faults = alarms = 0
-    for bundle, by_day, dead_letters in _profiles_by_bundle(context, first, last, taught):
+    for bundle, by_day, dead_letters, unread in _profiles_by_bundle(context, first, last, taught):
         monitor = Monitor.of(context.spec, bundle.profile_spec, bundle.reference_profiles)
         found = measure_days(
             context.spec,
@@ -61,6 +79,10 @@ def measure_window(
             dead_letters=dead_letters,
             confirmed=confirmed,
             excluded=excluded_days(answered),
+        )
+        grid = bundle.profile_spec.digest
+        found += tuple(
+            unjudged_day(day, rows, why, grid=grid) for day, (rows, why) in unread.items() if day >= first
         )
         runs = _run_by_day(context, [signals.day for signals in found])
         for signals in found:
@@ -98,26 +120,32 @@ def join_labels(
 ) -> dict[str, Any]:
     """Realised performance of each day whose labels are known on `as_of` (default: today).
 
-    A day is measured again when it is asked for again, so labels that come late or change are taken in.
+    A day is measured again when it is asked for again, so labels that come late or change are taken in. Of the 35 days
+    before the window those are measured too whose labels were not all there and are due by now; labels of all these days
+    are read at once.
     """
-    from tasks.monitoring import performance
-
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
     asked = parse_day(as_of, "as_of") or utc_now().date()
     days = _published(context, first, last)
-    labels = _labels(context, days, asked)
+    known = {found.day: found for found in _performances(context, first - _LABELS_BACK, last)}
+    earlier = _to_join_again(context, first, known, asked)
+    labels, problem = _labels(context, {**earlier, **days}, asked)
     states: dict[str, int] = defaultdict(int)
     rows = 0
     performances = []
-    runs = _run_by_day(context, days)
-    for day, run_id in days.items():
-        scored = _scored(context, day, runs.get(day))
-        found = performance(context.spec, day=day, scored=scored, labels=labels, as_of=asked)
+    runs = _run_by_day(context, {**earlier, **days})
+    late = {}
+    for day, run_id in {**earlier, **days}.items():
+        before = known.get(day)
+        found = _joined(context, day, runs.get(day), labels, asked, before, problem, later=day < first)
         context.store.put(_performance_key(day, run_id), canonical_json(found.to_json()))
-        states[found.state] += 1
-        rows += found.labelled_rows
         performances.append(found)
+        if day >= first:
+            states[found.state] += 1
+            rows += found.labelled_rows
+        elif found.labelled_rows > (before.labelled_rows if before else 0):
+            late[day.isoformat()] = f"{before.state if before else 'not joined'} -> {found.state}"
     keep_performance(context, performances, runs)
     result = {
         "first_day": first.isoformat(),
@@ -126,6 +154,8 @@ def join_labels(
         "days_labelled": states.get("measured", 0),
         "rows_labelled": rows,
         "states": dict(states),
+        "late_days": late,
+        "problem": problem,
     }
     context.evidence(dag_run, "labels", result)
     return result
@@ -157,6 +187,7 @@ def decide_window(
         "headline": decision.headline,
         "reasons": list(decision.reasons),
         "next_steps": list(decision.next_steps),
+        "operations": [found.statement for found in decision.operations],
         "decision_key": key,
     }
     context.evidence(dag_run, "decision", {**result, "outcome": decision.verdict})
@@ -173,14 +204,14 @@ def report_window(
     first, last = _window(context, first_day, last_day)
     performances = _performances(context, first - _HISTORY, last)
     scorers = _profiles_by_bundle(context, first, last)
-    newest = max(scorers, key=lambda item: max(item[1]))[0]
+    newest = max(scorers, key=lambda item: max([*item[1], *item[3]]))[0]
     html = render_report(
         context.spec,
         decision=decision_of(context, first, last),
         signals=signals_of(context, first, last),
         performances=[found for found in performances if found.day >= first],
         gaps=_gaps(context, performances),
-        profiles={day: profile for _, by_day, _ in scorers for day, profile in by_day.items()},
+        profiles={day: profile for _, by_day, *_ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),
         model=_scored_by(context, first, last),
     )
@@ -236,11 +267,12 @@ def _published(context: Context, first: date, last: date) -> dict[date, str]:
 
 def _profiles_by_bundle(
     context: Context, first: date, last: date, taught: Sequence[date] = ()
-) -> list[tuple[Bundle, dict[date, Profile], dict[date, int]]]:
-    """(bundle, profile by day, dead letters by day) of every bundle that scored a day of the window.
+) -> list[tuple[Bundle, dict[date, Profile], dict[date, int], dict[date, tuple[int, str]]]]:
+    """(bundle, profile by day, dead letters by day, rows and why by day without one) of every bundle of the window.
 
     Days before the window that the same bundle scored are included: they are its history. So are the days `taught`,
-    however old: people have confirmed them as normal.
+    however old: people have confirmed them as normal. A day is profiled whole or not
+    at all, for a part of it would look like a loss of rows.
     """
     from tasks.inference import published_records
     from tasks.model import Profile, fetch_bundle
@@ -259,12 +291,24 @@ def _profiles_by_bundle(
         bundle = fetch_bundle(context.store, digest, context.settings.cache_dir)
         by_day: dict[date, Profile] = {}
         dead: dict[date, int] = defaultdict(int)
+        rows: dict[date, int] = defaultdict(int)
+        why: dict[date, str] = {}
         for record in records:
-            if digests.get(record.day) == digest and record.profile:
+            if digests.get(record.day) != digest:
+                continue
+            rows[record.day] += record.rows
+            dead[record.day] += record.dead_letters
+            if not record.profile:
+                why[record.day] = "No profile was written when this day was scored; score it again."
+                continue
+            try:
                 profile = Profile.from_json(bundle.profile_spec, record.profile)
-                by_day[record.day] = by_day[record.day].merge(profile) if record.day in by_day else profile
-                dead[record.day] += record.dead_letters
-        found.append((bundle, by_day, dict(dead)))
+            except DataError as error:
+                why[record.day] = f"The profile of shard {record.shard} {error.what}: {error.fix}."
+                continue
+            by_day[record.day] = by_day[record.day].merge(profile) if record.day in by_day else profile
+        whole = {day: profile for day, profile in by_day.items() if day not in why}
+        found.append((bundle, whole, dict(dead), {day: (rows[day], said) for day, said in why.items()}))
     return found
 
 
@@ -275,13 +319,62 @@ def _scored_by(context: Context, first: date, last: date) -> str:
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
 
 
-def _labels(context: Context, days: dict[date, str], as_of: date) -> Any:
+def _to_join_again(
+    context: Context, first: date, known: dict[date, DayPerformance], as_of: date
+) -> dict[date, str]:
+    """Published days before the window whose labels are worth another look, and their runs."""
+    from tasks.monitoring import to_join_again
+
+    before = _published(context, first - _LABELS_BACK, first - timedelta(days=1))
+    return {
+        day: run_id
+        for day, run_id in before.items()
+        if to_join_again(context.spec, known.get(day), day, as_of=as_of)
+    }
+
+
+def _joined(
+    context: Context,
+    day: date,
+    run: ScoringRun | None,
+    labels: Any,
+    as_of: date,
+    before: DayPerformance | None,
+    problem: str | None,
+    *,
+    later: bool,
+) -> DayPerformance:
+    """A day's performance by what is known now; predictions of a day that still has no label are not read again."""
+    import pyarrow.compute as pc
+
+    from tasks.monitoring import performance, remembered, still_missing, unread
+
+    own = None if labels is None else labels.filter(pc.field("day") == day)
+    if later and before is not None and not before.labelled_rows and not _any_label(own):
+        found = still_missing(context.spec, before, as_of=as_of)
+    else:
+        scored = _scored(context, day, run)
+        found = performance(context.spec, day=day, scored=scored, labels=own, as_of=as_of)
+    if problem is not None:
+        found = unread(context.spec, found, before, problem=problem, as_of=as_of)
+    return remembered(context.spec, found, before, as_of=as_of, later=later)
+
+
+def _any_label(labels: Any) -> bool:
+    return labels is not None and labels.column("label").null_count < labels.num_rows
+
+
+def _labels(context: Context, days: dict[date, str], as_of: date) -> tuple[Any, str | None]:
+    """(labels, what is wrong with their source); the decision on the data must not wait for labels that cannot be read."""
     from tasks.data import labels
 
     try:
-        return labels(context.settings, context.spec, days=list(days), as_of=as_of)
+        return labels(context.settings, context.spec, days=list(days), as_of=as_of), None
     except LabelsNotMature:
-        return None
+        return None, None
+    except (DataError, PipelineCodeError) as error:
+        logger.warning("labels cannot be read: %s", error)
+        return None, f"{error.which} {error.what}"
 
 
 def _scored(context: Context, day: date, run: ScoringRun | None) -> Any:
@@ -324,6 +417,7 @@ def _performances(context: Context, first: date, last: date) -> list[DayPerforma
 def decision_of(context: Context, first: date, last: date) -> Decision:
     """The decision on a window, from what is measured now. Raises `NotFound` when nothing is."""
     from tasks.monitoring import decide
+    from tasks.monitoring.operations import label_evidence, taken_in
 
     signals = signals_of(context, first, last)
     if not signals:
@@ -333,12 +427,118 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
             fix="run the measure step of these days first",
         )
     performances = _performances(context, first - _HISTORY, last)
-    return decide(
+    gaps = _gaps(context, performances)
+    scorers = _bundle_by_day(context, [found.day for found in gaps] + [signals[-1].day])
+    corrected = _corrected(context, first, last, performances, gaps)
+    recent = [found for found in performances if found.day >= first - _LABELS_BACK]
+    changed = taken_in([(day.day, before, day.verdict) for day, before in corrected])
+    decision = decide(
         context.spec,
         signals,
         [found for found in performances if found.day >= first],
-        _gaps(context, performances),
-        answers_of(context, model_version=scorer_of(context, first, last)),
+        # Labelled days of a model that is gone say nothing of the one that scored this window.
+        [gap for gap in gaps if gap.day >= first or scorers.get(gap.day) == scorers.get(signals[-1].day)],
+        answered=answers_of(context, model_version=scorer_of(context, first, last)),
+        operations=[*_operations(context, first, last, recent), *([changed] if changed else [])],
+    )
+    return replace(
+        decision,
+        corrected=tuple(day for day, _ in corrected),
+        evidence={**decision.evidence, **label_evidence(context.spec, recent)},
+    )
+
+
+def _corrected(
+    context: Context,
+    first: date,
+    last: date,
+    performances: list[DayPerformance],
+    gaps: list[PerformanceSignal],
+) -> list[tuple[DayDecision, str]]:
+    """Days before the window of which labels that came late now say something else, with what was said before."""
+    from tasks.monitoring import decide
+
+    late = {found.day for found in performances if found.taken_in_later and found.day < first}
+    measured = signals_of(context, min(late) - _NEIGHBOURS, first - timedelta(days=1)) if late else []
+    if not measured:
+        return []
+    before: dict[date, str] = {}
+    for decision in context.metadata.decisions(context.spec, limit=_DECISIONS):
+        if (decision.first_day, decision.last_day) == (first, last):
+            continue  # an earlier decision on this window may have said so already, and says it again
+        for line in (*(decision.record.get("days") or ()), *(decision.record.get("corrected") or ())):
+            before.setdefault(date.fromisoformat(str(line["day"])), str(line["verdict"]))
+    return [
+        (day, before[day.day])
+        for day in decide(context.spec, measured, performances, gaps).days
+        if day.day in late and before.get(day.day, day.verdict) != day.verdict
+    ]
+
+
+def _operations(
+    context: Context, first: date, last: date, performances: list[DayPerformance]
+) -> list[OperationFinding]:
+    """What is to be said of labels, freshness, cost and clocks, seen from the end of a window."""
+    from tasks.monitoring import operations
+    from tasks.monitoring.alert_rules import load_rules
+
+    now, spec = utc_now(), context.spec
+    published = context.metadata.published_days(spec)
+    runs = [_cost(run) for run in context.metadata.runs(spec, limit=_RUNS) if run.status in _DONE][::-1]
+    scored = {run_id for day, run_id in published.items() if first <= day <= last}
+    upto = max((place for place, run in enumerate(runs) if run.run_id in scored), default=-1)
+    try:
+        own = load_rules(context.settings).pipelines.get(spec.name)
+    except ConfigError:  # platform.alerts fails for it; the verdict on the data does not depend on it
+        own = None
+    asked = max((found.as_of for found in performances if found.as_of), default=None)
+    fresh = operations.freshness(
+        max(published, default=None), now=now, objective_hours=own.freshness_hours if own else None
+    )
+    return [
+        *(operations.labels_late(spec, performances, as_of=asked) if asked else ()),
+        *([fresh] if fresh else ()),
+        *operations.scoring_cost(runs[: upto + 1]),
+        *operations.clock_skew(list(published), runs[-3:], now=now),
+        *_other_columns(context, first, last),
+    ]
+
+
+def _other_columns(context: Context, first: date, last: date) -> list[OperationFinding]:
+    from tasks.model import fetch_bundle
+    from tasks.monitoring.operations import other_columns
+
+    newest = max(_published(context, first, last))
+    run = _run_by_day(context, [newest]).get(newest)
+    if run is None or not (run.bundle_digest and run.snapshot_id):
+        return []
+    bundle = fetch_bundle(context.store, run.bundle_digest, context.settings.cache_dir)
+    try:
+        trained, scored = (
+            [
+                item
+                for item in context.snapshot(name).schema
+                if item[0] not in context.spec.label.known_afterwards
+            ]
+            for name in (bundle.manifest.snapshot_id, run.snapshot_id)
+        )
+    except NotFound:  # a snapshot was swept
+        return []
+    found = other_columns(trained, scored)
+    return [found] if found else []
+
+
+def _cost(run: ScoringRun) -> RunCost:
+    from tasks.monitoring.operations import RunCost
+
+    return RunCost(
+        run.run_id,
+        run.rows or 0,
+        run.cpu_seconds or 0.0,
+        run.gpu_seconds or 0.0,
+        run.wall_s or 0.0,
+        run.model_version,
+        run.planned_at_utc,
     )
 
 

@@ -103,6 +103,6 @@ def _verdicts(context: Context, first: date) -> dict[date, str]:
     since = datetime.combine(first, time(), UTC)
     found: dict[date, str] = {}
     for decision in context.metadata.decisions(context.spec, since=since, limit=_DECISIONS):
-        for line in decision.record.get("days") or ():
+        for line in (*(decision.record.get("days") or ()), *(decision.record.get("corrected") or ())):
             found.setdefault(date.fromisoformat(str(line["day"])), str(line["verdict"]))
     return found

@@ -96,13 +96,14 @@ def _drift(context: Context, first_day: str | None, last_day: str | None) -> tup
     if first_day and last_day:
         first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
         decision = json.loads(context.store.get(f"monitoring/{first}_{last}/decision.json"))
-        verdict, action = decision["verdict"], decision["action"]
+        verdict, action = decision["verdict"], decision.get("data_action") or decision["action"]
     else:
         newest = context.metadata.decisions(context.spec, limit=1)
         if not newest:
             return False, "the monitor has decided on nothing yet", ""
         (found,) = newest
-        first, last, verdict, action = found.first_day, found.last_day, found.verdict, found.action
+        first, last, verdict = found.first_day, found.last_day, found.verdict
+        action = found.record.get("data_action") or found.action  # labels that are late ask for no training
     shown = f"the monitor says {verdict!r} of {first} to {last}, action {action}"
     return verdict in _RETRAIN and action in _ACTIONS, shown, f"{first}..{last} {verdict}"
 

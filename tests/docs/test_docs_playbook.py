@@ -42,7 +42,7 @@ def _anchors() -> dict[str, str]:
 
     kinds = {alert_sources._KIND_OF_ACTION[action] for action in (HOLD, ASK, ALERT)}
     assert kinds == set(alert_sources._ANCHORS)
-    return alert_sources._ANCHORS
+    return {**alert_sources._ANCHORS, **alert_sources._OPERATIONS, "freshness": "freshness"}
 
 
 @pytest.mark.parametrize("url", sorted({*_URLS, *anchors_of_alerts()}))

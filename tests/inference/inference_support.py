@@ -74,7 +74,9 @@ class StubModel:
         parts[:, :2] = encoded * np.array([0.05, 0.1], np.float32)
         return StubAttributions(parts, float(-self.version), np.zeros(len(encoded), np.float32))
 
-    def profile(self, features: pa.Table, scores: np.ndarray[Any, Any]) -> dict[str, Any]:
+    def profile(
+        self, features: pa.Table, scores: np.ndarray[Any, Any], *_explained: np.ndarray[Any, Any]
+    ) -> dict[str, Any]:
         return {"rows": features.num_rows, "score_sum": float(scores.sum(dtype=np.float64))}
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.spec import PipelineSpec, parse_pipeline
+from tasks.model.attribution_sums import ExplainedRows
 from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec, _bins
 
 SPEC: PipelineSpec = parse_pipeline(
@@ -279,3 +280,87 @@ def test_the_toy_pipeline_can_be_profiled(toy: PipelineSpec, settings):
     grid = ProfileSpec.fit(table, None, toy)
     profile = Profile.of(grid, table, np.full(table.num_rows, 0.3))
     assert profile.rows == 360 and "city x device" in grid.channels
+
+
+def explained(values: object) -> ExplainedRows:
+    found = np.asarray(values, dtype=np.float32).reshape(-1, 4)
+    return ExplainedRows(np.ones(len(found), dtype=bool), found)
+
+
+@given(
+    st.lists(st.tuples(ROW, st.none() | st.lists(st.floats(width=32), min_size=4, max_size=4)), max_size=40),
+    st.lists(st.integers(0, 40), max_size=4),
+    st.randoms(),
+)
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_attribution_sums_merge_exactly_in_any_order_whichever_rows_were_explained(items, cuts, random):
+    def of(part: list[tuple[tuple[object, ...], list[float] | None]]) -> Profile:
+        table, scores = table_of([row for row, _ in part])
+        mask = np.array([why is not None for _, why in part], dtype=bool)
+        values = np.array([why for _, why in part if why is not None], dtype=np.float32).reshape(-1, 4)
+        return Profile.of(GRID, table, scores, ExplainedRows(mask, values))
+
+    whole = of(items)
+    bounds = sorted({0, len(items), *(min(cut, len(items)) for cut in cuts)})
+    shards = [of(items[a:b]) for a, b in pairwise(bounds)]
+    random.shuffle(shards)
+    assert json.dumps(Profile.merged(GRID, shards).to_json()) == json.dumps(whole.to_json())
+    assert Profile.from_json(GRID, json.loads(json.dumps(whole.to_json(), allow_nan=False))) == whole
+    if whole.attributions:
+        assert [whole.attributions.counts[part].sum() for part in whole.attributions.parts] == [
+            whole.attributions.rows
+        ] * 4
+
+
+def test_attribution_sums_say_on_what_scores_rest_and_leave_out_what_is_not_a_number():
+    table, scores = rows(3)
+    values = [[1.0, -1.0, 0.0, 2.0], [3.0, -1.0, 0.0, -2.0], [np.nan, 9.0, 9.0, 9.0]]
+    found = Profile.of(GRID, table, scores, explained(values)).attributions
+    assert found is not None and found.rows == 2
+    assert found.means.tolist() == [2.0, 1.0, 0.0, 2.0]
+    assert found.signed_means.tolist() == [2.0, -1.0, 0.0, 0.0]
+    assert found.shares.tolist() == [0.4, 0.2, 0.0, 0.4]
+
+
+def test_attributions_are_summed_by_the_value_that_the_feature_had():
+    city = ["Basel", "Bern", "Zug", None]
+    table = rows(4)[0].set_column(2, "city", pa.array(city))
+    found = Profile.of(GRID, table, np.full(4, 0.5), explained(np.arange(1, 5)[:, None] * np.ones(4)))
+    assert found.attributions is not None
+    part = found.attributions.parts[2]
+    assert (found.attributions.signed[part] / 2**20).tolist() == [1.0, 2.0, 0.0, 3.0, 4.0]
+    assert found.attributions.counts[part].tolist() == [1, 1, 0, 1, 1]
+
+
+def test_a_profile_without_explained_rows_is_written_as_by_earlier_releases_and_its_digest_stays():
+    table, scores = rows(50)
+    plain = Profile.of(GRID, table, scores)
+    assert "attributions" not in plain.to_json()
+    with_sums = Profile.of(GRID, table, scores, explained(np.ones((50, 4))))
+    assert with_sums.input_digest == plain.input_digest and with_sums != plain
+    assert Profile.from_json(GRID, plain.to_json()).attributions is None
+    assert plain.histogram("attributions").sum() == 0
+    assert plain.merge(with_sums) == with_sums.merge(plain)
+
+
+def test_attributions_of_other_features_than_the_grids_are_refused():
+    table, scores = rows(5)
+    with pytest.raises(DataError, match=r"\(5, 3\) for 5 explained rows and 4 features"):
+        Profile.of(GRID, table, scores, ExplainedRows(np.ones(5, dtype=bool), np.ones((5, 3), np.float32)))
+    raw = Profile.of(GRID, table, scores, explained(np.ones((5, 4)))).to_json()
+    raw["attributions"]["signed"] = [1]
+    with pytest.raises(DataError, match="damaged"):
+        Profile.from_json(GRID, raw)
+
+
+def test_rows_chosen_in_two_ways_are_marked_whatever_the_order():
+    table, scores = rows(5)
+    parts = [
+        Profile.of(
+            GRID, table, scores, ExplainedRows(np.ones(5, dtype=bool), np.ones((5, 4), np.float32), how)
+        )
+        for how in ("any", "bands", "any")
+    ]
+    for order in ((0, 1, 2), (2, 0, 1), (1, 0, 2)):
+        found = Profile.merged(GRID, (parts[i] for i in order)).attributions
+        assert found is not None and found.selection == "mixed" and found.rows == 15

@@ -77,11 +77,11 @@ def test_damage_that_was_answered_asks_nobody_again_while_it_lasts() -> None:
     performances, gaps = [labels(index) for index in range(3)], [gap(0), gap(1), gap(2, alarm="once")]
     assert decide(shop.SPEC, signals, performances, gaps).action == "ask_person"
     known = [answered(DAMAGE, on(1), frozenset({"performance"}), "retrain")]
-    decision = decide(shop.SPEC, signals, performances, gaps, known)
+    decision = decide(shop.SPEC, signals, performances, gaps, answered=known)
     assert (decision.verdict, decision.action) == (DAMAGE, "note")
     assert "A person must decide" not in decision.headline
     before = [answered(DAMAGE, (FIRST - timedelta(days=8),), frozenset({"performance"}), "retrain")]
-    assert decide(shop.SPEC, signals, performances, gaps, before).action == "ask_person"
+    assert decide(shop.SPEC, signals, performances, gaps, answered=before).action == "ask_person"
 
 
 def test_a_mute_covers_its_signal_up_to_its_day_and_nothing_beside_it() -> None:
@@ -100,7 +100,7 @@ def test_a_mute_covers_its_signal_up_to_its_day_and_nothing_beside_it() -> None:
 def test_muted_performance_is_named_and_does_not_ask() -> None:
     known = [answered(DAMAGE, on(0), frozenset({"performance"}), "mute", on(1)[0])]
     signals, performances = [day(0), day(1)], [labels(0), labels(1)]
-    decision = decide(shop.SPEC, signals, performances, [gap(0), gap(1, alarm="once")], known)
+    decision = decide(shop.SPEC, signals, performances, [gap(0), gap(1, alarm="once")], answered=known)
     assert decision.action == "note" and decision.days[-1].reasons == (
         "performance: Case c: ada answered mute: known.",
     )

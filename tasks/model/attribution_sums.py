@@ -1,0 +1,170 @@
+"""On what scores rest: exact sums of attributions, by feature and by the value that the feature had; they merge in any order.
+
+A feature's values are divided into a few cells, read off the grid of profiles. So one can ask how much weight a value has,
+apart from how often it comes. Attributions are rounded to fixed-point values row by row and summed as integers: a mean of
+floats would depend on how rows were cut into shards, and on which shard came first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.core.ids import digest_json
+from tasks.core.spec import ExplanationSpec, PipelineSpec
+
+IntArray = npt.NDArray[np.int64]
+
+ANY_ROW = "any"
+"""`selection` of rows chosen by nothing but the hash of their id: a fair sample of all rows."""
+MIXED = "mixed"
+"""`selection` of sums over rows that were chosen in different ways; they answer nothing."""
+NUMERIC_CELLS = 8
+"""Cells of a numeric feature, of about equally many training rows; one more holds its nulls."""
+CATEGORY_CELLS = 15
+"""Cells of a categorical feature's most frequent categories; two more hold all others, and nulls."""
+
+_ONE_LOGIT = 1 << 20
+_LIMIT = 1 << 11
+"""Logits. 2**31 of fixed point for a row leave room for 2**32 rows in 63 bits."""
+_BLOCK = 1 << 16
+"""Rows summed in floating point at a time: whole numbers below 2**31, so sums stay exact, below 2**53."""
+
+
+@dataclass(frozen=True)
+class ExplainedRows:
+    """Which of some rows were explained, and how. n rows, k of them explained, F features."""
+
+    explained: npt.NDArray[np.bool_]
+    """Shape (n,)."""
+    attributions: npt.NDArray[np.float32]
+    """Shape (k, F), logit scale, features in the order of `features.names`."""
+    selection: str = ANY_ROW
+    """How they were chosen, `selection_of` the pipeline."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionSums:
+    """Sums over explained rows. F features; C cells in all, those of the first feature first."""
+
+    rows: int
+    """Explained rows whose attributions are all numbers; others are left out."""
+    magnitude: IntArray
+    """Sum of |attribution| by feature, shape (F,), in units of 2**-20 logits: how much of the scores rests on it."""
+    signed: IntArray
+    """Sum of attributions by cell, shape (C,), in the same unit: how much values raised or lowered the scores."""
+    counts: IntArray
+    """Rows by cell, shape (C,)."""
+    widths: tuple[int, ...]
+    """Cells of each feature."""
+    selection: str = ANY_ROW
+    """How the rows were chosen: `ANY_ROW`, a digest of the choosing clauses, or `MIXED`."""
+
+    @classmethod
+    def of(
+        cls, attributions: npt.ArrayLike, cells: IntArray, widths: tuple[int, ...], selection: str = ANY_ROW
+    ) -> AttributionSums:
+        """Sums of k rows.
+
+        Args:
+            attributions: Shape (k, F), on the logit scale; clipped beyond 2,048 logits.
+            cells: Shape (F, k), the cell of each value within its feature.
+            widths: Cells of each feature.
+            selection: How the rows were chosen.
+        """
+        fixed = np.array(
+            np.asarray(attributions).T, dtype=np.float64, order="C"
+        )  # a feature's values side by side
+        fixed *= _ONE_LOGIT
+        if fixed.size and not np.isfinite([fixed.min(), fixed.max()]).all():  # NaN passes through both
+            whole = np.isfinite(fixed).all(axis=0)
+            fixed, cells = fixed[:, whole], cells[:, whole]
+        np.rint(fixed, out=fixed)
+        if fixed.size and max(fixed.max(), -fixed.min()) > _LIMIT * _ONE_LOGIT:
+            np.clip(fixed, -_LIMIT * _ONE_LOGIT, _LIMIT * _ONE_LOGIT, out=fixed)
+        magnitude = np.zeros(len(widths), np.int64)
+        signed = [np.zeros(width, np.int64) for width in widths]
+        for start in range(0, fixed.shape[1], _BLOCK):
+            part = slice(start, start + _BLOCK)
+            for i, width in enumerate(widths):
+                values = fixed[i, part]
+                signed[i] += np.bincount(cells[i, part], weights=values, minlength=width).astype(np.int64)
+                magnitude[i] += int(np.abs(values).sum())
+        counts = [np.bincount(row, minlength=width) for row, width in zip(cells, widths, strict=True)]
+        return cls(fixed.shape[1], magnitude, _joined(signed), _joined(counts), widths, selection)
+
+    def merge(self, other: AttributionSums) -> AttributionSums:
+        """The sums over both row sets."""
+        return AttributionSums(
+            self.rows + other.rows,
+            self.magnitude + other.magnitude,
+            self.signed + other.signed,
+            self.counts + other.counts,
+            self.widths,
+            self.selection if self.selection == other.selection else MIXED,
+        )
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Share of each feature in what the scores rest on, shape (F,); they sum to 1, or are 0 without any."""
+        return self.magnitude / max(int(self.magnitude.sum()), 1)
+
+    @property
+    def means(self) -> npt.NDArray[np.float64]:
+        """Mean |attribution| of each feature in logits, shape (F,)."""
+        return self.magnitude / _ONE_LOGIT / max(self.rows, 1)
+
+    @property
+    def signed_means(self) -> npt.NDArray[np.float64]:
+        """Mean attribution of each feature in logits, shape (F,)."""
+        sums = np.array([self.signed[part].sum() for part in self.parts], dtype=np.int64)
+        return sums / _ONE_LOGIT / max(self.rows, 1)
+
+    @property
+    def parts(self) -> list[slice]:
+        """Where each feature's cells are."""
+        ends = np.cumsum(self.widths)
+        return [slice(int(end) - width, int(end)) for end, width in zip(ends, self.widths, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; all numbers are integers."""
+        return {
+            "rows": self.rows,
+            "magnitude": self.magnitude.tolist(),
+            "signed": self.signed.tolist(),
+            "counts": self.counts.tolist(),
+            "selection": self.selection,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], widths: tuple[int, ...]) -> AttributionSums:
+        """The inverse of `to_json`. Raises `ValueError` when it is about other features or cells."""
+        names = ("magnitude", "signed", "counts")
+        magnitude, signed, counts = (np.asarray(raw[name], dtype=np.int64) for name in names)
+        cells = (sum(widths),)
+        if magnitude.shape != (len(widths),) or signed.shape != cells or counts.shape != cells:
+            raise ValueError(f"attributions are of {magnitude.size} features in {signed.size} cells")
+        return cls(int(raw["rows"]), magnitude, signed, counts, widths, str(raw["selection"]))
+
+
+def selection_of(spec: PipelineSpec) -> str:
+    """How the pipeline's `explanations` choose rows, as `AttributionSums.selection` says it."""
+    policy = spec.explanations
+    if policy.strata is None and not policy.score_bands and not policy.canary:
+        return ANY_ROW
+    chosen = policy.model_dump(mode="json", include={"share", "strata", "score_bands", "canary"})
+    return digest_json([chosen, spec.canary.slice_share if policy.canary else None])[:16]
+
+
+def explains(policy: ExplanationSpec) -> bool:
+    """Whether any prediction may be explained at all."""
+    strata = policy.strata.shares.values() if policy.strata else ()
+    return policy.share > 0 or any(share > 0 for share in strata) or bool(policy.score_bands) or policy.canary
+
+
+def _joined(parts: list[IntArray]) -> IntArray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
