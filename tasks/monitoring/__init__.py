@@ -1,11 +1,12 @@
 """Monitoring: signals from profiles and labels, a verdict in words, and a report.
 
 `Monitor.of` calibrates on a bundle's reference days; `measure_days` and `performance` + `judge_gaps` measure;
-`decide` judges; `render_report` shows. All of them are pure.
+`decide` judges, `suspect` looks for causes; `render_report` shows. All of them are pure.
 """
 
 from __future__ import annotations
 
+from tasks.monitoring.causes import Cause, Change, suspect
 from tasks.monitoring.decision import decide
 from tasks.monitoring.measure import Monitor, measure_day, measure_days
 from tasks.monitoring.performance import expected_auc, judge_gaps, performance
@@ -21,6 +22,8 @@ from tasks.monitoring.signals import (
 )
 
 __all__ = [
+    "Cause",
+    "Change",
     "ChannelDrift",
     "ContractFinding",
     "DayDecision",
@@ -36,4 +39,5 @@ __all__ = [
     "measure_days",
     "performance",
     "render_report",
+    "suspect",
 ]
