@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings, utc_now
 from tasks.core.errors import LabelsNotMature, NotFound
 from tasks.core.ids import canonical_json
+from tasks.wiring.causes import explained
 from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.decided import decided_on
 from tasks.wiring.series import keep_drift, keep_performance
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def measure_window(
             last_day=last,
             dead_letters=dead_letters,
         )
-        runs = _run_by_day(context, [signals.day for signals in found])
+        runs = run_by_day(context, [signals.day for signals in found])
         for signals in found:
             run = runs[signals.day]
             context.metadata.record_signals(
@@ -103,11 +105,11 @@ def join_labels(
     states: dict[str, int] = defaultdict(int)
     rows = 0
     performances = []
-    runs = _run_by_day(context, days)
+    runs = run_by_day(context, days)
     for day, run_id in days.items():
-        scored = _scored(context, day, runs.get(day))
+        scored = scored_rows(context, day, runs.get(day))
         found = performance(context.spec, day=day, scored=scored, labels=labels, as_of=asked)
-        context.store.put(_performance_key(day, run_id), canonical_json(found.to_json()))
+        context.store.put(performance_key(day, run_id), canonical_json(found.to_json()))
         states[found.state] += 1
         rows += found.labelled_rows
         performances.append(found)
@@ -131,7 +133,8 @@ def decide_window(
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
     decision = decision_of(context, first, last)
-    record = decision.to_json()
+    causes = explained(context, decision).causes
+    record = {**decision.to_json(), "causes": [cause.to_json() for cause in causes]}
     context.metadata.record_decision(
         context.spec,
         action=decision.action,
@@ -150,6 +153,7 @@ def decide_window(
         "headline": decision.headline,
         "reasons": list(decision.reasons),
         "next_steps": list(decision.next_steps),
+        "causes": [cause.what for cause in causes],
         "decision_key": key,
     }
     context.evidence(dag_run, "decision", {**result, "outcome": decision.verdict})
@@ -164,18 +168,24 @@ def report_window(
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
-    performances = _performances(context, first - _HISTORY, last)
+    performances, gaps = labelled_history(context, first, last)
     scorers = _profiles_by_bundle(context, first, last)
     newest = max(scorers, key=lambda item: max(item[1]))[0]
+    decision = decision_of(context, first, last)
+    found = explained(context, decision)
     html = render_report(
         context.spec,
-        decision=decision_of(context, first, last),
+        decision=decision,
         signals=signals_of(context, first, last),
-        performances=[found for found in performances if found.day >= first],
-        gaps=_gaps(context, performances),
+        performances=[one for one in performances if one.day >= first],
+        gaps=gaps,
         profiles={day: profile for _, by_day, _ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),
         model=_scored_by(context, first, last),
+        causes=found.causes,
+        slices=found.slices,
+        changes=found.changes,
+        decided=decided_on(context, first, last),
     )
     key = f"monitoring/{first}_{last}/report.html"
     context.store.put(key, html.encode())
@@ -259,7 +269,7 @@ def _profiles_by_bundle(
 
 def _scored_by(context: Context, first: date, last: date) -> str:
     """`version 3`, or `versions 2, 3` where the champion changed inside the window."""
-    runs = _run_by_day(context, _published(context, first, last)).values()
+    runs = run_by_day(context, _published(context, first, last)).values()
     versions = sorted({run.model_version for run in runs if run.model_version})
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
 
@@ -273,7 +283,7 @@ def _labels(context: Context, days: dict[date, str], as_of: date) -> Any:
         return None
 
 
-def _scored(context: Context, day: date, run: ScoringRun | None) -> Any:
+def scored_rows(context: Context, day: date, run: ScoringRun | None) -> Any:
     """A day's predictions of the model that its run pins: an exposed challenger's say nothing of the champion."""
     import pyarrow.compute as pc
 
@@ -303,7 +313,7 @@ def _performances(context: Context, first: date, last: date) -> list[DayPerforma
     for day, run_id in _published(context, first, last).items():
         try:
             found.append(
-                DayPerformance.from_json(json.loads(context.store.get(_performance_key(day, run_id))))
+                DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run_id))))
             )
         except NotFound:
             continue
@@ -321,13 +331,16 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
             which=context.spec.name,
             fix="run the measure step of these days first",
         )
+    performances, gaps = labelled_history(context, first, last)
+    return decide(context.spec, signals, [found for found in performances if found.day >= first], gaps)
+
+
+def labelled_history(
+    context: Context, first: date, last: date
+) -> tuple[list[DayPerformance], list[PerformanceSignal]]:
+    """Performance of a window and of the 60 days before it, and the performance chart over all of them."""
     performances = _performances(context, first - _HISTORY, last)
-    return decide(
-        context.spec,
-        signals,
-        [found for found in performances if found.day >= first],
-        _gaps(context, performances),
-    )
+    return performances, _gaps(context, performances)
 
 
 def _gaps(context: Context, performances: list[DayPerformance]) -> list[PerformanceSignal]:
@@ -394,7 +407,7 @@ def _score_validation_days(context: Context, bundle_digest: str) -> list[DayPerf
     return found
 
 
-def _run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun]:
+def run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun]:
     """The run that holds each published day; one look-up a run, however many days it scored."""
     published = context.metadata.published_days(context.spec)
     wanted = [day for day in days if day in published]
@@ -406,8 +419,8 @@ def _run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun
 
 def _bundle_by_day(context: Context, days: Iterable[date]) -> dict[date, str]:
     """Digest of the bundle that scored each published day."""
-    return {day: run.bundle_digest for day, run in _run_by_day(context, days).items() if run.bundle_digest}
+    return {day: run.bundle_digest for day, run in run_by_day(context, days).items() if run.bundle_digest}
 
 
-def _performance_key(day: date, run_id: str) -> str:
+def performance_key(day: date, run_id: str) -> str:
     return f"monitoring/{day}/performance-{run_id}.json"
