@@ -366,7 +366,7 @@ def _damage_slice(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     case = facts.case(kind, f"{_list([item.name for item in worst])}, {does}", trouble, moved)
     case.slices = _unique(item.name for item in worst)
     case.add(3, _shown(first))
-    case.add(1, f"without it the other rows are as good as their scores promise (z {first.rest_z:+.1f})")
+    case.add(1, f"the rows of other slices are as good as their scores promise (z {first.rest_z:+.1f})")
     if moved:
         case.add(2, f"{_list(moved)} moved on these days")
     else:
@@ -613,10 +613,10 @@ def _what(checks: Sequence[str], channels: Sequence[str]) -> str:
 
 
 def _shown(item: SliceGap) -> str:
-    if item.found == RANKS and item.auc is not None and item.expected_auc is not None:
+    if item.found == RANKS and item.auc is not None and item.promised_auc is not None:
         return (
             f"{item.name} ({item.rows:,} labelled rows) has AUC {item.auc:.3f}, its scores promise "
-            f"{item.expected_auc:.3f} (z {item.auc_z:+.1f})"
+            f"{item.promised_auc:.3f} (z {item.auc_z:+.1f})"
         )
     return (
         f"{item.name} ({item.rows:,} labelled rows) has {item.label_rate:.1%} positive labels, its scores promise "

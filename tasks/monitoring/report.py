@@ -418,13 +418,13 @@ def _performance(
 def _decided(decision: Decision, decided: Sequence[Decided]) -> str:
     rows = [
         f'<tr><td class="nowrap">{d.day}</td><td><span class="badge {_LOOK[d.verdict][0]}">{escape(_LOOK[d.verdict][1])}</span></td>'
-        f"<td>{escape(_ACTIONS[d.action])}"
+        f"<td class='prose'>{escape(_ACTIONS[d.action])}"
         + (
             f'<span class="note">same incident as {d.incident}</span>'
             if d.incident and d.incident != d.day
             else ""
         )
-        + f"</td><td>{'<br>'.join(escape(reason) for reason in d.reasons)}</td></tr>"
+        + f"</td><td class='prose'>{'<br>'.join(escape(reason) for reason in d.reasons)}</td></tr>"
         for d in decision.days
         if d.verdict != HEALTHY
     ]
@@ -439,7 +439,7 @@ def _decided(decision: Decision, decided: Sequence[Decided]) -> str:
             f"<th>Because</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
     if decided:
-        parts.append(f"<h3>As it was kept</h3>{decided_table(decided)}")
+        parts.append(f"<h3>On record</h3>{decided_table(decided)}")
     if any(d.verdict == DAMAGE for d in decision.days):
         parts.append(
             '<p class="note">A model is rolled back without asking only when the version before is shown to be better on the '

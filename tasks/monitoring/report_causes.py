@@ -90,15 +90,13 @@ def slices_section(slices: SlicePerformance | None) -> str:
             "<h2>Slices</h2><p>Slices are compared when labels say that a day is worse than its scores promise. "
             "No day of this window is.</p>"
         )
-    days = slices.days
-    when = f"{days[0]} to {days[-1]}" if len(days) > 1 else f"{days[0]}" if days else ""
-    lead = f"<h2>Slices</h2><p>{escape(slices.statement)}" + (f" {escape(when)}.</p>" if when else "</p>")
+    lead = f"<h2>Slices</h2><p>{escape(slices.statement)}</p>"
     if not slices.slices:
         return lead
     head = (
         '<thead><tr><th>Slice</th><th>Found</th><th class="num">Rows</th><th class="num">AUC</th>'
         '<th class="num">promised</th><th class="num">z</th><th class="num">Positive</th>'
-        '<th class="num">promised</th><th class="num">z</th><th class="num">z beside the rest</th></tr></thead>'
+        '<th class="num">promised</th><th class="num">z</th><th class="num">z apart</th></tr></thead>'
     )
     whole = (
         f'<tr><td>all rows</td><td></td><td class="num">{slices.rows:,}</td><td class="num">{_number(slices.auc)}</td>'
@@ -114,7 +112,7 @@ def slices_section(slices: SlicePerformance | None) -> str:
         f"{lead}{table}"
         '<p class="note">What is promised comes from the scores, corrected by how far each slice was off on the validation '
         "days. A slice is marked when its z is significant over all slices (Holm, 5 %), and <em>apart</em> when it also "
-        "differs from the other rows of the same days. AUCs are ± one 95 % interval.</p>"
+        "differs from the rows of slices without a finding (<em>z apart</em>). Intervals of AUCs are 95 %.</p>"
     )
 
 
@@ -130,7 +128,7 @@ def changes_section(changes: Sequence[Change]) -> str:
         look, word = _CHANGES.get(change.kind, ("skip", change.kind))
         rows.append(
             f'<tr><td class="nowrap">{change.day}</td><td><span class="badge {look}">{escape(word)}</span></td>'
-            f'<td class="prose">{escape(_sentence(change.words))}<span class="note">{escape(change.id)}, '
+            f'<td class="prose">{escape(change.words)}<span class="note">{escape(change.id)}, '
             f"{escape(change.at_utc[:16].replace('T', ' '))} UTC</span></td></tr>"
         )
     head = "<thead><tr><th>From day</th><th>What</th><th>Change</th></tr></thead>"
@@ -151,27 +149,24 @@ def decided_table(decided: Sequence[Decided]) -> str:
     rows = []
     for item in decided:
         look, word = _ACTIONS.get(item.action, ("skip", item.action.replace("_", " ")))
-        reasons = "<br>".join(escape(_sentence(reason)) for reason in item.reasons[:3])
+        reasons = "<br>".join(escape(reason) for reason in item.reasons[:3])
         if len(item.reasons) > 3:
             reasons += f'<span class="note">and {len(item.reasons) - 3} more reasons</span>'
         answers = "".join(f'<span class="note">Answered: {escape(text)}</span>' for text in item.answers)
         rows.append(
             f'<tr><td class="nowrap">{escape(item.at)}<span class="note">{escape(item.days)}</span></td>'
             f'<td><span class="badge {look}">{escape(item.outcome or word)}</span>'
-            f'<span class="note">by {escape(item.actor)}</span></td><td>{escape(item.verdict)}</td>'
+            f'<span class="note nowrap">by {escape(item.actor)}</span></td><td>{escape(item.verdict)}</td>'
             f'<td class="prose">{reasons}{answers}</td></tr>'
         )
-    head = "<thead><tr><th>At (UTC), about</th><th>Decision</th><th>Verdict</th><th>Because</th></tr></thead>"
+    head = "<thead><tr><th>At (UTC), on</th><th>Decision</th><th>Verdict</th><th>Because</th></tr></thead>"
     return _table(head, rows)
 
 
 def _points(cause: Cause) -> str:
-    items = [
-        f'<li><span class="badge skip">for</span> {escape(_sentence(text))}</li>' for text in cause.speaks_for
-    ]
+    items = [f'<li><span class="badge skip">for</span> {escape(text)}</li>' for text in cause.speaks_for]
     items += [
-        f'<li><span class="badge warn">against</span> {escape(_sentence(text))}</li>'
-        for text in cause.speaks_against
+        f'<li><span class="badge warn">against</span> {escape(text)}</li>' for text in cause.speaks_against
     ]
     return f"<ul>{''.join(items)}</ul>" if items else ""
 
@@ -185,7 +180,7 @@ def _facts(cause: Cause) -> str:
     if cause.changes:
         facts.insert(-1, ("Changes", ", ".join(cause.changes)))
     inner = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts)
-    return f'<dl class="facts">{inner}</dl>'
+    return f'<dl class="facts" style="margin:12px 0">{inner}</dl>'
 
 
 def _slice_row(item: SliceGap) -> str:
@@ -200,11 +195,10 @@ def _slice_row(item: SliceGap) -> str:
         found = '<span class="badge skip">one class</span>'
     else:
         found = ""
-    promised = None if item.expected_auc is None else item.expected_auc + item.usual_gap
     return (
-        f'<tr class="{"fail" if item.apart else "warn" if item.found else ""}"><td>{escape(item.name)}</td>'
+        f'<tr class="{"fail" if item.apart else "warn" if item.found else ""}"><td class="nowrap">{escape(item.name)}</td>'
         f'<td class="nowrap">{found}</td><td class="num">{item.rows:,}</td><td class="num">{_number(item.auc)}{interval}</td>'
-        f'<td class="num">{_number(promised)}</td><td class="num">{_signed(item.auc_z)}</td>'
+        f'<td class="num">{_number(item.promised_auc)}</td><td class="num">{_signed(item.auc_z)}</td>'
         f'<td class="num">{item.label_rate:.1%}</td><td class="num">{item.mean_score:.1%}</td>'
         f'<td class="num">{_signed(item.rate_z)}</td><td class="num">{_signed(item.apart_z)}</td></tr>'
     )
@@ -212,13 +206,6 @@ def _slice_row(item: SliceGap) -> str:
 
 def _table(head: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _sentence(text: str) -> str:
-    """With a capital and a full stop, unless it begins with the name of something."""
-    first = text.split(" ", 1)[0]
-    start = text[:1].upper() + text[1:] if first.isalpha() else text
-    return start if start.endswith((".", "!", "?", ":")) else f"{start}."
 
 
 def _number(value: float | None) -> str:

@@ -72,9 +72,9 @@ class SliceGap(JsonRecord):
         return f"{self.column} = {self.value}"
 
     @property
-    def gap(self) -> float | None:
-        """Realised less expected AUC; negative means worse than the scores promise."""
-        return None if self.auc is None or self.expected_auc is None else self.auc - self.expected_auc
+    def promised_auc(self) -> float | None:
+        """What the scores imply, corrected by how far the slice was off that on the validation days."""
+        return None if self.expected_auc is None else self.expected_auc + self.usual_gap
 
 
 @dataclass(frozen=True)
@@ -230,16 +230,14 @@ def slice_performance(
     judged = sum(item.state != "too_few" for item in made)
     skipped = len(made) - judged
     apart = sum(item.apart for item in made)
-    statement = (
-        f"{judged} slices of {', '.join(columns)} on {whole.rows:,} labelled rows of {len(ordered)} days"
-    )
+    statement = f"{judged} slices of {', '.join(columns)} on {whole.rows:,} labelled rows of {_span(ordered)}"
     if skipped:
         statement += f"; {skipped} more with fewer than {MIN_SLICE_ROWS} rows are not judged"
     statement += (
-        f": {apart} differ from the other rows of the same days."
+        f": {apart} differ{'s' if apart == 1 else ''} from the other rows, which are as the scores promise."
         if apart
-        else f": {sum(bool(item.found) for item in made)} are off what the scores promise, none more than the other rows."
-        if any(item.found for item in made)
+        else f": {off} {'is' if off == 1 else 'are'} off what the scores promise, none apart from the other rows."
+        if (off := sum(bool(item.found) for item in made))
         else ": none is shown to be off what the scores promise."
         if judged
         else "."
@@ -390,6 +388,12 @@ def _codes(rows: pa.Table, column: str) -> tuple[np.ndarray, list[str]]:
 
 def _values(rows: pa.Table, column: str) -> list[str]:
     return sorted(pc.unique(rows[column]).to_pylist())
+
+
+def _span(days: Sequence[date]) -> str:
+    if not days:
+        return "no day"
+    return f"{days[0]}" if len(days) == 1 else f"{len(days)} days from {days[0]} to {days[-1]}"
 
 
 def _name(column: str, value: str) -> str:
