@@ -12,10 +12,10 @@ An estimate below the limit alone is no finding: models that are good have one o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from tasks.core import Finding, PipelineSpec
+from tasks.core.intervals import holm
 from tasks.evaluation.records import Evaluation, Interval, SliceMetrics
 
 MIN_SLICE_DAYS = 3
@@ -151,17 +151,3 @@ def below(found: Interval, days: int, limit: float) -> float:
     if found.se <= 0:
         return 0.0 if distance < 0 else 1.0
     return float(stats.t.cdf(distance / found.se, max(days - 1, 1)))
-
-
-def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which hypotheses are rejected with family-wise error at most `alpha`, in the given order.
-
-    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
-    """
-    known = [1.0 if math.isnan(value) else value for value in p_values]
-    rejected = [False] * len(known)
-    for step, index in enumerate(sorted(range(len(known)), key=known.__getitem__)):
-        if known[index] > alpha / (len(known) - step):
-            break
-        rejected[index] = True
-    return rejected

@@ -1,11 +1,12 @@
 """Monitoring: signals from profiles and labels, a verdict in words, and a report.
 
 `Monitor.of` calibrates on a bundle's reference days; `measure_days` and `performance` + `judge_gaps` measure;
-`decide` judges; `render_report` shows. All of them are pure.
+`decide` judges, `suspect` looks for causes; `render_report` shows. All of them are pure.
 """
 
 from __future__ import annotations
 
+from tasks.monitoring.causes import Cause, Change, suspect
 from tasks.monitoring.decision import decide
 from tasks.monitoring.measure import Monitor, measure_day, measure_days, unjudged_day
 from tasks.monitoring.performance import (
@@ -30,6 +31,8 @@ from tasks.monitoring.signals import (
 )
 
 __all__ = [
+    "Cause",
+    "Change",
     "ChannelDrift",
     "ContractFinding",
     "DayDecision",
@@ -48,6 +51,7 @@ __all__ = [
     "remembered",
     "render_report",
     "still_missing",
+    "suspect",
     "to_join_again",
     "unjudged_day",
     "unread",

@@ -197,15 +197,19 @@ def case_of(
     *,
     kind: str,
     model_version: int | None,
+    hurt_on: date | None = None,
 ) -> tuple[CaseFile | None, tuple[date, ...], tuple[str, ...]]:
     """(the case that a window's days of one kind belong to or None, these days, their signals). Pure.
 
     Only the window's newest incident of the kind counts.
+
+    Args:
+        hurt_on: The newest labelled day, when it shows damage: it stands for a window that has no damaged day of its own.
     """
     affected = [day for day in decision.days if day.verdict == kind]
     days = tuple(day.day for day in affected if day.incident == affected[-1].incident)
     if not days and decision.data_action == ASK and kind == DAMAGE:
-        days = (decision.last_day,)  # the CUSUM alone is in alarm
+        days = (hurt_on or decision.last_day,)
     if not days:
         return None, (), ()
     names = {name for item in signals if item.day in days for name in signal_names(item)}

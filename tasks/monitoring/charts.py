@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from html import escape
@@ -27,9 +27,19 @@ class Point:
 
 
 def line_chart(
-    days: Sequence[date], points: Sequence[Point], *, label: str, fmt: Format, height: int = 190
+    days: Sequence[date],
+    points: Sequence[Point],
+    *,
+    label: str,
+    fmt: Format,
+    height: int = 190,
+    marks: Mapping[date, str] | None = None,
 ) -> str:
-    """A line of daily values over its calibrated band; `label` is read out by screen readers."""
+    """A line of daily values over its calibrated band; `label` is read out by screen readers.
+
+    Args:
+        marks: Days before which something changed, with what it was: a dashed line with a title.
+    """
     known = [v for p in points for v in (p.value, p.expected, *(p.band or ())) if v is not None]
     if not known:
         return f'<p class="note">{escape(label)}: nothing to draw.</p>'
@@ -51,6 +61,13 @@ def line_chart(
             f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(fmt(tick))}</text>'
         )
     parts += [_day_label(x(i), height, day) for i, day in _label_days(days)]
+    for i, day in enumerate(days):
+        if marks and day in marks:
+            at = x(i) - (_WIDTH - _LEFT - _RIGHT) / len(days) / 2
+            parts.append(
+                f'<line class="axis" style="stroke-dasharray:5 3" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" '
+                f'y2="{height - _BOTTOM}"><title>{escape(marks[day])}</title></line>'
+            )
     for run in _runs([p.band for p in points]):
         top = [f"{x(i):.1f},{y(points[i].band[1]):.1f}" for i in run]  # type: ignore[index]
         bottom = [f"{x(i):.1f},{y(points[i].band[0]):.1f}" for i in reversed(run)]  # type: ignore[index]

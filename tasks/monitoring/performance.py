@@ -62,7 +62,8 @@ def performance(
         return DayPerformance(
             day, "missing", f"Labels of {day} were due on {due}; none has come by {as_of}.", rows, 0
         )
-    values, truth, duplicates, conflicting = _join(scored, labels)
+    joined, duplicates, conflicting = labelled(scored, labels)
+    values, truth = joined["prediction"].to_numpy(), joined["label"].to_numpy()
     conflicts = len(conflicting)
     n, positives = truth.size, int(truth.sum())
 
@@ -80,7 +81,7 @@ def performance(
         return unmeasured(
             "one_class", f"{positives:,} of {n:,} labels are 1: no AUC can be read from so one-sided a day."
         )
-    auc, auc_se = _auc(values, truth)
+    auc, auc_se = auc_with_error(values, truth)
     implied = expected_auc(values)
     losses = (values - truth) ** 2
     extra = f"; {duplicates:,} labels came twice" if duplicates else ""
@@ -227,8 +228,16 @@ def judge_gaps(
     return tuple(signals)
 
 
-def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, int, pa.ChunkedArray]:
-    """(scores, labels, agreeing duplicates, ids of contradicted predictions) of predictions with one clear label."""
+def labelled(scored: pa.Table, labels: pa.Table) -> tuple[pa.Table, int, pa.ChunkedArray]:
+    """Predictions that have one clear label.
+
+    Returns:
+        (`scored` with a column `label`, both numbers as float64, in no order; agreeing duplicates; ids of predictions
+        whose labels contradict each other).
+
+    Raises:
+        DataError: As `performance`.
+    """
     for table, name, columns in (
         (scored, "scored rows", ("prediction_id", "prediction")),
         (labels, "labels", ("prediction_id", "label")),
@@ -240,7 +249,8 @@ def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, i
     known = known.set_column(1, "label", pc.cast(known["label"], pa.float64()))
     known = known.filter(pc.is_in(known["prediction_id"], value_set=scored["prediction_id"].combine_chunks()))
     if known.num_rows == 0:
-        return np.empty(0), np.empty(0), 0, known["prediction_id"]
+        empty = scored.slice(0, 0)
+        return _numbers(empty.append_column("label", pa.array([], pa.float64()))), 0, known["prediction_id"]
     bounds = pc.min_max(known["label"]).as_py()
     if not np.isin(known["label"].to_numpy(), (0.0, 1.0)).all():
         raise DataError(
@@ -254,17 +264,20 @@ def _join(scored: pa.Table, labels: pa.Table) -> tuple[FloatArray, FloatArray, i
     agree = pc.equal(grouped["label_min"], grouped["label_max"])
     clear = grouped.filter(agree)
     duplicates = clear.num_rows and int(pc.sum(clear["label_count"]).as_py()) - clear.num_rows
-    unique = scored.select(["prediction_id", "prediction"]).drop_null()
-    joined = unique.join(clear.select(["prediction_id", "label_min"]), "prediction_id", join_type="inner")
-    return (
-        joined["prediction"].to_numpy().astype(np.float64),
-        joined["label_min"].to_numpy().astype(np.float64),
-        int(duplicates),
-        grouped.filter(pc.invert(agree))["prediction_id"],
-    )
+    unique = scored.filter(scored["prediction"].is_valid())
+    truth = clear.select(["prediction_id", "label_min"]).rename_columns(["prediction_id", "label"])
+    joined = unique.join(truth, "prediction_id", join_type="inner")
+    return _numbers(joined), int(duplicates), grouped.filter(pc.invert(agree))["prediction_id"]
 
 
-def _auc(scores: FloatArray, labels: FloatArray) -> tuple[float, float]:
+def _numbers(joined: pa.Table) -> pa.Table:
+    for name in ("prediction", "label"):
+        at = joined.column_names.index(name)
+        joined = joined.set_column(at, name, joined[name].cast(pa.float64()))
+    return joined
+
+
+def auc_with_error(scores: FloatArray, labels: FloatArray) -> tuple[float, float]:
     """(AUC with ties counted half, its standard error).
 
     Source: Sun & Xu (2014), "Fast implementation of DeLong's algorithm for comparing the areas under

@@ -12,11 +12,19 @@ import numpy as np
 from tasks.core.report_style import page
 from tasks.core.spec import PipelineSpec
 from tasks.model.profile import FloatArray, IntArray, Profile
+from tasks.monitoring.causes import DEPLOYMENT, FEATURE_VERSION, RUN_REPLACED, SCHEMA, Cause, Change
 from tasks.monitoring.charts import Point, heatmap, line_chart, paired_bars
 from tasks.monitoring.decision import ALERT, ASK, BLIND, DAMAGE, DRIFT, HEALTHY, HOLD, NOISE, NOTE, NOTHING
 from tasks.monitoring.decision import FAULT as FAULT_VERDICT
 from tasks.monitoring.leaning import CHANNEL
 from tasks.monitoring.measure import Monitor
+from tasks.monitoring.report_causes import (
+    Decided,
+    causes_section,
+    changes_section,
+    decided_table,
+    slices_section,
+)
 from tasks.monitoring.signals import (
     FAULT,
     ChannelDrift,
@@ -25,6 +33,7 @@ from tasks.monitoring.signals import (
     Decision,
     PerformanceSignal,
 )
+from tasks.monitoring.slices import SlicePerformance
 
 _LOOK = {
     HEALTHY: ("pass", "Healthy"),
@@ -39,7 +48,7 @@ _ACTIONS = {
     NOTE: "It is noted here; nobody is disturbed.",
     ALERT: "The owner is alerted.",
     HOLD: "Scoring should be held until the data is repaired; the model stays.",
-    ASK: "A person is asked. No model is rolled back automatically.",
+    ASK: "The champion is compared with the version before: within its limits it is rolled back, else a person is asked.",
 }
 _STATES = {
     "measured": "pass",
@@ -61,6 +70,10 @@ def render_report(
     profiles: Mapping[date, Profile] | None = None,
     monitor: Monitor | None = None,
     model: str = "",
+    causes: Sequence[Cause] = (),
+    slices: SlicePerformance | None = None,
+    changes: Sequence[Change] = (),
+    decided: Sequence[Decided] = (),
 ) -> str:
     """The whole HTML document; works offline, in light and dark.
 
@@ -68,6 +81,10 @@ def render_report(
         profiles: Profiles by day of the window and of the days it was compared with; with `monitor`, whose
             reference days are added, they make the pictures of what moved.
         model: What scored the days, for example `version 3 (4f2a...)`.
+        causes: `suspect` of the decision, most likely first.
+        slices: Performance by slice of the days with damage; None: no day is worse than promised.
+        changes: What changed from 14 days before the window on; those that bear on scores are drawn into the charts.
+        decided: The decisions that were kept about these days, newest first.
     """
     ordered = sorted(signals, key=lambda s: s.day)
     by_day = {p.day: p for p in performances}
@@ -76,13 +93,16 @@ def render_report(
     body = "\n".join(
         [
             _verdict(decision),
+            causes_section(causes),
             _cards(ordered, by_day, gap_by_day),
-            _series(ordered, by_day, gap_by_day),
+            _series(ordered, by_day, gap_by_day, _marks(changes)),
             _drift(spec, ordered),
             _moved(spec, ordered, known),
             _contract(ordered),
             _performance(ordered, by_day, gap_by_day),
-            _decided(decision),
+            slices_section(slices),
+            changes_section(changes),
+            _decided(decision, decided),
             _method(spec, monitor, model, ordered),
         ]
     )
@@ -149,6 +169,7 @@ def _series(
     signals: Sequence[DaySignals],
     performances: Mapping[date, DayPerformance],
     gaps: Mapping[date, PerformanceSignal],
+    marks: Mapping[date, str],
 ) -> str:
     days = [s.day for s in signals]
     scores = [
@@ -188,23 +209,34 @@ def _series(
     return (
         "<h2>Scores, volume, performance</h2>"
         + _figure(
-            line_chart(days, scores, label="Mean score by day", fmt=lambda v: f"{v:.2f}"),
+            line_chart(days, scores, label="Mean score by day", fmt=lambda v: f"{v:.2f}", marks=marks),
             "Nine normal days in ten fall into the band around the last four same weekdays; "
             "a red dot is a score histogram in alarm.",
             "Mean score by day",
         )
         + _figure(
-            line_chart(days, volume, label="Rows by day", fmt=lambda v: f"{v:,.0f}", height=150),
+            line_chart(days, volume, label="Rows by day", fmt=lambda v: f"{v:,.0f}", height=150, marks=marks),
             "Dotted: the median of the last four same weekdays.",
             "Rows by day",
         )
         + _figure(
-            line_chart(days, quality, label="AUC by day", fmt=lambda v: f"{v:.2f}"),
+            line_chart(days, quality, label="AUC by day", fmt=lambda v: f"{v:.2f}", marks=marks),
             "Dotted: the AUC that the scores imply before labels come; the band is three "
             "usual gaps around it. Red dots are days in alarm.",
             "AUC by day, once labels are known",
         )
     )
+
+
+def _marks(changes: Sequence[Change]) -> dict[date, str]:
+    """By day, what began to act on it and bears on scores."""
+    found: dict[date, str] = {}
+    for change in changes:
+        if change.kind in (DEPLOYMENT, FEATURE_VERSION, SCHEMA, RUN_REPLACED):
+            found[change.day] = (
+                f"{found[change.day]}; {change.words}" if change.day in found else change.words
+            )
+    return found
 
 
 def _mark(signal: DaySignals, *checks: str) -> str:
@@ -386,29 +418,37 @@ def _performance(
     )
 
 
-def _decided(decision: Decision) -> str:
+def _decided(decision: Decision, decided: Sequence[Decided]) -> str:
     rows = [
         f'<tr><td class="nowrap">{d.day}</td><td><span class="badge {_LOOK[d.verdict][0]}">{escape(_LOOK[d.verdict][1])}</span></td>'
-        f"<td>{escape(_ACTIONS[d.action])}"
+        f"<td class='prose'>{escape(_ACTIONS[d.action])}"
         + (
             f'<span class="note">same incident as {d.incident}</span>'
             if d.incident and d.incident != d.day
             else ""
         )
-        + f"</td><td>{'<br>'.join(escape(reason) for reason in d.reasons)}</td></tr>"
+        + f"</td><td class='prose'>{'<br>'.join(escape(reason) for reason in d.reasons)}</td></tr>"
         for d in decision.days
         if d.verdict != HEALTHY
     ]
     quiet = sum(d.verdict == HEALTHY for d in decision.days)
-    lead = f"<p>{quiet} of {len(decision.days)} days were healthy and asked for nothing.</p>"
-    if not rows:
-        return f"<h2>What was decided, and why</h2>{lead}"
-    return (
-        f"<h2>What was decided, and why</h2>{lead}"
-        '<div class="scroll"><table><thead><tr><th>Day</th><th>Verdict</th><th>Action</th><th>Because</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="note">This release never rolls a model back by itself: damage asks a person.</p>'
-    )
+    parts = [
+        "<h2>What was decided, and why</h2>",
+        f"<p>{quiet} of {len(decision.days)} days were healthy and asked for nothing.</p>",
+    ]
+    if rows:
+        parts.append(
+            '<h3>Day by day</h3><div class="scroll"><table><thead><tr><th>Day</th><th>Verdict</th><th>Action</th>'
+            f"<th>Because</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        )
+    if decided:
+        parts.append(f"<h3>On record</h3>{decided_table(decided)}")
+    if any(d.verdict == DAMAGE for d in decision.days):
+        parts.append(
+            '<p class="note">A model is rolled back without asking only when the version before is shown to be better on the '
+            "same labelled rows; else damage asks a person.</p>"
+        )
+    return "".join(parts)
 
 
 def _method(spec: PipelineSpec, monitor: Monitor | None, model: str, signals: Sequence[DaySignals]) -> str:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import date
 from html import escape
 
+from tasks.monitoring.causes import Cause
 from tasks.monitoring.charts import Format, Point, line_chart
 from tasks.monitoring.decision import BLIND, DAMAGE, DRIFT, FAULT, HEALTHY, NOISE
+from tasks.monitoring.report_causes import Decided, causes_section, decided_table
 
 _LOOK = {HEALTHY: "pass", NOISE: "pass", BLIND: "warn", DRIFT: "warn", FAULT: "fail", DAMAGE: "fail"}
 _COLOUR = {HEALTHY: "good", NOISE: "good", BLIND: "muted", DRIFT: "caution", FAULT: "bad", DAMAGE: "bad"}
@@ -51,17 +53,23 @@ class TrendEvent:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The newest decision."""
+    """The newest verdict."""
 
     verdict: str
     headline: str
     reasons: tuple[str, ...]
     next_steps: tuple[str, ...]
     decided: str
+    causes: tuple[Cause, ...] = ()
 
 
 def render_trend(
-    days: Sequence[TrendDay], events: Sequence[TrendEvent], newest: Verdict | None, *, live: int | None
+    days: Sequence[TrendDay],
+    events: Sequence[TrendEvent],
+    newest: Verdict | None,
+    *,
+    live: int | None,
+    decided: Sequence[Decided] = (),
 ) -> str:
     """The body of the page, as HTML.
 
@@ -69,12 +77,15 @@ def render_trend(
         days: In day order.
         events: Newest first.
         newest: None before the monitor ran.
+        decided: What was decided and done where something was wrong, newest first.
     """
-    parts = [_verdict(newest), _cards(days, live)]
+    parts = [_verdict(newest), causes_section(newest.causes if newest else ()), _cards(days, live)]
     if days:
         parts += [_decisions(days), _charts(days)]
     else:
         parts.append('<p class="note">No day is published in this time.</p>')
+    if decided:
+        parts.append(f"<h2>What was decided</h2>{decided_table(decided)}")
     return "\n".join([*parts, _events(events)])
 
 

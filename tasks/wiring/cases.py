@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings, pipeline_names
 from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.object_store import AlreadyExists
+from tasks.wiring.causes import explained
 from tasks.wiring.context import Context, open_context, parse_day
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class _Window:
     signals: list[DaySignals]
     version: int | None
     """That scored its newest day."""
+    hurt_on: date | None
+    """The newest labelled day, when it shows damage: it may lie before the window."""
     mitigation: Mapping[str, Any]
     dag_run: str | None
 
@@ -42,7 +45,7 @@ def keep_cases(
     """Open, update or close the cases that a window speaks of; the id of the one whose question is open, or empty."""
     from tasks.monitoring.cases import asks, close_case, kinds_of, read_cases
     from tasks.monitoring.decision import ALERT
-    from tasks.wiring.monitor import scorer_of, signals_of
+    from tasks.wiring.monitor import labelled_history, scorer_of, signals_of
 
     first, last = decision.first_day, decision.last_day
     window = _Window(
@@ -50,6 +53,7 @@ def keep_cases(
         decision,
         signals_of(context, first, last),
         scorer_of(context, first, last),
+        next((gap.day for gap in labelled_history(context, first, last)[1][-1:] if gap.alarm), None),
         mitigation,
         dag_run,
     )
@@ -342,7 +346,12 @@ def _kept(window: _Window, kind: str, *, acts: bool) -> CaseFile | None:
     while True:
         known = read_cases(store)
         file, days, spoken = case_of(
-            window.decision, window.signals, known, kind=kind, model_version=window.version
+            window.decision,
+            window.signals,
+            known,
+            kind=kind,
+            model_version=window.version,
+            hurt_on=window.hurt_on,
         )
         if not days or (file is None and not acts):
             return None
@@ -362,6 +371,7 @@ def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str,
 
     decision, mitigation = window.decision, window.mitigation
     suggestion, because = _suggested(kind, decision, days, mitigation)
+    causes = explained(window.context, decision).causes
     told = mitigation["reasons"] if mitigation["outcome"] in _ACTED else ()
     return Case(
         case_id="",
@@ -375,7 +385,7 @@ def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str,
             reason for reason in dict.fromkeys((*told, *decision.reasons)) if reason != decision.headline
         ),
         next_steps=decision.next_steps,
-        causes=(),
+        causes=tuple(cause.to_json() for cause in causes),
         options=options_of(kind, spoken, target=(mitigation.get("comparison") or {}).get("target")),
         suggestion=suggestion,
         because=because,

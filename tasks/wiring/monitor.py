@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings, utc_now
 from tasks.core.errors import ConfigError, DataError, LabelsNotMature, NotFound, PipelineCodeError
 from tasks.core.ids import canonical_json
+from tasks.wiring.causes import explained
 from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.decided import decided_on
 from tasks.wiring.series import keep_drift, keep_performance
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def measure_window(
         found += tuple(
             unjudged_day(day, rows, why, grid=grid) for day, (rows, why) in unread.items() if day >= first
         )
-        runs = _run_by_day(context, [signals.day for signals in found])
+        runs = run_by_day(context, [signals.day for signals in found])
         for signals in found:
             run = runs[signals.day]
             context.metadata.record_signals(
@@ -134,12 +136,12 @@ def join_labels(
     states: dict[str, int] = defaultdict(int)
     rows = 0
     performances = []
-    runs = _run_by_day(context, {**earlier, **days})
+    runs = run_by_day(context, {**earlier, **days})
     late = {}
     for day, run_id in {**earlier, **days}.items():
         before = known.get(day)
         found = _joined(context, day, runs.get(day), labels, asked, before, problem, later=day < first)
-        context.store.put(_performance_key(day, run_id), canonical_json(found.to_json()))
+        context.store.put(performance_key(day, run_id), canonical_json(found.to_json()))
         performances.append(found)
         if day >= first:
             states[found.state] += 1
@@ -168,7 +170,8 @@ def decide_window(
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
     decision = decision_of(context, first, last)
-    record = decision.to_json()
+    causes = explained(context, decision).causes
+    record = {**decision.to_json(), "causes": [cause.to_json() for cause in causes]}
     context.metadata.record_decision(
         context.spec,
         action=decision.action,
@@ -188,6 +191,7 @@ def decide_window(
         "reasons": list(decision.reasons),
         "next_steps": list(decision.next_steps),
         "operations": [found.statement for found in decision.operations],
+        "causes": [cause.what for cause in causes],
         "decision_key": key,
     }
     context.evidence(dag_run, "decision", {**result, "outcome": decision.verdict})
@@ -202,18 +206,24 @@ def report_window(
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
-    performances = _performances(context, first - _HISTORY, last)
+    performances, gaps = labelled_history(context, first, last)
     scorers = _profiles_by_bundle(context, first, last)
     newest = max(scorers, key=lambda item: max([*item[1], *item[3]]))[0]
+    decision = decision_of(context, first, last)
+    found = explained(context, decision)
     html = render_report(
         context.spec,
-        decision=decision_of(context, first, last),
+        decision=decision,
         signals=signals_of(context, first, last),
-        performances=[found for found in performances if found.day >= first],
-        gaps=_gaps(context, performances),
+        performances=[one for one in performances if one.day >= first],
+        gaps=gaps,
         profiles={day: profile for _, by_day, *_ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),
         model=_scored_by(context, first, last),
+        causes=found.causes,
+        slices=found.slices,
+        changes=found.changes,
+        decided=decided_on(context, first, last),
     )
     key = f"monitoring/{first}_{last}/report.html"
     context.store.put(key, html.encode())
@@ -314,7 +324,7 @@ def _profiles_by_bundle(
 
 def _scored_by(context: Context, first: date, last: date) -> str:
     """`version 3`, or `versions 2, 3` where the champion changed inside the window."""
-    runs = _run_by_day(context, _published(context, first, last)).values()
+    runs = run_by_day(context, _published(context, first, last)).values()
     versions = sorted({run.model_version for run in runs if run.model_version})
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(map(str, versions))}"
 
@@ -353,7 +363,7 @@ def _joined(
     if later and before is not None and not before.labelled_rows and not _any_label(own):
         found = still_missing(context.spec, before, as_of=as_of)
     else:
-        scored = _scored(context, day, run)
+        scored = scored_rows(context, day, run)
         found = performance(context.spec, day=day, scored=scored, labels=own, as_of=as_of)
     if problem is not None:
         found = unread(context.spec, found, before, problem=problem, as_of=as_of)
@@ -377,7 +387,7 @@ def _labels(context: Context, days: dict[date, str], as_of: date) -> tuple[Any, 
         return None, f"{error.which} {error.what}"
 
 
-def _scored(context: Context, day: date, run: ScoringRun | None) -> Any:
+def scored_rows(context: Context, day: date, run: ScoringRun | None) -> Any:
     """A day's predictions of the model that its run pins: an exposed challenger's say nothing of the champion."""
     import pyarrow.compute as pc
 
@@ -407,7 +417,7 @@ def _performances(context: Context, first: date, last: date) -> list[DayPerforma
     for day, run_id in _published(context, first, last).items():
         try:
             found.append(
-                DayPerformance.from_json(json.loads(context.store.get(_performance_key(day, run_id))))
+                DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run_id))))
             )
         except NotFound:
             continue
@@ -426,8 +436,7 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
             which=context.spec.name,
             fix="run the measure step of these days first",
         )
-    performances = _performances(context, first - _HISTORY, last)
-    gaps = _gaps(context, performances)
+    performances, gaps = labelled_history(context, first, last)
     scorers = _bundle_by_day(context, [found.day for found in gaps] + [signals[-1].day])
     corrected = _corrected(context, first, last, performances, gaps)
     recent = [found for found in performances if found.day >= first - _LABELS_BACK]
@@ -446,6 +455,14 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
         corrected=tuple(day for day, _ in corrected),
         evidence={**decision.evidence, **label_evidence(context.spec, recent)},
     )
+
+
+def labelled_history(
+    context: Context, first: date, last: date
+) -> tuple[list[DayPerformance], list[PerformanceSignal]]:
+    """Performance of a window and of the 60 days before it, and the performance chart over all of them."""
+    performances = _performances(context, first - _HISTORY, last)
+    return performances, _gaps(context, performances)
 
 
 def _corrected(
@@ -509,7 +526,7 @@ def _other_columns(context: Context, first: date, last: date) -> list[OperationF
     from tasks.monitoring.operations import other_columns
 
     newest = max(_published(context, first, last))
-    run = _run_by_day(context, [newest]).get(newest)
+    run = run_by_day(context, [newest]).get(newest)
     if run is None or not (run.bundle_digest and run.snapshot_id):
         return []
     bundle = fetch_bundle(context.store, run.bundle_digest, context.settings.cache_dir)
@@ -620,7 +637,7 @@ def _score_validation_days(context: Context, bundle_digest: str) -> list[DayPerf
     return found
 
 
-def _run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun]:
+def run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun]:
     """The run that holds each published day; one look-up a run, however many days it scored."""
     published = context.metadata.published_days(context.spec)
     wanted = [day for day in days if day in published]
@@ -632,8 +649,8 @@ def _run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun
 
 def _bundle_by_day(context: Context, days: Iterable[date]) -> dict[date, str]:
     """Digest of the bundle that scored each published day."""
-    return {day: run.bundle_digest for day, run in _run_by_day(context, days).items() if run.bundle_digest}
+    return {day: run.bundle_digest for day, run in run_by_day(context, days).items() if run.bundle_digest}
 
 
-def _performance_key(day: date, run_id: str) -> str:
+def performance_key(day: date, run_id: str) -> str:
     return f"monitoring/{day}/performance-{run_id}.json"

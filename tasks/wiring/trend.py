@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings
 from tasks.core.report_style import page
 from tasks.wiring.context import Context, open_context
+from tasks.wiring.decided import decided
 
 if TYPE_CHECKING:
     from tasks.monitoring.trend import TrendDay
@@ -16,23 +17,30 @@ DAYS = 90
 _KEY = "monitoring/trend/report.html"
 _DECISIONS = 1000
 _EVENTS = 50
+_NEWEST, _ACTED = 200, 15
+"""Decisions that are looked through for what was done, and how many of those are shown."""
 
 
 def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     """The body of the page, as HTML: the last `days` days up to the newest that is published."""
+    from tasks.monitoring.causes import Cause
+    from tasks.monitoring.decision import NOTE, NOTHING
     from tasks.monitoring.trend import TrendEvent, Verdict, render_trend
 
     context = open_context(settings, pipeline)
     metadata, spec = context.metadata, context.spec
     shown = _days(context, days)
-    newest = metadata.decisions(spec, limit=1)
+    stored = metadata.decisions(spec, limit=_NEWEST)
+    # A mitigation is a decision as well; the verdict that it followed is what the page begins with.
+    newest = next((item for item in stored if item.record.get("headline")), stored[0] if stored else None)
     verdict = (
         Verdict(
-            verdict=newest[0].verdict,
-            headline=str(newest[0].record.get("headline") or ""),
-            reasons=newest[0].reasons,
-            next_steps=tuple(newest[0].record.get("next_steps") or ()),
-            decided=f"{newest[0].decided_at_utc:%Y-%m-%d %H:%M}",
+            verdict=newest.verdict,
+            headline=str(newest.record.get("headline") or ""),
+            reasons=newest.reasons,
+            next_steps=tuple(newest.record.get("next_steps") or ()),
+            decided=f"{newest.decided_at_utc:%Y-%m-%d %H:%M}",
+            causes=tuple(Cause.from_json(item) for item in newest.record.get("causes") or ()),
         )
         if newest
         else None
@@ -42,7 +50,14 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
         for event in metadata.history(spec, limit=_EVENTS)
     ]
     live = metadata.live(spec)
-    return render_trend(shown, events, verdict, live=live.version if live else None)
+    acted = [item for item in stored if item.action not in (NOTHING, NOTE)][:_ACTED]
+    return render_trend(
+        shown,
+        events,
+        verdict,
+        live=live.version if live else None,
+        decided=[decided(item) for item in acted],
+    )
 
 
 def trend_report(settings: Settings, pipeline: str, *, days: int = DAYS) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.core import PipelineSpec, Verdict
+from tasks.core.intervals import holm
 from tasks.evaluation import Evaluation, judge
 from tasks.evaluation.behaviour import sanity
 from tasks.evaluation.distribution import measure_shape
@@ -22,7 +23,7 @@ from tasks.evaluation.gate import claim
 from tasks.evaluation.records import Interval, SliceMetrics
 from tasks.evaluation.resampling import draw_days
 from tasks.evaluation.scoring import ScoredDays
-from tasks.evaluation.slice_rules import holm, slice_findings, slice_regressions
+from tasks.evaluation.slice_rules import slice_findings, slice_regressions
 
 
 def gated(toy: PipelineSpec, **changes: object) -> PipelineSpec:

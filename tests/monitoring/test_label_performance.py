@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from tasks.core.errors import DataError
 from tasks.monitoring import DayPerformance, expected_auc, judge_gaps, performance
-from tasks.monitoring.performance import _auc
+from tasks.monitoring.performance import auc_with_error
 
 DAY = date(2024, 5, 1)
 
@@ -54,7 +54,7 @@ def test_auc_agrees_with_scikit_learn_ties_included(items):
     scores = np.array([s for s, _ in items])
     labels = np.array([float(y) for _, y in items])
     if 2 <= labels.sum() <= len(items) - 2:
-        assert _auc(scores, labels)[0] == pytest.approx(roc_auc_score(labels, scores))
+        assert auc_with_error(scores, labels)[0] == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_expected_auc_is_the_mean_over_label_draws():
@@ -180,7 +180,7 @@ def test_days_measured_again_by_a_later_release_have_the_numbers_stored_by_an_ea
     i = np.arange(rows)
     scores = (i * 7919 % steps) / steps
     labels = (i * 104729 % 1013) / 1013 < 0.2 + 0.5 * scores
-    found = _auc(scores, labels.astype(np.float64))
+    found = auc_with_error(scores, labels.astype(np.float64))
     assert found[0] == auc
     assert found[1] == pytest.approx(auc_se, rel=1e-12)
     assert expected_auc(scores) == pytest.approx(promised, rel=1e-12)

@@ -108,9 +108,8 @@ def test_a_window_without_reference_labels_or_rows_still_reads_well():
     assert "no rows at all" in render(nothing, labelled=False)
 
 
-def test_the_report_says_that_nothing_is_rolled_back_automatically():
+def test_the_report_says_what_is_done_about_a_fault():
     html = render(
         shop.window(3, faulty={2: lambda t, rng: shop.with_column(t, "wind", np.full(t.num_rows, 7.0))})
     )
-    assert "never rolls a model back by itself" in html
     assert "Scoring should be held" in html

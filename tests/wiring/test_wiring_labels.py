@@ -78,9 +78,9 @@ def test_a_settled_day_is_not_read_again_and_labels_that_changed_are_measured_wh
     first, second = score(installation), score(installation)
     monitored(installation, days_of(first), as_of="2024-03-01")
     read: list[str] = []
-    kept = monitor._scored
+    kept = monitor.scored_rows
     monkeypatch.setattr(
-        monitor, "_scored", lambda context, day, run: read.append(str(day)) or kept(context, day, run)
+        monitor, "scored_rows", lambda context, day, run: read.append(str(day)) or kept(context, day, run)
     )
     step(installation, "join_labels", **days_of(second), as_of="2024-03-10")
     assert read == [f"2024-02-{day}" for day in (13, 14, 15, 16)]
