@@ -120,8 +120,11 @@ class Line:
                 "def days() -> list[date]:\n": _FAULTY.format(faults=self.faults),
                 "from datetime import date\n": "from datetime import date, timedelta\n",
                 "    return rows.slice(starts[low], starts[high] - starts[low])\n": (
-                    "    found = rows.slice(starts[low], starts[high] - starts[low])\n"
-                    "    return _faulty(found, first_day) if first_day == last_day else found\n"
+                    "    days = [\n"
+                    "        _faulty(rows.slice(starts[k], starts[k + 1] - starts[k]), distinct[k].item())\n"
+                    "        for k in range(low, high)\n"
+                    "    ]\n"
+                    "    return pa.concat_tables(days) if days else rows.slice(0, 0)\n"
                 ),
             }
         }
