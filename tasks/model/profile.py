@@ -40,7 +40,7 @@ MAX_CATEGORIES = 256
 MAX_PAIR_CELLS = 1024
 UNSEEN_EXAMPLES = 5
 
-_SEEN_BITS = 512
+SEEN_BITS = 512
 _SCORE_ONE = 1 << 30
 _LIMIT = 1 << 23
 """Fixed-point values are clipped here; `unit` is 1/4096 of a standard deviation, so at 2,048 of them."""
@@ -225,8 +225,8 @@ class NumericCounts:
 
         Source: Whang, Vander-Zanden & Taylor (1990), "A linear-time probabilistic counting algorithm".
         """
-        empty = _SEEN_BITS - self.seen.bit_count()
-        return float(_SEEN_BITS * np.log(_SEEN_BITS / max(empty, 1)))
+        empty = SEEN_BITS - self.seen.bit_count()
+        return float(SEEN_BITS * np.log(SEEN_BITS / max(empty, 1)))
 
     @property
     def out_of_range(self) -> int:
@@ -829,7 +829,7 @@ def _search(edges: FloatArray, values: FloatArray) -> IntArray:
 
 def _marks(values: FloatArray) -> npt.NDArray[np.bool_]:
     """Shape (512,): true where a value's hash (the finalizer of SplitMix64) falls."""
-    marks = np.zeros(_SEEN_BITS, np.bool_)
+    marks = np.zeros(SEEN_BITS, np.bool_)
     for start in range(0, values.size, _MARKED_AT_ONCE):
         hashed = (values[start : start + _MARKED_AT_ONCE] + 0.0).view(np.uint64)
         hashed ^= hashed >> np.uint64(30)

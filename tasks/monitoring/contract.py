@@ -13,13 +13,24 @@ from datetime import date, timedelta
 import numpy as np
 
 from tasks.core.spec import PipelineSpec
-from tasks.model.profile import NumericCounts, Profile, ProfileSpec
+from tasks.model.profile import SEEN_BITS, NumericCounts, Profile, ProfileSpec
 from tasks.monitoring.answers import Confirmed
-from tasks.monitoring.drift import POOL_DAYS, Baseline, FloatArray, null_share, same_weekdays
+from tasks.monitoring.drift import (
+    POOL_DAYS,
+    Baseline,
+    FloatArray,
+    association_loss,
+    null_share,
+    same_weekdays,
+)
 from tasks.monitoring.signals import FAULT, WARN, ContractFinding
 
 _LOOK_BACK_DAYS = 35
 _STALE_DAYS = 7
+_LEAST_NEW = 0.1
+"""A feature that on some reference day has a smaller share of new values than this repeats itself by nature."""
+_TELLING_MARKS = 40
+"""Marks that values of today alone must be expected to set before their absence says anything."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class ContractLimits:
     distinct: Mapping[str, FloatArray]
     never_stale: frozenset[str]
     """Numeric channels whose set of values never equalled that of a day up to a week before."""
+    least_new: Mapping[str, float]
+    """By numeric channel: the smallest share of its values that were new beside a day up to a week before."""
     confirmed: frozenset[str] = frozenset()
     """Channels of which a person has confirmed days as the new normal; the empty name is the number of rows."""
     confirmed_rows: tuple[int, ...] = ()
@@ -41,19 +54,15 @@ class ContractLimits:
 def limits_of(baseline: Baseline) -> ContractLimits:
     """The contract of the baseline's reference days."""
     days = baseline.days
+    near = [(days[day], days[other]) for day in days for other in _week_before(day, days)]
     numeric = [g.name for g in baseline.grid.numeric]
-    ordered = sorted(days)
-    stale = {
-        name
-        for name in numeric
-        for day in ordered
-        if any(
-            _same_values(days[day].numeric[name], days[other].numeric[name])
-            for other in (day - timedelta(days=back) for back in range(1, _STALE_DAYS + 1))
-            if other in days
-        )
-    }
-    return _limits(baseline.grid, list(days.values()), frozenset(set(numeric) - stale))
+    stale = {name for name in numeric if any(_same_values(a.numeric[name], b.numeric[name]) for a, b in near)}
+    new = {name: [_new_share(a.numeric[name], b.numeric[name])[0] for a, b in near] for name in numeric}
+    return replace(
+        _limits(baseline.grid, list(days.values())),
+        never_stale=frozenset(set(numeric) - stale),
+        least_new={name: min(shares, default=0.0) for name, shares in new.items()},
+    )
 
 
 def widened(
@@ -64,7 +73,7 @@ def widened(
         days = [known[day] for day in shift.days if day in known and known[day].rows]
         if not days:
             continue
-        more = _limits(grid, days, limits.never_stale)
+        more = _limits(grid, days)
         rows = tuple(profile.rows for profile in days) if "" in shift.channels else ()
         limits = replace(
             limits,
@@ -87,7 +96,7 @@ def _joined(
     }
 
 
-def _limits(grid: ProfileSpec, days: Sequence[Profile], never_stale: frozenset[str]) -> ContractLimits:
+def _limits(grid: ProfileSpec, days: Sequence[Profile]) -> ContractLimits:
     def over(share: Callable[[Profile, str], float], names: Sequence[str]) -> dict[str, FloatArray]:
         return {name: np.array([share(profile, name) for profile in days], np.float64) for name in names}
 
@@ -102,7 +111,8 @@ def _limits(grid: ProfileSpec, days: Sequence[Profile], never_stale: frozenset[s
         out_of_range=over(_out_share, numeric),
         distinct=over(lambda profile, name: profile.numeric[name].distinct, numeric)
         | over(_used, categorical),
-        never_stale=never_stale,
+        never_stale=frozenset(),
+        least_new={},
     )
 
 
@@ -160,8 +170,11 @@ def check_contract(
         shifts = {name: shift for name, shift in shifts.items() if name not in limits.confirmed}
         findings += _nulls(limits, shifts, profile, pooled, earlier)
         findings += _categories(limits, profile)
+        if len(pool) == POOL_DAYS:
+            findings += _associations(baseline, profile, pooled, limits.confirmed)
         findings += _ranges(limits, profile)
-        findings += _frozen(limits, day, profile, known)
+        findings += _frozen(limits, profile)
+        findings += _stale(limits, day, profile, known)
     return tuple(sorted(findings, key=lambda f: (f.severity != FAULT, f.check, f.channel))), expected
 
 
@@ -345,9 +358,35 @@ def _ranges(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:
     return found
 
 
-def _frozen(
-    limits: ContractLimits, day: date, profile: Profile, known: Mapping[date, Profile]
+def _associations(
+    baseline: Baseline, profile: Profile, pooled: Profile, confirmed: frozenset[str]
 ) -> list[ContractFinding]:
+    """Which value comes with which: lost when one of two columns is shuffled, remapped or joined by a wrong key.
+
+    It hardly changes by itself, so that a third of it, and five spreads of its changes, is no season. The days before a
+    confirmed shift say nothing of it.
+    """
+    found = []
+    for pair, (middle, spread) in baseline.pair_losses.items():
+        if pair in confirmed:
+            continue
+        loss = association_loss(profile, pooled, pair)
+        limit, unusual = (max(low, middle + by * spread) for low, by in ((0.3, 5), (0.2, 4)))
+        if loss > unusual:
+            found.append(
+                ContractFinding(
+                    check="pairs",
+                    severity=FAULT if loss > limit else WARN,
+                    channel=pair,
+                    detail=f"{loss:.0%} of what {pair} usually say of each other is gone; up to {unusual:.0%} is usual",
+                    value=loss,
+                    limit=limit if loss > limit else unusual,
+                )
+            )
+    return found
+
+
+def _frozen(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:
     found = []
     for channel, usual in limits.distinct.items():
         least = float(usual.min())
@@ -365,20 +404,64 @@ def _frozen(
                     limit=0.5 * least,
                 )
             )
-        elif channel in limits.never_stale:
-            for back in range(1, _STALE_DAYS + 1):
-                other = day - timedelta(days=back)
-                if other in known and _same_values(profile.numeric[channel], known[other].numeric[channel]):
-                    found.append(
-                        ContractFinding(
-                            check="stale",
-                            severity=WARN,
-                            channel=channel,
-                            detail=f"{channel} takes exactly the values of {other}; no reference day did so",
-                        )
-                    )
-                    break
     return found
+
+
+def _stale(
+    limits: ContractLimits, day: date, profile: Profile, known: Mapping[date, Profile]
+) -> list[ContractFinding]:
+    """Values of an earlier day under today's date: a stopped feed, or a table of features that is not renewed."""
+    found = []
+    for channel, least in limits.least_new.items():
+        today = profile.numeric[channel]
+        for other in _week_before(day, known):
+            before = known[other].numeric[channel]
+            new, expected = _new_share(today, before)
+            if least >= _LEAST_NEW and new < 0.5 * least and expected * least >= _TELLING_MARKS:
+                found.append(
+                    ContractFinding(
+                        check="stale",
+                        severity=FAULT,
+                        channel=channel,
+                        detail=f"only {new:.0%} of the values of {channel} are not those of {other}; "
+                        f"on reference days at least {least:.0%} are new",
+                        value=new,
+                        limit=0.5 * least,
+                    )
+                )
+                break
+            if channel in limits.never_stale and _same_values(today, before):
+                found.append(
+                    ContractFinding(
+                        check="stale",
+                        severity=WARN,
+                        channel=channel,
+                        detail=f"{channel} takes exactly the values of {other}; no reference day did so",
+                    )
+                )
+                break
+    return found
+
+
+def _week_before(day: date, known: Mapping[date, Profile]) -> list[date]:
+    """Known days up to a week before `day`, newest first."""
+    return [
+        other
+        for other in (day - timedelta(days=back) for back in range(1, _STALE_DAYS + 1))
+        if other in known
+    ]
+
+
+def _new_share(today: NumericCounts, before: NumericCounts) -> tuple[float, float]:
+    """(share of today's values that `before` did not have, marks they would set if all were new).
+
+    Read off the marks of the distinct values. A value that is new hits a mark of `before` by chance as often as
+    marks are set there, which is taken out; the fuller the table, the less it tells.
+    """
+    marks = today.seen.bit_count()
+    expected = marks * (1 - before.seen.bit_count() / SEEN_BITS)
+    only_today = (today.seen & ~before.seen).bit_count()
+    return (only_today / expected if expected > 0 else 1.0), expected
 
 
 def _same_values(one: NumericCounts, other: NumericCounts) -> bool:

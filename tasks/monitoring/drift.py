@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import AttributionSums
-from tasks.model.profile import Profile, ProfileSpec
+from tasks.model.profile import PairCounts, Profile, ProfileSpec
 from tasks.monitoring.leaning import (
     CHANNEL,
     KIND,
@@ -38,6 +38,8 @@ SMALLEST_EFFECT = 0.03
 _FLOOR = 0.001
 """Distances below it are equal, so that the logarithm of a channel that never moves stays finite."""
 SMALLEST_SCALE = 0.05
+LEAST_ASSOCIATION = 0.02
+"""Bits of mutual information below which two features count as independent."""
 MIN_CLASS_DAYS = 10
 """Reference distances that a weekday class needs for a median of its own."""
 SURE_CLASS_DAYS = 30
@@ -103,6 +105,8 @@ class Baseline:
     """How it was calibrated, in words."""
     null_shifts: Mapping[str, tuple[float, float]]
     """By feature: (median, spread) of a day's null share minus that of its last four same weekdays."""
+    pair_losses: Mapping[str, tuple[float, float]]
+    """By pair: (median, spread) of the share of its association that a day lacks beside those days."""
     score_spread: float
     """Spread of a day's mean score around that of its last four same weekdays, on the logit scale."""
     attributions: AttributionSums | None = None
@@ -131,13 +135,14 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
     explained = Profile.merged(grid, days.values()).attributions
     if len(pools) < MIN_DAYS:
         said = f"only {len(pools)} reference days can be compared"
-        return Baseline(grid, days, {}, said, {}, 0.0, explained)
+        return Baseline(grid, days, {}, said, {}, {}, 0.0, explained)
     distances: dict[date, dict[str, float]] = {}
     leaning: dict[date, dict[str, float]] = {}
     sizes: list[float] = []
     shifts = []
     features = [*(g.name for g in grid.numeric), *(g.name for g in grid.categorical)]
     nulls: dict[str, list[float]] = {name: [] for name in features}
+    losses: dict[str, list[float]] = {pair.name: [] for pair in grid.pairs}
     for day, pool in pools.items():
         pooled = Profile.merged(grid, (days[other] for other in pool))
         distances[day] = channel_distances(days[day], pooled)
@@ -146,6 +151,8 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
             sizes.append(pair_rows(days[day], pooled))
         for name in features:
             nulls[name].append(null_share(days[day], name) - null_share(pooled, name))
+        for pair, lost in losses.items():
+            lost.append(association_loss(days[day], pooled, pair))
         shifts.append(_logit(days[day].score.mean) - _logit(pooled.score.mean))
     normal = _normals(distances, grid.channels)
     null_shifts = {name: _centre_and_spread(np.asarray(found)) for name, found in nulls.items()}
@@ -155,6 +162,7 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
         normal,
         method,
         null_shifts,
+        {pair: _centre_and_spread(np.asarray(found)) for pair, found in losses.items()},
         max(_centre_and_spread(np.asarray(shifts))[1], SMALLEST_SCALE),
         explained,
         _normals(leaning, grid.features) if len(leaning) >= MIN_DAYS else {},
@@ -180,6 +188,39 @@ def null_share(profile: Profile, channel: str) -> float:
     """Nulls of a feature over rows; 0 for no rows."""
     counts = profile.numeric.get(channel) or profile.categorical[channel]
     return counts.nulls / profile.rows if profile.rows else 0.0
+
+
+def association(counts: PairCounts, second: int) -> float:
+    """Mutual information of a pair in bits, without the bias of a small sample; never below 0.
+
+    The mix of each feature alone hardly moves it, so it is much steadier from day to day than the counts are.
+
+    Args:
+        counts: Of a grid of known combinations; others are left out.
+        second: Categories of the pair's second feature.
+
+    Source: Miller (1955), "Note on the bias of information estimates".
+    """
+    n = int(counts.counts.sum())
+    if n == 0:
+        return 0.0
+    row, column = np.divmod(np.asarray(counts.grid.cells, dtype=np.int64), second)
+    rows, columns = (np.bincount(at, weights=counts.counts) for at in (row, column))
+    held = counts.counts > 0
+    joint, apart = counts.counts[held] / n, (rows[row] * columns[column])[held] / n**2
+    freedom = np.count_nonzero(held) - np.count_nonzero(rows) - np.count_nonzero(columns) + 1
+    return max(float((joint * np.log2(joint / apart)).sum() - freedom / (2 * n * np.log(2))), 0.0)
+
+
+def association_loss(profile: Profile, pooled: Profile, pair: str) -> float:
+    """Share of a pair's association in `pooled` that is missing in `profile`; negative when it is stronger.
+
+    0 where the features of the pair are as good as independent: there is nothing to lose.
+    """
+    name = pooled.pairs[pair].grid.second
+    second = next(len(grid.categories) for grid in pooled.spec.categorical if grid.name == name)
+    usual = association(pooled.pairs[pair], second)
+    return 0.0 if usual < LEAST_ASSOCIATION else 1 - association(profile.pairs[pair], second) / usual
 
 
 def channel_distances(profile: Profile, pooled: Profile) -> dict[str, float]:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from tasks.core.errors import DataError
-from tasks.model.profile import Profile, ProfileSpec
+from tasks.model.profile import PairCounts, PairGrid, Profile, ProfileSpec
 from tasks.monitoring import DaySignals, Monitor, measure_day, measure_days
-from tasks.monitoring.drift import calibrate, js_distance, same_weekdays
+from tasks.monitoring.drift import association, calibrate, js_distance, same_weekdays
 
 MONITOR = Monitor.of(shop.SPEC, shop.GRID, shop.REFERENCE)
 
@@ -244,3 +244,64 @@ def test_same_weekdays_are_the_last_four_before_the_day():
     day = shop.MONITORED
     pool = same_weekdays(day, shop.REFERENCE, min_rows=1)
     assert pool == tuple(day - timedelta(days=7 * k) for k in (4, 3, 2, 1))
+
+
+def test_values_of_days_ago_under_todays_date_are_a_fault_that_names_the_day():
+    old_day = shop.MONITORED + timedelta(days=6)
+    old = shop.rows(old_day)["price"].to_numpy()
+    found = signals_of(lambda table, rng: shop.with_column(table, "price", rng.choice(old, table.num_rows)))
+    (stale,) = (f for f in found.faults if f.check == "stale")
+    assert stale.channel == "price" and str(old_day) in stale.detail
+
+
+def test_new_values_are_no_old_ones_however_many_rows_there_are():
+    days = [shop.MONITORED + timedelta(days=i) for i in range(2)]
+    last = measured({day: shop.profile(day, n=60_000) for day in days})[-1]
+    assert "stale" not in {f.check for f in last.findings}
+
+
+PAIRED_CITIES = {"Basel": 0.9, "Bern": 0.8, "Chur": 0.2, "Genf": 0.1}
+"""Share of phones: every combination occurs, and the city says much about the device."""
+
+
+def paired_rows(day: date, *, shuffled: float = 0.0, without: str = "") -> pa.Table:
+    rng = np.random.default_rng(day.toordinal())
+    table = shop.rows(day)
+    city = np.array(table["city"].to_pylist())
+    phone = rng.random(city.size) < np.array([PAIRED_CITIES[c] for c in city])
+    hit = np.flatnonzero(rng.random(city.size) < shuffled)
+    phone[hit] = phone[rng.permutation(hit)]
+    table = shop.with_column(table, "device", np.where(phone, "phone", "desktop"))
+    return table.filter(pa.array((city != without) | (rng.random(city.size) < 0.5)))
+
+
+def paired_day(day: date, **change: object) -> DaySignals:
+    days = [shop.FIRST + timedelta(days=i) for i in range(shop.REFERENCE_DAYS)]
+    grid = ProfileSpec.fit(pa.concat_tables([paired_rows(d) for d in days[:28]]), None, shop.SPEC)
+    reference = {d: Profile.of(grid, t, shop.probabilities(t)) for d in days for t in (paired_rows(d),)}
+    table = paired_rows(day, **change)
+    monitor = Monitor.of(shop.SPEC, grid, reference)
+    profile = Profile.of(grid, table, shop.probabilities(table))
+    return measure_day(shop.SPEC, monitor, day=day, profile=profile, history={})
+
+
+def test_a_pair_whose_columns_were_shuffled_is_a_fault_though_every_combination_is_known():
+    assert checks(paired_day(shop.MONITORED)) == set()
+    found = paired_day(shop.MONITORED, shuffled=0.4)
+    assert checks(found) == {("pairs", "city x device")}
+    assert {c.channel for c in found.alarms} & {"city", "device"} == set()
+
+
+def test_another_mix_of_cities_does_not_break_the_pair():
+    found = paired_day(shop.MONITORED, without="Genf")
+    assert "pairs" not in {f.check for f in found.findings}
+
+
+def test_association_is_zero_for_independent_columns_and_whole_for_equal_ones():
+    def bits(counts: list[int]) -> float:
+        grid = PairGrid("a", "b", (0, 1, 2, 3))
+        return association(PairCounts(grid, np.array(counts), 0, 0), 2)
+
+    assert bits([500, 0, 0, 500]) == pytest.approx(1, abs=0.002)
+    assert bits([250, 250, 250, 250]) == 0
+    assert bits([0, 0, 0, 0]) == 0
