@@ -12,6 +12,7 @@ from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.object_store import AlreadyExists
 from tasks.wiring.causes import explained
 from tasks.wiring.context import Context, open_context, parse_day
+from tasks.wiring.measured import labelled_history, scorer_of, signals_of
 
 if TYPE_CHECKING:
     from tasks.monitoring import DaySignals, Decision
@@ -45,7 +46,6 @@ def keep_cases(
     """Open, update or close the cases that a window speaks of; the id of the one whose question is open, or empty."""
     from tasks.monitoring.cases import asks, close_case, kinds_of, read_cases
     from tasks.monitoring.decision import ALERT
-    from tasks.wiring.monitor import labelled_history, scorer_of, signals_of
 
     first, last = decision.first_day, decision.last_day
     window = _Window(

@@ -19,6 +19,7 @@ from tasks.core.errors import DataError, LabelsNotMature, NotFound, PipelineCode
 from tasks.core.ids import canonical_json, digest_json
 from tasks.wiring.changes import BEFORE, changes_of
 from tasks.wiring.context import Context
+from tasks.wiring.measured import labelled_history, performance_key, run_by_day, scored_rows, signals_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +63,6 @@ def explain(context: Context, decision: Decision) -> Explained:
     """
     from tasks.monitoring.causes import suspect
     from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT
-    from tasks.wiring.monitor import labelled_history, signals_of
 
     changes = tuple(changes_of(context, decision.first_day, decision.last_day))
     if decision.verdict not in (FAULT, DAMAGE, DRIFT):
@@ -104,7 +104,6 @@ def slices_of(
     """
     from tasks.monitoring.causes import damage_since
     from tasks.monitoring.slices import SlicePerformance
-    from tasks.wiring.monitor import run_by_day
 
     days = damage_since(gaps, decision.last_day)
     if not days or days[-1] < decision.first_day:
@@ -152,7 +151,6 @@ def _newest(known: dict[date, DayPerformance]) -> list[date]:
 def _labels_known(context: Context, day: date, run: ScoringRun) -> DayPerformance:
     """The measured performance of a day: with other labels it is another, and so is the comparison."""
     from tasks.monitoring import DayPerformance
-    from tasks.wiring.monitor import performance_key
 
     return DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run.run_id))))
 
@@ -166,7 +164,6 @@ def _compared(
     from tasks.model import fetch_bundle
     from tasks.monitoring.performance import labelled
     from tasks.monitoring.slices import slice_performance
-    from tasks.wiring.monitor import scored_rows
 
     bundle = fetch_bundle(context.store, digest, context.settings.cache_dir)
     columns = slice_columns(context, bundle)
@@ -295,7 +292,6 @@ def _measured_reference(context: Context, bundle: Bundle, columns: Sequence[str]
 
 def _source_columns(context: Context, signals: Sequence[DaySignals]) -> list[str]:
     """Columns of the newest snapshot that was scored; empty when it is gone."""
-    from tasks.wiring.monitor import run_by_day
 
     runs = run_by_day(context, [signals[-1].day] if signals else [])
     for run in runs.values():

@@ -10,6 +10,8 @@ from tasks.core import Settings, utc_now
 from tasks.core.errors import DataGateFailed, TerminalError
 from tasks.wiring.comparing import bounds_of, challengers_skill, compare_days, days_of
 from tasks.wiring.context import Context, open_context, parse_day
+from tasks.wiring.deciding import decision_of
+from tasks.wiring.measured import scorer_of, signals_of
 
 _NEWEST = 28
 """Labelled days of a comparison. Not those since the damage alone: chosen by how the live version did, they would speak against it."""
@@ -41,7 +43,6 @@ def mitigate_window(
     """
     from tasks.monitoring.decision import ASK, HOLD
     from tasks.wiring.cases import keep_cases
-    from tasks.wiring.monitor import decision_of
 
     context = open_context(settings, pipeline)
     first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
@@ -151,7 +152,6 @@ def _hold(context: Context, decision: Decision) -> dict[str, Any]:
 def _release_cured(context: Context) -> list[ScoringHold]:
     """Release the monitor's holds whose days were all measured since, without a fault."""
     from tasks.monitoring.mitigation import ACTOR, release_scoring, scoring_holds
-    from tasks.wiring.monitor import signals_of
 
     over = []
     for hold in scoring_holds(context.store):
@@ -167,7 +167,6 @@ def _release_cured(context: Context) -> list[ScoringHold]:
 def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, Any]:
     from tasks.metadata.records import POINTER_KINDS
     from tasks.monitoring.mitigation import ACTOR, judge_rollback, scoring_holds
-    from tasks.wiring.monitor import scorer_of
     from tasks.wiring.release import rollback_model
 
     live = context.require_champion()

@@ -15,7 +15,7 @@ from tasks.monitoring.causes import Cause
 from tasks.wiring.causes import causes_of, explain
 from tasks.wiring.changes import changes_of
 from tasks.wiring.context import Context, open_context
-from tasks.wiring.monitor import decision_of
+from tasks.wiring.deciding import decision_of
 
 LATER = "2024-12-31"
 _LABEL = "    bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)\n"

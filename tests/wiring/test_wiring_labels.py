@@ -171,14 +171,14 @@ def test_the_age_of_the_newest_day_alerts_only_where_the_pipeline_promised_one(
 
 
 def test_days_of_the_future_are_stated_and_raise_no_alarm(installation: Settings, monkeypatch) -> None:
-    import tasks.wiring.monitor as monitor
+    import tasks.wiring.deciding as deciding
 
-    earlier = monitor.utc_now() - timedelta(days=366 * 10)
+    earlier = deciding.utc_now() - timedelta(days=366 * 10)
     window = days_of(score(installation))
     step(installation, "measure_window", **window)
     step(installation, "join_labels", **window, as_of="2024-02-08")
     with monkeypatch.context() as patch:
-        patch.setattr(monitor, "utc_now", lambda: earlier)
+        patch.setattr(deciding, "utc_now", lambda: earlier)
         decided = step(installation, "decide_window", **window)
     assert decided["action"] in ("note", "nothing") and decided["verdict"] in ("healthy", "noise")
     assert any("future of this clock" in said for said in decided["operations"])
