@@ -74,7 +74,14 @@ class Change(JsonRecord):
     at_utc: str
     """When it was done, ISO 8601."""
     words: str
-    """In one sentence."""
+    """In one short sentence."""
+    detail: str = ""
+    """Who did it, when and why, where it is known."""
+
+    @property
+    def told(self) -> str:
+        """The sentence with its detail."""
+        return f"{self.words} ({self.detail})" if self.detail else self.words
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,7 @@ def _fault_feed(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
         case.add(1, f"{_list(channels)} {_are(channels)} delivered as {_are(channels)}, not computed")
     schema = facts.at(trouble.since, SCHEMA)
     if schema:
-        case.add(3, f"the source's columns changed on that day: {schema[0].words}", *schema)
+        case.add(3, f"the source's columns changed on that day: {schema[0].told}", *schema)
     ours = facts.at(trouble.since, DEPLOYMENT, FEATURE_VERSION)
     if ours:
         case.add(-2, f"on that very day something of ours changed: {ours[0].words}")
@@ -258,7 +265,7 @@ def _fault_feed(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
         case.add(2, f"neither the model nor its feature code changed on {trouble.since}")
     released = facts.at(trouble.since, HOLD_RELEASE, until=trouble.last)
     if released:
-        case.add(-1, f"somebody took the data for right: {released[0].words}", *released)
+        case.add(-1, f"somebody took the data for right: {released[0].told}", *released)
     yield case
 
 
@@ -273,7 +280,7 @@ def _fault_feature_code(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
         return
     case = facts.case(FEATURE_CODE, f"the feature code: {_list(channels)}", trouble, channels)
     if changed:
-        case.add(4, changed[0].words, *changed)
+        case.add(4, changed[0].told, *changed)
     if computed:
         case.add(2, f"{_list(computed)} {_are(computed)} computed by features.py")
     if not changed:
@@ -296,10 +303,10 @@ def _fault_platform(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     case = facts.case(kind, text, trouble)
     case.add(3, findings[0].detail)
     if moved:
-        case.add(2, moved[0].words, *moved)
+        case.add(2, moved[0].told, *moved)
     again = facts.at(trouble.since, RUN_REPLACED, until=trouble.last)
     if again:
-        case.add(1, again[0].words, *again)
+        case.add(1, again[0].told, *again)
     yield case
 
 
@@ -311,14 +318,16 @@ def _damage_model(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     if not moved:
         return
     change = moved[-1]
-    case = facts.case(MODEL, f"the model: it got worse when {change.words}", trouble)
-    case.add(3, change.words, *moved)
+    case = facts.case(MODEL, f"the model: {change.words}", trouble)
+    case.add(3, change.told, *moved)
     if trouble.since <= change.day <= trouble.first_alarm:
         case.add(2, f"performance fell exactly with it, on {trouble.since}")
     _inputs_stayed(case, trouble, 2)
+    if trouble.inputs:
+        case.add(-1, f"inputs moved as well ({_list(trouble.inputs)}), which no model does")
     waived = facts.at(change.day, WAIVER, blur=timedelta(days=30))
     if waived:
-        case.add(1, f"a finding of the gate had been let pass: {waived[0].words}", *waived)
+        case.add(1, f"a finding of the gate had been let pass: {waived[0].told}", *waived)
     worst = _concentrated(facts.slices)
     if worst:
         case.slices = _unique(item.name for item in worst)
@@ -333,7 +342,7 @@ def _damage_feature_code(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     if not changed:
         return
     case = facts.case(FEATURE_CODE, f"the feature code: {changed[-1].words}", trouble, trouble.inputs)
-    case.add(3, changed[-1].words, *changed)
+    case.add(3, changed[-1].told, *changed)
     if trouble.inputs:
         case.add(2, f"{_list(trouble.inputs)} moved on these days")
     yield case
@@ -396,7 +405,7 @@ def _damage_labels(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     _inputs_stayed(case, trouble, 2)
     moved = facts.at(trouble.since, *_OURS, until=trouble.first_alarm, blur=BLUR)
     if moved:
-        case.add(-2, f"something of ours changed then: {moved[-1].words}")
+        case.add(-2, f"something of ours changed then: {moved[-1].told}")
     else:
         case.add(1, "no other model and no other feature code scores since then")
     measured = [p for p in facts.performances if p.day in trouble.days and p.state == "measured"]
@@ -433,7 +442,7 @@ def _drift_model(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     if not moved:
         return
     case = facts.case(MODEL, f"the model: {moved[-1].words}", trouble, [c.channel for c in trouble.alarms])
-    case.add(3, f"channels moved exactly on the first day that it acts on: {moved[-1].words}", *moved)
+    case.add(3, f"channels moved exactly on the first day that it acts on: {moved[-1].told}", *moved)
     _inputs_stayed(case, trouble, 2)
     if trouble.inputs:
         case.add(-1, f"inputs moved as well ({_list(trouble.inputs)}), which no model does")
@@ -457,7 +466,7 @@ def _drift_feed(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     )
     schema = facts.at(trouble.since, SCHEMA)
     if schema:
-        case.add(4, schema[0].words, *schema)
+        case.add(4, schema[0].told, *schema)
     warned = [f for f in trouble.warnings if f.channel in trouble.inputs]
     if warned:
         case.add(3, warned[0].detail)
@@ -485,7 +494,7 @@ def _drift_platform(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     again = facts.at(trouble.since, RUN_REPLACED)
     if again:
         case = facts.case(PLATFORM, f"the scoring: {again[-1].words}", trouble)
-        case.add(2, again[-1].words, *again)
+        case.add(2, again[-1].told, *again)
         yield case
 
 
@@ -589,7 +598,8 @@ def _cause(case: _Case, rank: int, cases: Sequence[_Case]) -> Cause:
     how = "Most likely" if rank == 1 else "As likely" if tied else "Less likely"
     if not case.main:
         how = "Besides, perhaps"
-    text = f"{how} {case.text}, since {case.since}."
+    since = "" if str(case.since) in case.text else f", since {case.since}"
+    text = f"{how} {case.text}{since}."
     if case.kind == UNKNOWN:
         text = f"The cause is not known: {case.text} (since {case.since})."
     return Cause(

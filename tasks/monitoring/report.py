@@ -206,8 +206,14 @@ def _series(
                 title=title,
             )
         )
+    dashed = [day for day in days if day in marks]
+    lead = (
+        '<p class="note">Dashed lines: something changed with this day; see &ldquo;What changed&rdquo;.</p>'
+        if dashed
+        else ""
+    )
     return (
-        "<h2>Scores, volume, performance</h2>"
+        f"<h2>Scores, volume, performance</h2>{lead}"
         + _figure(
             line_chart(days, scores, label="Mean score by day", fmt=lambda v: f"{v:.2f}", marks=marks),
             "Nine normal days in ten fall into the band around the last four same weekdays; "

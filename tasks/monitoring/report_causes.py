@@ -128,7 +128,7 @@ def changes_section(changes: Sequence[Change]) -> str:
         look, word = _CHANGES.get(change.kind, ("skip", change.kind))
         rows.append(
             f'<tr><td class="nowrap">{change.day}</td><td><span class="badge {look}">{escape(word)}</span></td>'
-            f'<td class="prose">{escape(change.words)}<span class="note">{escape(change.id)}, '
+            f'<td class="prose">{escape(change.told)}<span class="note">{escape(change.id)}, '
             f"{escape(change.at_utc[:16].replace('T', ' '))} UTC</span></td></tr>"
         )
     head = "<thead><tr><th>From day</th><th>What</th><th>Change</th></tr></thead>"
@@ -151,15 +151,15 @@ def decided_table(decided: Sequence[Decided]) -> str:
         look, word = _ACTIONS.get(item.action, ("skip", item.action.replace("_", " ")))
         reasons = "<br>".join(escape(reason) for reason in item.reasons[:3])
         if len(item.reasons) > 3:
-            reasons += f'<span class="note">and {len(item.reasons) - 3} more reasons</span>'
+            reasons += f'<span class="note">and {len(item.reasons) - 3} more</span>'
         answers = "".join(f'<span class="note">Answered: {escape(text)}</span>' for text in item.answers)
         rows.append(
             f'<tr><td class="nowrap">{escape(item.at)}<span class="note">{escape(item.days)}</span></td>'
             f'<td><span class="badge {look}">{escape(item.outcome or word)}</span>'
-            f'<span class="note nowrap">by {escape(item.actor)}</span></td><td>{escape(item.verdict)}</td>'
+            f'<span class="note">{escape(item.verdict)}<br>by {escape(item.actor)}</span></td>'
             f'<td class="prose">{reasons}{answers}</td></tr>'
         )
-    head = "<thead><tr><th>At (UTC), on</th><th>Decision</th><th>Verdict</th><th>Because</th></tr></thead>"
+    head = "<thead><tr><th>At (UTC), on</th><th>Decision</th><th>Because</th></tr></thead>"
     return _table(head, rows)
 
 

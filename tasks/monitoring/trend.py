@@ -225,8 +225,11 @@ def _charts(days: Sequence[TrendDay]) -> str:
             "Features, pairs and the score; days that were not judged are left out.",
         ),
         ("Rows", volume, 0, "Dotted: the median of the last four same weekdays."),
-        ("Share of dead letters", dead, 4, "Of the run that holds the day: rows that could not be scored."),
     ]
+    if any(day.dead_letter_share for day in days):
+        said = "Of the run that holds the day: rows that could not be scored."
+        charts.append(("Share of dead letters", dead, 4, said))
+
     return "".join(
         f"<h2>{title} by day</h2>"
         + _figure(
@@ -240,7 +243,7 @@ def _charts(days: Sequence[TrendDay]) -> str:
             caption,
         )
         for title, points, digits, caption in charts
-    )
+    ) + ("" if len(charts) == 5 else '<p class="note">No dead letters: every row could be scored.</p>')
 
 
 def _format(digits: int) -> Format:

@@ -100,13 +100,13 @@ def _models(context: Context, scored: _Scored) -> Iterator[Change]:
         event = _move(moves, run)
         at = (event.at_utc if event else run.planned_at_utc).isoformat()
         if run.bundle_digest != before.bundle_digest:
-            how = _told(event) if event else ""
             yield Change(
                 id=f"event {event.event_id}" if event else f"run {run.run_id[:12]}",
                 kind=DEPLOYMENT,
                 day=day,
                 at_utc=at,
-                words=f"version {run.model_version} scores from {day} on, version {before.model_version} before{how}",
+                words=f"version {run.model_version} scores from {day} on, version {before.model_version} before",
+                detail=_told(event) if event else "",
             )
         if run.feature_version != before.feature_version:
             yield Change(
@@ -130,7 +130,7 @@ def _move(moves: Sequence[DeploymentEvent], run: ScoringRun) -> DeploymentEvent 
 def _told(event: DeploymentEvent) -> str:
     verb = {"promote": "promoted", "rollback": "rolled back to", "adopt": "adopted"}[event.kind]
     why = f": {event.reason}" if event.reason else ""
-    return f" ({verb} on {event.at_utc:%Y-%m-%d %H:%M} UTC by {event.actor}{why})"
+    return f"{verb} on {event.at_utc:%Y-%m-%d %H:%M} UTC by {event.actor}{why}"
 
 
 def _other_events(context: Context, scored: _Scored, since: datetime | None) -> Iterator[Change]:
@@ -141,13 +141,13 @@ def _other_events(context: Context, scored: _Scored, since: datetime | None) -> 
     others = [kind for kind in KINDS if kind not in POINTER_KINDS]
     for event in context.metadata.history(context.spec, kinds=others, since=since, limit=_EVENTS):
         share = f" for {event.share:.0%} of the entities" if event.share is not None else ""
-        why = f": {event.reason}" if event.reason else ""
         yield Change(
             id=f"event {event.event_id}",
             kind=EXPOSURE if event.kind in EXPOSURE_KINDS else LOG,
             day=scored.day_of(event.at_utc) or event.at_utc.date(),
             at_utc=event.at_utc.isoformat(),
-            words=f"{event.kind} of version {event.version}{share} by {event.actor}{why}",
+            words=f"{event.kind} of version {event.version}{share} by {event.actor}",
+            detail=event.reason,
         )
 
 
@@ -225,7 +225,8 @@ def _placed(context: Context, scored: _Scored) -> Iterator[Change]:
             kind=WAIVER,
             day=scored.day_of(at) or at.date(),
             at_utc=at.isoformat(),
-            words=f"{waiver.actor} let {waiver.finding!r} pass until {waiver.until}: {waiver.reason}",
+            words=f"{waiver.actor} let {waiver.finding!r} pass until {waiver.until}",
+            detail=waiver.reason,
         )
     for hold in scoring_holds(context.store):
         if hold.released_at_utc is None:
@@ -236,7 +237,8 @@ def _placed(context: Context, scored: _Scored) -> Iterator[Change]:
             kind=HOLD_RELEASE,
             day=hold.days[0],
             at_utc=at.isoformat(),
-            words=f"{hold.released_by} released the hold for {hold.days[0]} to {hold.days[-1]}: {hold.release_reason}",
+            words=f"{hold.released_by} released the hold for {hold.days[0]} to {hold.days[-1]}",
+            detail=hold.release_reason or "",
         )
 
 

@@ -279,3 +279,9 @@ def test_no_rows_or_no_columns_are_stated(days):
     assert found.slices == () and "No labelled row" in found.statement
     rows = pa.table({"prediction": [0.1, 0.9], "label": [0.0, 1.0]})
     assert "No column to compare by" in slice_performance(rows, (), days=[at(0)]).statement
+
+
+def test_other_feature_code_whose_inputs_moved_comes_before_the_model_that_brought_it():
+    changes = [change("deployment", 3), change("feature_version", 3)]
+    assert damaged(changes=changes, moved=("delay_mean",))[0].kind == "feature code"
+    assert damaged(changes=changes)[0].kind == "model"
