@@ -41,6 +41,7 @@ _ACTIONS = {
     HOLD: ("fail", "scoring held"),
     ASK: ("fail", "a person asked"),
     "roll_back": ("fail", "rolled back"),
+    "answered": ("pass", "answered"),
 }
 _SLICES_SHOWN = 12
 
@@ -57,9 +58,7 @@ class Decided:
     actor: str
     reasons: tuple[str, ...]
     outcome: str = ""
-    """Of a mitigation: `held`, `asked`, `rolled back`; empty for the verdict itself."""
-    answers: tuple[str, ...] = ()
-    """What people answered."""
+    """Of a mitigation: `held`, `asked`, `rolled back`; of a person: the answer; empty for the verdict itself."""
 
 
 def causes_section(causes: Sequence[Cause]) -> str:
@@ -152,12 +151,11 @@ def decided_table(decided: Sequence[Decided]) -> str:
         reasons = "<br>".join(escape(reason) for reason in item.reasons[:3])
         if len(item.reasons) > 3:
             reasons += f'<span class="note">and {len(item.reasons) - 3} more</span>'
-        answers = "".join(f'<span class="note">Answered: {escape(text)}</span>' for text in item.answers)
         rows.append(
             f'<tr><td class="nowrap">{escape(item.at)}<span class="note">{escape(item.days)}</span></td>'
             f'<td><span class="badge {look}">{escape(item.outcome or word)}</span>'
             f'<span class="note">{escape(item.verdict)}<br>by {escape(item.actor)}</span></td>'
-            f'<td class="prose">{reasons}{answers}</td></tr>'
+            f'<td class="prose">{reasons}</td></tr>'
         )
     head = "<thead><tr><th>At (UTC), on</th><th>Decision</th><th>Because</th></tr></thead>"
     return _table(head, rows)

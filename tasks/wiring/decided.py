@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tasks.monitoring.cases import read_cases
+from tasks.monitoring.report_causes import Decided
 from tasks.wiring.context import Context
 
 if TYPE_CHECKING:
     from tasks.metadata import StoredDecision
-    from tasks.monitoring.report_causes import Decided
+    from tasks.monitoring.cases import CaseFile
 
 _READ, _SHOWN = 500, 30
 
 
 def decided_on(context: Context, first: date, last: date) -> list[Decided]:
-    """The newest thirty decisions about days of a window, newest first; every outcome of a mitigation is one."""
+    """The newest thirty decisions about days of a window, newest first: of the monitor, and the answers of people."""
     since = datetime.combine(first, time(), UTC)
     found = [
         item
@@ -24,13 +26,17 @@ def decided_on(context: Context, first: date, last: date) -> list[Decided]:
         if (item.first_day is None or item.first_day <= last)
         and (item.last_day is None or item.last_day >= first)
     ]
-    return [decided(item) for item in found[:_SHOWN]]
+    answers = [
+        answered(file)
+        for file in read_cases(context.store)
+        if file.answer is not None and file.case.days[0] <= last and file.case.days[-1] >= first
+    ]
+    both = [*answers, *(decided(item) for item in found)]
+    return sorted(both, key=lambda item: item.at, reverse=True)[:_SHOWN]
 
 
 def decided(item: StoredDecision) -> Decided:
-    """A decision as it is shown: what was found, what was done, and what people answered when they were asked."""
-    from tasks.monitoring.report_causes import Decided
-
+    """A decision of the monitor as it is shown: what was found and what was done."""
     mitigation = item.record.get("mitigation")
     outcome = str(mitigation.get("outcome") or "") if isinstance(mitigation, Mapping) else ""
     return Decided(
@@ -41,23 +47,24 @@ def decided(item: StoredDecision) -> Decided:
         actor=item.actor,
         reasons=item.reasons,
         outcome=outcome.replace("_", " "),
-        answers=tuple(_answers(item.record)),
     )
 
 
-def _answers(record: Mapping[str, Any]) -> list[str]:
-    """`ada: retrain (the labels moved)` of each answer that a record holds."""
-    given = record.get("answers") or ([record["answer"]] if record.get("answer") else [])
-    said = []
-    for answer in given if isinstance(given, list) else [given]:
-        if not isinstance(answer, Mapping):
-            said.append(str(answer))
-            continue
-        who = str(answer.get("actor") or answer.get("by") or "somebody")
-        what = str(answer.get("choice") or answer.get("answer") or answer.get("action") or "answered")
-        why = answer.get("reason") or answer.get("comment")
-        said.append(f"{who}: {what.replace('_', ' ')}" + (f" ({why})" if why else ""))
-    return said
+def answered(file: CaseFile) -> Decided:
+    """A person's answer to a case, with what was done for it."""
+    said = file.answer
+    assert said is not None
+    event = next(event for event in file.events if event.answer is not None)
+    until = f" until {said.until}" if said.until else ""
+    return Decided(
+        at=event.at_utc[:16].replace("T", " "),
+        days=_span(file.case.days[0], file.case.days[-1]),
+        verdict=file.case.kind,
+        action="answered",
+        actor=said.actor,
+        reasons=(f"Case {file.case_id}: {said.reason}", *file.done, *filter(None, [file.revoked])),
+        outcome=f"{said.answer.replace('_', ' ')}{until}",
+    )
 
 
 def _span(first: date | None, last: date | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings
 from tasks.core.report_style import page
 from tasks.wiring.context import Context, open_context
-from tasks.wiring.decided import decided
+from tasks.wiring.decided import answered, decided
 
 if TYPE_CHECKING:
     from tasks.monitoring.trend import TrendDay
@@ -23,6 +23,7 @@ _NEWEST, _ACTED = 200, 15
 
 def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     """The body of the page, as HTML: the last `days` days up to the newest that is published."""
+    from tasks.monitoring.cases import read_cases
     from tasks.monitoring.causes import Cause
     from tasks.monitoring.decision import NOTE, NOTHING
     from tasks.monitoring.trend import TrendEvent, Verdict, render_trend
@@ -51,12 +52,14 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     ]
     live = metadata.live(spec)
     acted = [item for item in stored if item.action not in (NOTHING, NOTE)][:_ACTED]
+    answers = [answered(file) for file in read_cases(context.store) if file.answer is not None]
+    both = [*answers, *(decided(item) for item in acted)]
     return render_trend(
         shown,
         events,
         verdict,
         live=live.version if live else None,
-        decided=[decided(item) for item in acted],
+        decided=sorted(both, key=lambda item: item.at, reverse=True)[:_ACTED],
     )
 
 

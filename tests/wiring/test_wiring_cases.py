@@ -8,8 +8,10 @@ import pytest
 from test_wiring_mitigation import _BROKEN, _LABEL, _PRICE, LATER, days_of, monitored, source, step
 from wiring_support import Chain, score
 
+from tasks import wiring
 from tasks.core import Settings
 from tasks.core.errors import ConfigError, NotFound, TerminalError
+from tasks.wiring.context import open_context
 
 _FLIPPED = _LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n"
 _STAYS = "np.where(rng.random(n) < (0.3 if day >= date(2024, 2, 10) else 0.03), np.nan, price)"
@@ -71,6 +73,12 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     decided = step(after_second, "decide_window", **days_of(run))
     assert (decided["verdict"], decided["action"]) == ("data fault", "note")
     assert any("ada answered accept: looked at it" in reason for reason in decided["reasons"])
+    trend = wiring.trend_page(after_second, "toy", days=30)
+    assert f"Case {held['case_id']}: looked at it" in trend and "by ada" in trend
+    report = open_context(after_second, "toy").store.get(
+        step(after_second, "report_window", **days_of(run))["report_key"]
+    )
+    assert f"Case {held['case_id']}: looked at it".encode() in report
 
     more = monitored(after_second, days_of(score(after_second)))
     assert more["outcome"] == "held" and more["case_id"] not in ("", held["case_id"])
