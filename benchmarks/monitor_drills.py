@@ -207,6 +207,8 @@ def _held(line: Line, name: str, story: str, kind: str, day: date, last: date | 
     found = line.monitored(day, day)
     drill = _begun(name, story, day, day, found)
     drill.must((drill.verdict, drill.outcome) == ("data fault", "held"), f"{drill.verdict}, {drill.outcome}")
+    if not drill.case_id:
+        return drill
     drill.must(
         line.score(day + timedelta(days=1), day + timedelta(days=1)) == "failed", "the next day was scored"
     )
@@ -235,6 +237,8 @@ def clean_week(line: Line) -> Drill:
 def null_burst(line: Line) -> Drill:
     day = date(2013, 6, 8)
     drill = _held(line, "null burst", "5 % of `dest_lat` are null; the day is delivered again.", "nulls", day)
+    if not drill.case_id:
+        return drill
     _cured(line, drill, day)
     until(
         lambda: line.airflow.run(CASE, drill.case_id)["state"] in ("success", "failed"), "the question to end"
@@ -250,6 +254,8 @@ def remapped(line: Line) -> Drill:
     day = date(2013, 6, 9)
     story = "A fifth of seven carriers get another one's code; somebody marks the incident, then it is delivered again."
     drill = _held(line, "category remap", story, "remap", day)
+    if not drill.case_id:
+        return drill
     drill.answer = "Mark as incident"
     drill.must(
         line.answer(drill.case_id, drill.answer, "the partner confirms it") == "success", "not answered"
@@ -263,6 +269,8 @@ def repeated(line: Line) -> Drill:
     day = date(2013, 6, 10)
     story = "The batch of the day before under a new date; somebody accepts it."
     drill = _held(line, "same batch again", story, "repeat", day)
+    if not drill.case_id:
+        return drill
     drill.answer = "Accept"
     drill.must(
         line.answer(drill.case_id, drill.answer, "nothing better will come") == "success", "not answered"
@@ -279,6 +287,8 @@ def partner(line: Line) -> Drill:
     day = date(2013, 6, 12)
     story = "6 % of the flights are of a carrier that training never saw, and it stays; somebody confirms it."
     drill = _held(line, "new category, here to stay", story, "partner", day, day + timedelta(days=2))
+    if not drill.case_id:
+        return drill
     drill.answer = "New normal"
     drill.must(
         line.answer(drill.case_id, drill.answer, "a new partner since 12 June") == "success", "not answered"
@@ -322,6 +332,8 @@ def flipped(line: Line) -> Drill:
     drill.must(
         (drill.verdict, drill.outcome) == ("performance damage", "asked"), f"{drill.verdict}, {drill.outcome}"
     )
+    if not drill.case_id:
+        return drill
     line.wait_for_question(drill.case_id)
     case = line.case(drill.case_id)
     drill.told.append(f"case: {'; '.join(case['reasons'][:2])}")

@@ -72,9 +72,17 @@ def muted(answered: Iterable[Answered], day: date) -> dict[str, str]:
     }
 
 
-def excluded_days(answered: Sequence[Answered]) -> frozenset[date]:
-    """Days of marked incidents: they never become part of a reference."""
-    return frozenset(day for item in answered if item.answer == INCIDENT for day in item.days)
+def excluded_days(answered: Sequence[Answered], *, faults: str) -> frozenset[date]:
+    """Days of marked incidents: they never become part of a reference.
+
+    A fault's days are left out by themselves, and serve again when they were delivered whole.
+
+    Args:
+        faults: The kind of a case about a data fault.
+    """
+    return frozenset(
+        day for item in answered if item.answer == INCIDENT and item.kind != faults for day in item.days
+    )
 
 
 def confirmed_shifts(answered: Sequence[Answered]) -> tuple[Confirmed, ...]:

@@ -124,12 +124,14 @@ def check_contract(
     profile: Profile,
     known: Mapping[date, Profile],
     *,
+    seen: Mapping[date, Profile],
     dead_letters: int,
 ) -> tuple[tuple[ContractFinding, ...], float | None]:
     """All findings of a day, faults first, and the rows it was expected to have.
 
     Args:
-        known: Reference and earlier scored days, `day` itself excluded.
+        known: Reference days, and earlier scored days that may serve as one.
+        seen: Earlier days whatever was found on them: a batch that comes again is recognised among these.
         dead_letters: Rows of the day that could not be scored.
     """
     findings: list[ContractFinding] = []
@@ -149,7 +151,7 @@ def check_contract(
             )
         )
     if profile.rows:
-        findings += _repeat(day, profile, known)
+        findings += _repeat(day, profile, seen)
         if profile.score.nulls:
             findings.append(
                 ContractFinding(
@@ -174,7 +176,7 @@ def check_contract(
             findings += _associations(baseline, profile, pooled, limits.confirmed)
         findings += _ranges(limits, profile)
         findings += _frozen(limits, profile)
-        findings += _stale(limits, day, profile, known)
+        findings += _stale(limits, day, profile, seen)
     return tuple(sorted(findings, key=lambda f: (f.severity != FAULT, f.check, f.channel))), expected
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from types import MappingProxyType
 
 from tasks.core.errors import DataError
 from tasks.core.spec import PipelineSpec
@@ -66,6 +67,7 @@ def measure_day(
     profile: Profile,
     history: Mapping[date, Profile],
     recent: tuple[DaySignals, ...] = (),
+    seen: Mapping[date, Profile] = MappingProxyType({}),
     dead_letters: int = 0,
 ) -> DaySignals:
     """The signals of one day. Pure.
@@ -74,6 +76,7 @@ def measure_day(
         profile: All of the day's rows, merged from its shards.
         history: Days scored before it with the same grid; days with a data fault are best left out, so that
             a fault that lasts does not become the reference. Reference days of the bundle are added.
+        seen: The days that are left out: a batch that comes again is recognised among all.
         recent: Signals of the days before, for persistence; only the two days before `day` are read.
         dead_letters: Rows of the day that could not be scored.
 
@@ -87,13 +90,24 @@ def measure_day(
             which=f"profile of {day}",
             fix="monitor each day with the reference of the model bundle that scored it",
         )
-    known = {
-        other: past
-        for other, past in {**baseline.days, **history}.items()
-        if other != day and past.spec.digest == baseline.grid.digest
-    }
+
+    def earlier(days: Mapping[date, Profile]) -> dict[date, Profile]:
+        return {
+            other: past
+            for other, past in days.items()
+            if other != day and past.spec.digest == baseline.grid.digest
+        }
+
+    known = earlier({**baseline.days, **history})
     findings, expected = check_contract(
-        spec, baseline, monitor.limits, day, profile, known, dead_letters=dead_letters
+        spec,
+        baseline,
+        monitor.limits,
+        day,
+        profile,
+        known,
+        seen={**known, **earlier(seen)},
+        dead_letters=dead_letters,
     )
     pool = same_weekdays(day, known, min_rows=spec.drift.min_rows)
     statements = _statements(spec, baseline, day, profile, pool)
@@ -154,6 +168,7 @@ def measure_days(
             profile=profiles[day],
             history=clean,
             recent=tuple(signals[-2:]),
+            seen={other: profiles[other] for other in profiles if other < day},
             dead_letters=(dead_letters or {}).get(day, 0),
         )
         signals.append(found)

@@ -471,7 +471,7 @@ _MUTED = (
 )
 _MEANINGS: dict[str, dict[str, str]] = {
     "data fault": {
-        "incident": "a real fault: its days never become a reference; scoring stays held until they are delivered again",
+        "incident": "a real fault: scoring stays held until its days are delivered again; as they are, they never become a reference",
         "accept": "these days are right as they are: scoring and promotions go on; the next such day holds again",
         "new_normal": "this is how the data is from now on: scoring goes on and these days become part of the reference",
         "mute": f"scoring goes on; {_MUTED}",

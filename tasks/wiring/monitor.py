@@ -55,6 +55,7 @@ def measure_window(
     """
     from tasks.monitoring import Monitor, measure_days, unjudged_day
     from tasks.monitoring.answers import confirmed_shifts, excluded_days
+    from tasks.monitoring.decision import FAULT
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
@@ -73,7 +74,7 @@ def measure_window(
             last_day=last,
             dead_letters=dead_letters,
             confirmed=confirmed,
-            excluded=excluded_days(answered),
+            excluded=excluded_days(answered, faults=FAULT),
         )
         grid = bundle.profile_spec.digest
         found += tuple(

@@ -11,7 +11,7 @@ import pytest
 from test_monitor_decision import FIRST, day, gap, labels
 
 from tasks.monitoring import DaySignals, Monitor, decide, measure_days
-from tasks.monitoring.answers import Answered, Confirmed
+from tasks.monitoring.answers import Answered, Confirmed, excluded_days
 from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT
 
 CHANNELS = frozenset({"drift:price"})
@@ -184,3 +184,25 @@ def test_days_of_an_incident_are_no_reference_of_later_ones(monitor: Monitor) ->
         excluded=frozenset(days[2:4]),
     )
     assert not set(days[2:4]) & set(found.compared_with) and len(found.compared_with) == 4
+
+
+def test_a_faulty_batch_that_comes_again_is_recognised_though_it_is_no_reference(monitor: Monitor) -> None:
+    first, last = (shop.MONITORED + timedelta(days=i) for i in (1, 2))
+    broken = shop.profile(first, change=often_null)
+    found = measure_days(
+        shop.SPEC,
+        monitor,
+        profiles=shop.window(1) | {first: broken, last: broken},
+        first_day=first,
+        last_day=last,
+    )
+    assert [f.check for f in found[0].faults] == ["nulls"]
+    assert "repeat" in [f.check for f in found[1].faults]
+
+
+def test_days_of_a_feeds_incident_serve_again_when_they_are_whole() -> None:
+    known = [
+        answered(FAULT, on(1), frozenset({"nulls:price"}), "incident"),
+        answered(DRIFT, on(2), CHANNELS, "incident"),
+    ]
+    assert excluded_days(known, faults=FAULT) == frozenset(on(2))
