@@ -62,7 +62,7 @@ class DecisionLike(Protocol):
     def decided_at_utc(self) -> datetime: ...
 
 
-def of_decision(found: DecisionLike, links: Mapping[str, str]) -> list[Observation]:
+def of_decision(found: DecisionLike, links: Mapping[str, str], *, case: str = "") -> list[Observation]:
     """What a decision of the monitor says of data faults, performance damage, drift, labels and cost of scoring."""
     beside = _operations(found, links)
     action = ASK if found.action in MODEL_ACTIONS else found.action
@@ -96,7 +96,7 @@ def of_decision(found: DecisionLike, links: Mapping[str, str]) -> list[Observati
         reasons=found.reasons,
         next_steps=tuple(record.get("next_steps") or ()),
         links={**links, "playbook": f"{PLAYBOOK}#{_ANCHORS[kind]}"},
-        case=str(record.get("case_id") or record.get("case") or ""),
+        case=case,
         about=about,
     )
     return [*seen, firing]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tasks.core import PipelineSpec, Settings, load_pipeline, pipeline_names, utc_now
+from tasks.core import PipelineSpec, Settings, load_pipeline, open_store, pipeline_names, utc_now
 from tasks.core.errors import NotFound, PenstockError
 from tasks.core.ids import digest_json
 from tasks.wiring.context import open_context
@@ -200,6 +200,7 @@ def _observations(
     settings: Settings, spec: PipelineSpec, metadata: MetadataStore, rules: AlertRules, now: datetime
 ) -> list[Observation]:
     from tasks.monitoring.alert_sources import of_decision, of_event, of_freshness, of_verdict
+    from tasks.monitoring.cases import read_cases
 
     since = now - _LOOKBACK
     decisions = {
@@ -209,12 +210,16 @@ def _observations(
             *metadata.decisions(spec, since=since, limit=_DECISIONS),
         )
     }
+    cases: dict[tuple[str, date | None, date | None], str] = {
+        (file.case.kind, file.case.first_day, file.case.last_day): file.case_id
+        for file in reversed(read_cases(open_store(settings, prefix=spec.prefix)))
+    }
     seen: list[Observation | None] = []
     for found in decisions.values():
         report = f"monitoring/{found.first_day}_{found.last_day}/report.html"
-        case_id = str(found.record.get("case_id") or "")
+        case_id = cases.get((found.verdict, found.first_day, found.last_day), "")
         links = _links(settings, spec.name, dag_run=found.dag_run, report=report, case_id=case_id)
-        seen += of_decision(found, links)
+        seen += of_decision(found, links, case=case_id)
     for gate in ("data", "evaluation", "canary"):
         for stored in metadata.verdicts(spec, gate=gate, limit=_VERDICTS):
             if stored.recorded_at_utc >= since:

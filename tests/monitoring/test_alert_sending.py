@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from email import message_from_bytes
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from tasks import wiring
-from tasks.core import Settings, load_pipeline, utc_now
+from tasks.core import Settings, load_pipeline, open_store, utc_now
 from tasks.core.errors import ConfigError, NotFound
 from tasks.metadata import MetadataStore
 from tasks.metadata.deployments import NewEvent
+from tasks.monitoring.cases import Case, open_case
 
 SECRET = "T0PSECRET-token-9f3a"
 
@@ -163,6 +164,34 @@ def test_an_incident_reaches_every_channel_once_and_again_when_it_is_over(
     [kept] = wiring.step("list_alerts")(site, "toy")["alerts"]
     assert kept["status"] == "resolved"
     assert {item["status"] for item in kept["deliveries"]} == {"sent"} and len(kept["deliveries"]) == 6
+
+
+def test_an_alert_leads_to_the_case_that_asks_about_it(site: Settings, receiver: Receiver) -> None:
+    decide(site, "hold_scoring", "data fault")
+    spec = load_pipeline(site, "toy")
+    day = date(2024, 2, 5)
+    case = Case(
+        case_id="",
+        kind="data fault",
+        days=(day,),
+        signals=("nulls:price",),
+        first_day=day,
+        last_day=day,
+        headline="",
+        reasons=(),
+        next_steps=(),
+        causes=(),
+        options=("accept",),
+        suggestion="",
+        because="",
+        model_version=1,
+        outcome="nothing",
+    )
+    case_id = open_case(open_store(site, prefix=spec.prefix), case, taken=[]).case_id
+    send(site)
+    body = next(body for path, _, body in receiver.got if path == "/hook")
+    (alert,) = json.loads(body)["alerts"]
+    assert alert["case"] == case_id and alert["links"]["case"].endswith(f"/penstock/cases/toy/{case_id}")
 
 
 def test_a_channel_that_is_down_stops_no_other_and_gets_its_message_later(
