@@ -6,11 +6,11 @@ the verdict up to a day. A confirmed shift (new normal) becomes part of the refe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 
-from tasks.monitoring.signals import DaySignals
+from tasks.monitoring.signals import DaySignals, PerformanceSignal
 
 ACCEPT = "accept"
 ROLL_BACK = "roll_back"
@@ -70,6 +70,30 @@ def muted(answered: Iterable[Answered], day: date) -> dict[str, str]:
         if item.answer == MUTE and item.until is not None and item.days[0] <= day <= item.until
         for name in item.signals
     }
+
+
+def heard(signals: DaySignals, silent: Mapping[str, str]) -> DaySignals:
+    """The signals of a day without those that are muted, as `muted` gives them."""
+    if not silent:
+        return signals
+    return replace(
+        signals,
+        findings=tuple(f for f in signals.findings if f"{f.check}:{f.channel}" not in silent),
+        drift=tuple(replace(c, alarm=None) if f"drift:{c.channel}" in silent else c for c in signals.drift),
+    )
+
+
+def muted_words(
+    silent: Mapping[str, str], signals: DaySignals, gap: PerformanceSignal | None
+) -> tuple[str, ...]:
+    """What a mute kept from the verdict of a day."""
+    present = [name for name in signal_names(signals) if name in silent]
+    if PERFORMANCE in silent and gap is not None and gap.alarm:
+        present.append(PERFORMANCE)
+    by_words: dict[str, list[str]] = {}
+    for name in present:
+        by_words.setdefault(silent[name], []).append(name)
+    return tuple(f"{', '.join(names)}: {words}." for words, names in by_words.items())
 
 
 def excluded_days(answered: Sequence[Answered], *, faults: str) -> frozenset[date]:

@@ -11,7 +11,6 @@ rows, which costs a scoring of them: `tasks.monitoring.mitigation` judges that, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import date, timedelta
 
 from tasks.core.spec import PipelineSpec
@@ -21,7 +20,9 @@ from tasks.monitoring.answers import (
     NEW_NORMAL,
     PERFORMANCE,
     Answered,
+    heard,
     muted,
+    muted_words,
     signal_names,
 )
 from tasks.monitoring.signals import (
@@ -109,39 +110,8 @@ def decide(
         raise ValueError("decide needs the signals of at least one day")
     ordered = sorted(signals, key=lambda s: s.day)
     by_day = {p.day: p for p in performances}
-    gap_by_day = {g.day: g for g in gaps}
-    spoken = {s.day: s for s in ordered}
-    silent = {s.day: muted(answered, s.day) for s in ordered}
-    heard = [_heard(s, silent[s.day]) for s in ordered]
-    moving = {s.day: s.alarms for s in heard if s.alarms}
-    days: list[DayDecision] = []
-    quiet: set[date] = set()
-    incidents: dict[str, tuple[date, date]] = {}
-    for signal in heard:
-        gap = None if PERFORMANCE in silent[signal.day] else gap_by_day.get(signal.day)
-        verdict, reasons = _judge_day(signal, by_day.get(signal.day), gap, moving)
-        said = _muted_words(silent[signal.day], spoken[signal.day], gap_by_day)
-        if said:
-            verdict, reasons = NOISE if verdict == HEALTHY else verdict, (*reasons, *said)
-        incident = None
-        if verdict in (DRIFT, FAULT, DAMAGE):
-            first, latest = incidents.get(verdict, (signal.day, signal.day))
-            first = first if (signal.day - latest).days <= MERGE_DAYS else signal.day
-            incidents[verdict] = (first, signal.day)
-            incident = first
-        action = _day_action(verdict, signal.day, incident)
-        known = known_answer(answered, verdict, signal.day, signal_names(signal))
-        if known is not None:
-            quiet.add(signal.day)
-            action, reasons = NOTE, (*reasons, f"{known.words}.")
-        days.append(DayDecision(signal.day, verdict, action, reasons, incident))
-    newest = _newest_gap(gaps, ordered[-1].day)
-    hurts = (
-        newest is not None
-        and newest.alarm is not None
-        and PERFORMANCE not in muted(answered, newest.day)
-        and known_answer(answered, DAMAGE, newest.day, (PERFORMANCE,)) is None
-    )
+    days, quiet = _judged(ordered, by_day, {g.day: g for g in gaps}, answered)
+    hurts = _hurts(_newest_gap(gaps, ordered[-1].day), answered)
     action, is_open = _window_action(days, quiet, hurts)
     # What acts gives the window its name: an open data fault explains worse performance, not the reverse.
     verdict = {HOLD: FAULT, ASK: DAMAGE}.get(action) or _window_verdict(days)
@@ -169,6 +139,51 @@ def decide(
         evidence=_evidence(days, ordered, performances, gaps),
         operations=tuple(operations),
         data_action=action,
+    )
+
+
+def _judged(
+    ordered: Sequence[DaySignals],
+    performances: Mapping[date, DayPerformance],
+    gaps: Mapping[date, PerformanceSignal],
+    answered: Sequence[Answered],
+) -> tuple[list[DayDecision], set[date]]:
+    """(the verdict on each day, days about which somebody has answered)."""
+    silent = {s.day: muted(answered, s.day) for s in ordered}
+    left = {s.day: heard(s, silent[s.day]) for s in ordered}
+    moving = {day: s.alarms for day, s in left.items() if s.alarms}
+    days: list[DayDecision] = []
+    quiet: set[date] = set()
+    incidents: dict[str, tuple[date, date]] = {}
+    for spoken in ordered:
+        day, signal = spoken.day, left[spoken.day]
+        gap = None if PERFORMANCE in silent[day] else gaps.get(day)
+        verdict, reasons = _judge_day(signal, performances.get(day), gap, moving)
+        said = muted_words(silent[day], spoken, gaps.get(day))
+        if said:
+            verdict, reasons = NOISE if verdict == HEALTHY else verdict, (*reasons, *said)
+        incident = None
+        if verdict in (DRIFT, FAULT, DAMAGE):
+            first, latest = incidents.get(verdict, (day, day))
+            first = first if (day - latest).days <= MERGE_DAYS else day
+            incidents[verdict] = (first, day)
+            incident = first
+        action = _day_action(verdict, day, incident)
+        known = known_answer(answered, verdict, day, signal_names(signal))
+        if known is not None:
+            quiet.add(day)
+            action, reasons = NOTE, (*reasons, f"{known.words}.")
+        days.append(DayDecision(day, verdict, action, reasons, incident))
+    return days, quiet
+
+
+def _hurts(newest: PerformanceSignal | None, answered: Sequence[Answered]) -> bool:
+    """Whether the newest labelled day shows damage about which nobody has answered."""
+    return (
+        newest is not None
+        and newest.alarm is not None
+        and PERFORMANCE not in muted(answered, newest.day)
+        and known_answer(answered, DAMAGE, newest.day, (PERFORMANCE,)) is None
     )
 
 
@@ -276,31 +291,6 @@ def known_answer(
         if covers:
             return item
     return None
-
-
-def _heard(signals: DaySignals, silent: Mapping[str, str]) -> DaySignals:
-    """The signals of a day without those that are muted."""
-    if not silent:
-        return signals
-    return replace(
-        signals,
-        findings=tuple(f for f in signals.findings if f"{f.check}:{f.channel}" not in silent),
-        drift=tuple(replace(c, alarm=None) if f"drift:{c.channel}" in silent else c for c in signals.drift),
-    )
-
-
-def _muted_words(
-    silent: Mapping[str, str], signals: DaySignals, gaps: Mapping[date, PerformanceSignal]
-) -> tuple[str, ...]:
-    """What a mute kept from the verdict of a day."""
-    present = [name for name in signal_names(signals) if name in silent]
-    gap = gaps.get(signals.day)
-    if PERFORMANCE in silent and gap is not None and gap.alarm:
-        present.append(PERFORMANCE)
-    by_words: dict[str, list[str]] = {}
-    for name in present:
-        by_words.setdefault(silent[name], []).append(name)
-    return tuple(f"{', '.join(names)}: {words}." for words, names in by_words.items())
 
 
 def _newest_gap(gaps: Sequence[PerformanceSignal], last: date) -> PerformanceSignal | None:
