@@ -264,7 +264,7 @@ def roll_back_case(
 
     context = open_context(settings, pipeline)
     file = read_case(context.store, case_id)
-    if file.answer is None or file.answer.answer != "roll_back":
+    if file.answer is None or file.answer.answer != "roll_back" or file.revoked:
         return _nothing("a rollback was not asked for")
     left = file.case.model_version
     live = context.require_champion()
@@ -296,7 +296,7 @@ def begin_retraining(
 
     context = open_context(settings, pipeline)
     file = read_case(context.store, case_id)
-    if file.answer is None or file.answer.answer != "retrain":
+    if file.answer is None or file.answer.answer != "retrain" or file.revoked:
         return _nothing("a training was not asked for")
     note_done(context.store, case_id, f"started {training_run}")
     result = {

@@ -182,6 +182,22 @@ def test_a_rollback_as_the_answer_happens_once_in_the_name_of_who_answered(
     assert step(after_second, "live_model") == now
 
 
+def test_an_answer_that_was_taken_back_in_time_moves_nothing(after_second: Settings, second: Chain) -> None:
+    live = step(after_second, "live_model")
+    source(after_second, _LABEL, _FLIPPED)
+    window = days_of(score(after_second))
+    asked = monitored(after_second, window)
+    answer(after_second, asked["case_id"], "roll-back")
+    taken = step(
+        after_second, "revoke_case_answer", case_id=asked["case_id"], actor="ada", reason="the wrong case"
+    )
+    assert taken["status"] == "revoked"
+    assert step(after_second, "roll_back_case", case_id=asked["case_id"])["nothing_to_do"]
+    assert step(after_second, "live_model") == live
+    again = monitored(after_second, window)
+    assert again["case_id"] == f"{asked['case_id']}-2", "it is asked about anew"
+
+
 def test_what_is_no_case_or_no_answer_to_it_is_refused_with_what_there_is(
     after_second: Settings, second: Chain
 ) -> None:
