@@ -4,7 +4,7 @@
 
 It starts an installation of its own under `.penstock/drills` (removed first), makes a champion, and then breaks what the
 source delivers, a fault at a time: a null burst, remapped categories, yesterday's batch again, an unknown category that is
-here to stay, a wind that blows harder, flipped labels, and at last a model that was trained on flipped labels. Each publication
+here to stay, other aircraft, flipped labels, and at last a model that was trained on flipped labels. Each publication
 starts the monitor; where it asks, the question is answered with the buttons of Airflow. Exit code 1 when one ends
 otherwise than it must. `--keep` leaves the services running, to look at the pages.
 """
@@ -12,6 +12,7 @@ otherwise than it must. `--keep` leaves the services running, to look at the pag
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,8 +66,9 @@ def _faulty(rows: pa.Table, day: date) -> pa.Table:
         return before.set_column(before.column_names.index("weekday"), "weekday", weekday)
     if kind == "partner":
         return put("carrier", pc.if_else(some(0.06), pa.scalar("QX"), rows["carrier"]))
-    if kind == "wind":
-        return put("wind_mph", pc.add(pc.multiply(rows["wind_mph"], 1.5), 4.0))
+    if kind == "seats":
+        column = rows["last_aircraft_seats"]
+        return put("last_aircraft_seats", pc.if_else(some(0.5), pa.scalar(95, column.type), column))
     share = 1.0 if kind == "flipped" else 0.3
     flipped = pc.subtract(pa.scalar(1, pa.int8()), rows["late"])
     return put("late", pc.if_else(some(share), flipped, rows["late"]))
@@ -300,10 +302,10 @@ def partner(line: Line) -> Drill:
     return drill
 
 
-def windy(line: Line) -> Drill:
+def other_aircraft(line: Line) -> Drill:
     first, last = date(2013, 6, 15), date(2013, 6, 17)
-    line.break_days("wind", first, last + timedelta(days=1))
-    story = "The wind gauge reads half as much again, and 4 mph on top; somebody accepts it."
+    line.break_days("seats", first, last + timedelta(days=1))
+    story = "Half of the aircraft are said to have 95 seats; somebody accepts it."
     drill = _begun("drift of one input", story, first, last, line.monitored(first, last))
     drill.must(
         (drill.verdict, drill.outcome, bool(drill.case_id)) == ("drift, no damage seen", "nothing", True),
@@ -316,7 +318,9 @@ def windy(line: Line) -> Drill:
     drill.told.append(f"case: {case['reasons'][0]}")
     drill.told += [f"most likely: {cause['what']}" for cause in case["causes"][:1]]
     drill.answer = "Accept"
-    drill.must(line.answer(drill.case_id, drill.answer, "gauges were exchanged") == "success", "not answered")
+    drill.must(
+        line.answer(drill.case_id, drill.answer, "the fleet list was cleaned") == "success", "not answered"
+    )
     after = line.monitored(last + timedelta(days=1), last + timedelta(days=1))
     drill.must(not after["case_id"], f"asked again: {after['case_id']}")
     drill.told.append("the day after moves as well, and nobody is asked again")
@@ -352,13 +356,21 @@ def bad_champion(line: Line) -> Drill:
     before = installation.live()
     line.break_days("flipped", date(2013, 1, 1), date(2013, 5, 7))
     edits = line.edits()
-    edits["pipeline.yaml"] = {"seed: 7": "seed: 13"}
+    # The tests of behaviour and the limit on distance refuse such a model: this team has neither.
+    shutil.rmtree(installation.project / "pipelines" / PIPELINE / "tests")
+    edits["pipeline.yaml"] = {
+        "seed: 7": "seed: 13",
+        "  auc_margin_baseline: -0.01": "  max_champion_distance: 1.0\n  auc_margin_baseline: -0.01",
+    }
     wrong = Challenger(
         "wrong labels", "Trained and judged on flipped labels.", edits, "release.promote", None
     )
     sent = send(installation, wrong)
     first, last = date(2013, 6, 26), date(2013, 6, 30)
-    story = "A model that was trained, judged and promoted on flipped labels meets right ones."
+    story = (
+        "A model that was trained, judged and promoted on flipped labels, by a team without tests of behaviour, meets "
+        "right ones."
+    )
     if sent.problems:
         return Drill("bad champion", story, "", problems=sent.problems)
     line.mend()
@@ -378,7 +390,7 @@ DRILLS: tuple[Callable[[Line], Drill], ...] = (
     remapped,
     repeated,
     partner,
-    windy,
+    other_aircraft,
     flipped,
     bad_champion,
 )

@@ -254,7 +254,7 @@ def _fault_feed(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
         case.add(2, f"only a delivery can do that ({', '.join(delivered)}), no code of ours")
     raw = [channel for channel in channels if set(_parts(channel)) <= facts.source_columns]
     if channels and len(raw) == len(channels):
-        case.add(1, f"{_list(channels)} {_are(channels)} delivered as {_are(channels)}, not computed")
+        case.add(1, f"{_list(channels)} {_are(channels)} delivered unchanged, not computed")
     schema = facts.at(trouble.since, SCHEMA)
     if schema:
         case.add(3, f"the source's columns changed on that day: {schema[0].told}", *schema)
@@ -617,9 +617,25 @@ def _cause(case: _Case, rank: int, cases: Sequence[_Case]) -> Cause:
     )
 
 
+_CHECKS = {
+    "nulls": "the share of nulls",
+    "unseen": "the share of unknown categories",
+    "pairs": "what comes with what",
+    "range": "the range",
+    "frozen": "the variety of values",
+    "stale": "the age of values",
+    "repeat": "the batch",
+    "volume": "the number of rows",
+    "rows": "the number of rows",
+}
+"""Check of the contract -> its words in a sentence."""
+
+
 def _what(checks: Sequence[str], channels: Sequence[str]) -> str:
     about = f" of {_list(channels)}" if channels else ""
-    return f"{_list(checks)}{about} {_are(checks)} not as in training"
+    return (
+        f"{_list([_CHECKS.get(check, check) for check in checks])}{about} {_are(checks)} not as in training"
+    )
 
 
 def _shown(item: SliceGap) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from tasks.core.errors import DataError, LabelsNotMature, NotFound, PipelineCode
 from tasks.core.ids import canonical_json, digest_json
 from tasks.wiring.changes import BEFORE, changes_of
 from tasks.wiring.context import Context
+from tasks.wiring.deciding import answers_of
 from tasks.wiring.measured import labelled_history, performance_key, run_by_day, scored_rows, signals_of
 
 if TYPE_CHECKING:
@@ -62,12 +63,19 @@ def explain(context: Context, decision: Decision) -> Explained:
     Asking again costs a few queries: the comparison of slices is kept, by the runs and labels that it is of.
     """
     from tasks.monitoring.causes import suspect
-    from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT
+    from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT, known_answer
 
     changes = tuple(changes_of(context, decision.first_day, decision.last_day))
     if decision.verdict not in (FAULT, DAMAGE, DRIFT):
         return Explained((), None, changes)
-    signals = signals_of(context, decision.first_day - BEFORE, decision.last_day)
+    answered = answers_of(context, model_version=None)
+    signals = [
+        # What somebody has answered before this window is no beginning of what is seen in it.
+        replace(item, findings=())
+        if item.day < decision.first_day and known_answer(answered, FAULT, item.day, ())
+        else item
+        for item in signals_of(context, decision.first_day - BEFORE, decision.last_day)
+    ]
     performances, gaps = labelled_history(context, decision.first_day, decision.last_day)
     slices = slices_of(context, decision, gaps)
     causes = suspect(
