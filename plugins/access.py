@@ -38,15 +38,7 @@ WiringDep = Annotated[Any, Depends(read_wiring)]
 
 def predictions_reader(request: Request, user: GetUserDep) -> Callable[[str], bool]:
     """Whether the user may read a pipeline's predictions, by the pipeline's name."""
-
-    def may(pipeline: str) -> bool:
-        try:
-            require_predictions(request, user, pipeline)
-        except HTTPException:
-            return False
-        return True
-
-    return may
+    return runs_reader(request, user, "score")
 
 
 def readable_predictions(
@@ -68,9 +60,32 @@ def readable_predictions(
 
 def require_predictions(request: Request, user: Any, pipeline: str) -> None:
     """Raises `HTTPException` with status 403 without access, 404 for what cannot be a pipeline's name."""
+    require_runs(request, user, pipeline, "score")
+
+
+def require_runs(request: Request, user: Any, pipeline: str, kind: str) -> str:
+    """The pipeline, when the user may read the runs of `<pipeline>.<kind>`.
+
+    Raises `HTTPException` with status 403 without access, whether there is such a pipeline or not, and 404 for what
+    cannot be a pipeline's name.
+    """
     if not PIPELINE.fullmatch(pipeline):
         raise HTTPException(404, "There is no such pipeline")
-    requires_access_dag("GET", DagAccessEntity.RUN, f"{pipeline}.score")(request, user)
+    requires_access_dag("GET", DagAccessEntity.RUN, f"{pipeline}.{kind}")(request, user)
+    return pipeline
+
+
+def runs_reader(request: Request, user: Any, kind: str) -> Callable[[str], bool]:
+    """Whether the user may read the runs of a pipeline's `kind`, by the pipeline's name."""
+
+    def may(pipeline: str) -> bool:
+        try:
+            require_runs(request, user, pipeline, kind)
+        except HTTPException:
+            return False
+        return True
+
+    return may
 
 
 ReadablePipeline = Annotated[str, Depends(readable_predictions)]

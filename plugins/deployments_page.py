@@ -18,7 +18,7 @@ from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from plugins.access import PIPELINE, SettingsDep, WiringDep
+from plugins.access import PIPELINE, SettingsDep, WiringDep, require_runs, runs_reader
 from plugins.deployments_charts import legend, timeline
 from plugins.forms import POLICY, REASON, allowed, own_origin, read_form, reason_of, with_own_referrer
 from plugins.links import PAGES
@@ -42,19 +42,12 @@ _KINDS = {
 
 def may_read(request: Request, user: GetUserDep) -> Callable[[str], bool]:
     """Whether the user may read a pipeline's deployments, by the pipeline's name."""
-
-    def may(pipeline: str) -> bool:
-        return allowed(request, user, pipeline, "train", "GET")
-
-    return may
+    return runs_reader(request, user, "train")
 
 
 def readable(request: Request, user: GetUserDep, pipeline: Annotated[str, Path()]) -> str:
     """The pipeline of the path when the user may read it; 403 otherwise, whether there is one or not."""
-    if not PIPELINE.fullmatch(pipeline):
-        raise HTTPException(404, "There is no such pipeline")
-    requires_access_dag("GET", DagAccessEntity.RUN, f"{pipeline}.train")(request, user)
-    return pipeline
+    return require_runs(request, user, pipeline, "train")
 
 
 Readable = Annotated[str, Depends(readable)]

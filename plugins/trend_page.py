@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import quote
 
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag, requires_authenticated
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_authenticated
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
-from plugins.access import PIPELINE, SettingsDep, WiringDep
+from plugins.access import SettingsDep, WiringDep, require_runs, runs_reader
 from plugins.links import PAGES
 from plugins.rendering import PAGE_POLICY, page_headers
 from tasks.core.report_style import page
@@ -20,23 +19,12 @@ from tasks.core.spec import pipeline_names
 
 def readable(request: Request, user: GetUserDep, pipeline: str) -> str:
     """The pipeline of the path; 403 without access to its monitor, whether there is one or not."""
-    if not PIPELINE.fullmatch(pipeline):
-        raise HTTPException(404, "There is no such pipeline")
-    requires_access_dag("GET", DagAccessEntity.RUN, f"{pipeline}.monitor")(request, user)
-    return pipeline
+    return require_runs(request, user, pipeline, "monitor")
 
 
 def may_read(request: Request, user: GetUserDep) -> Callable[[str], bool]:
     """Whether the user may read a pipeline's trend, by the pipeline's name."""
-
-    def may(pipeline: str) -> bool:
-        try:
-            readable(request, user, pipeline)
-        except HTTPException:
-            return False
-        return True
-
-    return may
+    return runs_reader(request, user, "monitor")
 
 
 def add_trend_pages(app: FastAPI) -> None:
