@@ -11,6 +11,7 @@ from airflow.sdk import Param
 
 from plugins.errors import airflow_error
 from plugins.links import run_page_url
+from plugins.questions import actor_of, assigned_users, cell
 from plugins.run_context import dag_run_name
 from plugins.steps import require_promotable
 from tasks.core.errors import PenstockError
@@ -68,8 +69,7 @@ class PromotionApproval(ApprovalOperator):
                 description="Goes into the deployment log with your name.",
             )
         }
-        users = [{"id": name, "name": name} for name in approvers]
-        super().__init__(assigned_users=users or None, **kwargs)
+        super().__init__(assigned_users=assigned_users(approvers), **kwargs)
         self.pipeline = pipeline
         self.version = version
         self.evaluation_key = evaluation_key
@@ -93,7 +93,7 @@ class PromotionApproval(ApprovalOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         """Airflow's answer with `actor` and `reason` added; a refusal is recorded before the promotion is skipped."""
         answered = event.get("responded_by_user") or {}
-        actor = f"airflow:{answered.get('name') or answered['id']}" if answered else NOBODY
+        actor = actor_of(answered) if answered else NOBODY
         reason = str((event.get("params_input") or {}).get("reason") or "").strip()
         approved = event.get("chosen_options") == [self.APPROVE]
         if answered:
@@ -128,7 +128,7 @@ def approval_body(
     lines = [f"**Version {evidence.get('version')}** asks to become champion.", ""]
     if live:
         lines += [
-            f"Live now: version {live['version']}, since {live['since']} ({_cell(live['reason'])}).",
+            f"Live now: version {live['version']}, since {live['since']} ({cell(live['reason'])}).",
             "",
         ]
     else:
@@ -169,10 +169,6 @@ def _table(titles: Sequence[str], fields: Sequence[str], rows: Sequence[Mapping[
     head = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     return [
         *head,
-        *("| " + " | ".join(_cell(row.get(name, "")) for name in fields) + " |" for row in rows),
+        *("| " + " | ".join(cell(row.get(name, "")) for name in fields) + " |" for row in rows),
         "",
     ]
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

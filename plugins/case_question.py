@@ -24,6 +24,7 @@ from asgiref.sync import sync_to_async
 from plugins.case_answers import LABELS
 from plugins.errors import airflow_error
 from plugins.links import StartedRunLink, dag_run_url
+from plugins.questions import actor_of, assigned_users, cell
 from plugins.run_context import dag_run_name
 from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
@@ -70,7 +71,7 @@ class CaseTrigger(HITLTrigger):
 
     async def _answered_elsewhere(self) -> TriggerEvent | None:
         try:
-            found = await sync_to_async(self._look)()
+            found = await sync_to_async(_step)(self, "case_status")
         except PenstockError as error:  # the next look may fare better; the question stays
             self.log.warning("Cannot look at case %s: %s", self.case_id, error)
             return None
@@ -85,12 +86,6 @@ class CaseTrigger(HITLTrigger):
         )
         self.log.info("Case %s was answered elsewhere or is over: %s", self.case_id, found["reason"])
         return TriggerEvent({"elsewhere": True})
-
-    def _look(self) -> dict[str, Any]:
-        found: dict[str, Any] = importlib.import_module("tasks.wiring").case_status(
-            Settings.from_environment(), self.pipeline, case_id=self.case_id
-        )
-        return found
 
 
 class CaseQuestion(HITLOperator):
@@ -138,8 +133,7 @@ class CaseQuestion(HITLOperator):
                 description="Of Mute: last day of data that it covers, YYYY-MM-DD. Empty: a week.",
             ),
         }
-        users = [{"id": name, "name": name} for name in responders]
-        super().__init__(assigned_users=users or None, **kwargs)
+        super().__init__(assigned_users=assigned_users(responders), **kwargs)
         self.pipeline = pipeline
         self.case_id = case_id
         self.drift_timeout = drift_timeout
@@ -176,7 +170,7 @@ class CaseQuestion(HITLOperator):
         (label,) = answered["chosen_options"]
         return {
             "answer": next(name for name, shown in LABELS.items() if shown == label),
-            "actor": f"airflow:{who.get('name') or who['id']}",
+            "actor": actor_of(who),
             "reason": str(given.get("reason") or "").strip() or "no reason was given",
             "until": given.get("mute_until") or None,
         }
@@ -252,38 +246,39 @@ class RetrainForCase(_StartRun):
 def _call(operator: Any, step: str, **arguments: Any) -> dict[str, Any]:
     """A step about the operator's case; its errors as Airflow's."""
     try:
-        found: dict[str, Any] = getattr(importlib.import_module("tasks.wiring"), step)(
-            Settings.from_environment(), operator.pipeline, case_id=operator.case_id, **arguments
-        )
+        return _step(operator, step, **arguments)
     except PenstockError as error:
         operator.log.error("%s", error)
         raise airflow_error(error) from None
+
+
+def _step(of: Any, step: str, **arguments: Any) -> dict[str, Any]:
+    """A step about the case of an operator or a trigger."""
+    found: dict[str, Any] = getattr(importlib.import_module("tasks.wiring"), step)(
+        Settings.from_environment(), of.pipeline, case_id=of.case_id, **arguments
+    )
     return found
 
 
 def case_body(case: Mapping[str, Any]) -> str:
     """The question's text in Markdown: the verdict in words, the likely cause, what speaks for which answer, and what each does."""
-    lines = [f"**{_text(case['headline'])}**", ""]
+    lines = [f"**{cell(case['headline'])}**", ""]
     if case["causes"]:
         lines += ["**Most likely cause**", ""]
-        lines += [f"- {_text(cause.get('what', ''))}" for cause in case["causes"][:_CAUSES]]
+        lines += [f"- {cell(cause.get('what', ''))}" for cause in case["causes"][:_CAUSES]]
         lines.append("")
-    lines += ["**Why**", "", *(f"- {_text(reason)}" for reason in case["reasons"][:_REASONS])]
+    lines += ["**Why**", "", *(f"- {cell(reason)}" for reason in case["reasons"][:_REASONS])]
     if len(case["reasons"]) > _REASONS:
         lines.append(f"- and {len(case['reasons']) - _REASONS} more, in the report")
     suggested = LABELS.get(case["suggestion"])
-    lines += ["", f"**Suggested: {suggested or 'wait'}**: {_text(case['because'])}.", ""]
+    lines += ["", f"**Suggested: {suggested or 'wait'}**: {cell(case['because'])}.", ""]
     lines += ["| answer | what it does |", "|---|---|"]
-    lines += [f"| **{LABELS[item['answer']]}** | {_text(item['does'])} |" for item in case["options"]]
+    lines += [f"| **{LABELS[item['answer']]}** | {cell(item['does'])} |" for item in case["options"]]
     lines += [
         "",
         "**Playbook**",
         "",
-        *(f"{n}. {_text(step)}" for n, step in enumerate(case["next_steps"], 1)),
+        *(f"{n}. {cell(step)}" for n, step in enumerate(case["next_steps"], 1)),
     ]
     lines += ["", f"[The case with its log]({case['page_url']}), [report]({case['report_url']})"]
     return "\n".join(lines)
-
-
-def _text(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from plugins.access import PIPELINE, SettingsDep, WiringDep
 from plugins.case_answers import LABELS
 from plugins.forms import POLICY, REASON, allowed, own_origin, read_form, reason_of, with_own_referrer
-from plugins.links import PAGES
+from plugins.links import PAGES, dag_run_url
 from plugins.problems import status_of
 from plugins.rendering import html_page
 from plugins.trend_page import may_read, readable
@@ -162,7 +162,7 @@ def _page(
             and _responds(settings, user, pipeline),
             here=_href(pipeline, case_id),
             reason_length=REASON,
-            run_href=f"{settings.airflow_url}/dags/{quote(pipeline)}.case/runs/{quote(case_id)}",
+            run_href=dag_run_url(settings, f"{pipeline}.case", case_id),
             monitor_href=_run_href(settings, found["monitor_run"]),
         )
     )
@@ -175,7 +175,7 @@ def _responds(settings: Settings, user: Any, pipeline: str) -> bool:
 
 def _run_href(settings: Settings, dag_run: str) -> str:
     dag_id, _, run_id = dag_run.partition("/")
-    return f"{settings.airflow_url}/dags/{quote(dag_id)}/runs/{quote(run_id, safe='')}" if run_id else ""
+    return dag_run_url(settings, dag_id, run_id) if run_id else ""
 
 
 def _href(pipeline: str, case_id: str) -> str:
