@@ -9,7 +9,7 @@ monitoring/cases/<case_id>/0001.json    seen again with more days or another out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
@@ -48,8 +48,6 @@ from tasks.monitoring.signals import DaySignals, Decision
 
 OPENED, SEEN, ANSWERED, OVER, DONE, REVOKED = "opened", "seen", "answered", "over", "done", "revoked"
 DEFAULT_MUTE = timedelta(days=7)
-NOBODY = "nobody"
-"""Actor of the answer to a case that was closed because the time to answer had passed."""
 _FOLDER = "monitoring/cases"
 _SLUGS = {FAULT: "fault", DAMAGE: "damage", DRIFT: "drift"}
 _TRIES = 20
@@ -197,27 +195,23 @@ def case_of(
     *,
     kind: str,
     model_version: int | None,
-    hurt_on: date | None = None,
 ) -> tuple[CaseFile | None, tuple[date, ...], tuple[str, ...]]:
     """(the case that a window's days of one kind belong to or None, these days, their signals). Pure.
 
-    Only the window's newest incident of the kind counts.
-
-    Args:
-        hurt_on: The newest labelled day, when it shows damage: it stands for a window that has no damaged day of its own.
+    Only the window's newest incident of the kind counts. A window that has no damaged day of its own is about the labelled
+    day before it that asks.
     """
     affected = [day for day in decision.days if day.verdict == kind]
     days = tuple(day.day for day in affected if day.incident == affected[-1].incident)
     if not days and decision.data_action == ASK and kind == DAMAGE:
-        days = (hurt_on or decision.last_day,)
+        days = (decision.damaged_on or decision.last_day,)
     if not days:
         return None, (), ()
     names = {name for item in signals if item.day in days for name in signal_names(item)}
-    prefix = kind == DRIFT
     spoken = (
         (PERFORMANCE,)
         if kind == DAMAGE
-        else tuple(sorted(name for name in names if name.startswith("drift:") == prefix))
+        else tuple(sorted(name for name in names if name.startswith("drift:") == (kind == DRIFT)))
     )
     return _match(known, kind, days, spoken, model_version), days, spoken
 
@@ -459,11 +453,11 @@ def _checked(spec: PipelineSpec, case: Case, answer: Answer) -> Answer:
     return replace(answer, until=until)
 
 
-def _append(store: ObjectStore, case_id: str, event: Any) -> CaseFile:
+def _append(store: ObjectStore, case_id: str, event: Callable[[CaseFile], CaseEvent | None]) -> CaseFile:
     """Add what `event` makes of the log as it is; None adds nothing. Nobody's event is lost when two write at once."""
     for _ in range(_TRIES):
         file = read_case(store, case_id)
-        made: CaseEvent | None = event(file)
+        made = event(file)
         if made is None:
             return file
         number = file.events[-1].number + 1

@@ -111,8 +111,8 @@ def decide(
     ordered = sorted(signals, key=lambda s: s.day)
     by_day = {p.day: p for p in performances}
     days, quiet = _judged(ordered, by_day, {g.day: g for g in gaps}, answered)
-    hurts = _hurts(_newest_gap(gaps, ordered[-1].day), answered)
-    action, is_open = _window_action(days, quiet, hurts)
+    damaged_on = _damaged_on(_newest_gap(gaps, ordered[-1].day), answered)
+    action, is_open = _window_action(days, quiet, damaged_on is not None)
     # What acts gives the window its name: an open data fault explains worse performance, not the reverse.
     verdict = {HOLD: FAULT, ASK: DAMAGE}.get(action) or _window_verdict(days)
     raised = max((action, *(found.severity for found in operations)), key=_FORCE.index)
@@ -139,6 +139,7 @@ def decide(
         evidence=_evidence(days, ordered, performances, gaps),
         operations=tuple(operations),
         data_action=action,
+        damaged_on=damaged_on,
     )
 
 
@@ -177,14 +178,13 @@ def _judged(
     return days, quiet
 
 
-def _hurts(newest: PerformanceSignal | None, answered: Sequence[Answered]) -> bool:
-    """Whether the newest labelled day shows damage about which nobody has answered."""
-    return (
-        newest is not None
-        and newest.alarm is not None
-        and PERFORMANCE not in muted(answered, newest.day)
-        and known_answer(answered, DAMAGE, newest.day, (PERFORMANCE,)) is None
-    )
+def _damaged_on(newest: PerformanceSignal | None, answered: Sequence[Answered]) -> date | None:
+    """The newest labelled day, when it shows damage about which nobody has answered."""
+    if newest is None or newest.alarm is None:
+        return None
+    silent = PERFORMANCE in muted(answered, newest.day)
+    known = known_answer(answered, DAMAGE, newest.day, (PERFORMANCE,)) is not None
+    return None if silent or known else newest.day
 
 
 def _judge_day(

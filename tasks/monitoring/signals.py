@@ -206,5 +206,7 @@ class Decision(JsonRecord):
     operations: tuple[OperationFinding, ...] = ()
     data_action: str = ""
     """The action that data and performance ask for by themselves; empty in records of earlier releases."""
+    damaged_on: date | None = None
+    """The newest labelled day, when it shows damage about which nobody has answered; it may lie before the window."""
     corrected: tuple[DayDecision, ...] = ()
     """Days before the window whose verdict changed when their labels came late."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from tasks.core import Settings, pipeline_names
+from tasks.core import Settings
 from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.object_store import AlreadyExists
 from tasks.wiring.causes import explained
 from tasks.wiring.context import Context, open_context, parse_day
-from tasks.wiring.measured import labelled_history, scorer_of, signals_of
+from tasks.wiring.measured import scorer_of, signals_of
 
 if TYPE_CHECKING:
     from tasks.monitoring import DaySignals, Decision
-    from tasks.monitoring.cases import Case, CaseFile
+    from tasks.monitoring.cases import Case, CaseEvent, CaseFile
     from tasks.monitoring.mitigation import ScoringHold
 
 _ACTED = ("held", "asked", "rolled_back")
@@ -34,8 +34,6 @@ class _Window:
     signals: list[DaySignals]
     version: int | None
     """That scored its newest day."""
-    hurt_on: date | None
-    """The newest labelled day, when it shows damage: it may lie before the window."""
     mitigation: Mapping[str, Any]
     dag_run: str | None
 
@@ -53,24 +51,25 @@ def keep_cases(
         decision,
         signals_of(context, first, last),
         scorer_of(context, first, last),
-        next((gap.day for gap in labelled_history(context, first, last)[1][-1:] if gap.alarm), None),
         mitigation,
         dag_run,
     )
     # The mitigation may have found nothing to ask: the version is gone, or a person has released the days.
     acts = decision.data_action == ALERT or mitigation["outcome"] in _ACTED
     asked = asks(decision) if acts else ""
+    known = read_cases(context.store)
     open_id = ""
     for kind in kinds_of(decision):
-        file = _kept(window, kind, acts=kind == asked)
-        if file is None or kind != asked:
+        file = _kept(window, known, kind, acts=kind == asked)
+        if file is None:
             continue
-        if mitigation["outcome"] == "rolled_back":
+        if kind == asked and mitigation["outcome"] == "rolled_back":
             words = f"the monitor went back to version {mitigation['version']} by itself"
-            close_case(context.store, file.case_id, words)
-        elif file.status == "open":
+            file = close_case(context.store, file.case_id, words)
+        elif kind == asked and file.status == "open":
             open_id = file.case_id
-    _close_ended(context, decision, read_cases(context.store), keep=open_id)
+        known = [file, *(other for other in known if other.case_id != file.case_id)]
+    _close_ended(context, decision, known, keep=open_id)
     return open_id
 
 
@@ -92,10 +91,10 @@ def list_cases(settings: Settings, pipeline: str) -> dict[str, Any]:
     return {"cases": [in_short(file) for file in read_cases(open_context(settings, pipeline).store)]}
 
 
-def all_cases(settings: Settings, pipelines: list[str] | None = None) -> list[dict[str, Any]]:
+def all_cases(settings: Settings, pipelines: Sequence[str]) -> list[dict[str, Any]]:
     """The cases of many pipelines, open ones first, then newest first; a pipeline that does not load has none."""
     found = []
-    for name in pipelines if pipelines is not None else pipeline_names(settings):
+    for name in pipelines:
         try:
             found += [{"pipeline": name, **item} for item in list_cases(settings, name)["cases"]]
         except PenstockError as error:
@@ -248,7 +247,7 @@ def close_unanswered(
     file = close_case(context.store, case_id, words)
     result = {"case_id": case_id, "status": file.status, "reasons": [file.over or "it was answered"]}
     context.evidence(dag_run, "answer", {**result, "outcome": file.status})
-    return {**result, "nothing_to_do": True}
+    return result
 
 
 def roll_back_case(
@@ -335,7 +334,7 @@ def case_url(settings: Settings, pipeline: str, case_id: str) -> str:
     return f"{settings.airflow_url}/penstock/cases/{pipeline}/{case_id}"
 
 
-def _kept(window: _Window, kind: str, *, acts: bool) -> CaseFile | None:
+def _kept(window: _Window, known: list[CaseFile], kind: str, *, acts: bool) -> CaseFile | None:
     """The case of a window's days of one kind, as it stands after this window; None when there is none.
 
     A kind that does not act opens none, and leaves the evidence of the one there is.
@@ -344,14 +343,8 @@ def _kept(window: _Window, kind: str, *, acts: bool) -> CaseFile | None:
 
     store = window.context.store
     while True:
-        known = read_cases(store)
         file, days, spoken = case_of(
-            window.decision,
-            window.signals,
-            known,
-            kind=kind,
-            model_version=window.version,
-            hurt_on=window.hurt_on,
+            window.decision, window.signals, known, kind=kind, model_version=window.version
         )
         if not days or (file is None and not acts):
             return None
@@ -363,7 +356,7 @@ def _kept(window: _Window, kind: str, *, acts: bool) -> CaseFile | None:
         try:
             return open_case(store, case, taken=[item.case_id for item in known])
         except AlreadyExists:  # another process saw the same
-            continue
+            known = read_cases(store)
 
 
 def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str, ...]) -> Case:
@@ -452,14 +445,14 @@ def _close_ended(context: Context, decision: Decision, files: list[CaseFile], *,
             close_case(context.store, file.case_id, words)
 
 
-def _event_words(event: Any) -> str:
+def _event_words(event: CaseEvent) -> str:
     from tasks.monitoring.cases import in_words
 
     if event.answer is not None:
         return in_words(event.answer)
     if event.case is not None:
-        return f"{event.case.headline}"
-    return str(event.words)
+        return event.case.headline
+    return event.words
 
 
 def _nothing(reason: str) -> dict[str, Any]:

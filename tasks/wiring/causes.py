@@ -52,11 +52,6 @@ class Explained:
     changes: tuple[Change, ...]
 
 
-def causes_of(context: Context, decision: Decision) -> list[Cause]:
-    """The suspected causes behind a decision, most likely first; empty when nothing is wrong."""
-    return list(explain(context, decision).causes)
-
-
 def explain(context: Context, decision: Decision) -> Explained:
     """Causes, slices and changes of a decision's window, from what is stored now.
 

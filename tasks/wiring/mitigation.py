@@ -67,7 +67,7 @@ def mitigate_window(
             last_day=last,
             model_version=result.get("model_version"),
             dag_run=dag_run,
-            record={"mitigation": result, "case_id": result["case_id"]},
+            record={"mitigation": result},
         )
     context.evidence(dag_run, "mitigation", result)
     return result

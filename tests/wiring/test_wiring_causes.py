@@ -12,7 +12,7 @@ from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.metadata import MetadataStore
 from tasks.monitoring.causes import Cause
-from tasks.wiring.causes import causes_of, explain
+from tasks.wiring.causes import explain
 from tasks.wiring.changes import changes_of
 from tasks.wiring.context import Context, open_context
 from tasks.wiring.deciding import decision_of
@@ -70,7 +70,7 @@ def test_a_champion_trained_on_wrong_labels_is_suspected_with_its_event(installa
     assert report.index("Most likely cause") < report.index("<svg")
 
     context, decision = asked(installation, run)
-    assert causes_of(context, decision) == causes, "asked again it is the same"
+    assert list(explain(context, decision).causes) == causes, "asked again it is the same"
     kinds = {change.kind: change for change in changes_of(context, decision.first_day, decision.last_day)}
     assert kinds["deployment"].day.isoformat() == run["first_day"]
     assert f"version {challenger['version']} was trained" in kinds["training"].words
