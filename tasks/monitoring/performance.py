@@ -59,9 +59,7 @@ def performance(
     if as_of < due:
         return DayPerformance(day, "immature", f"Labels of {day} are due from {due}.", rows, 0)
     if labels is None or labels.num_rows == 0:
-        return DayPerformance(
-            day, "missing", f"Labels of {day} were due on {due}; none has come by {as_of}.", rows, 0
-        )
+        return DayPerformance(day, "missing", _none_came(day, due, as_of), rows, 0)
     joined, duplicates, conflicting = labelled(scored, labels)
     values, truth = joined["prediction"].to_numpy(), joined["label"].to_numpy()
     conflicts = len(conflicting)
@@ -163,8 +161,11 @@ def remembered(
 def still_missing(spec: PipelineSpec, before: DayPerformance, *, as_of: date) -> DayPerformance:
     """A day without any label, looked at again in vain; its predictions need not be read for that."""
     due = spec.label.known_from(before.day)
-    said = f"Labels of {before.day} were due on {due}; none has come by {as_of}."
-    return replace(before, state="missing", statement=said)
+    return replace(before, state="missing", statement=_none_came(before.day, due, as_of))
+
+
+def _none_came(day: date, due: date, as_of: date) -> str:
+    return f"Labels of {day} were due on {due}; none has come by {as_of}."
 
 
 def expected_auc(scores: npt.ArrayLike) -> float:

@@ -20,7 +20,14 @@ from tasks.core.ids import canonical_json, digest_json
 from tasks.wiring.changes import BEFORE, changes_of
 from tasks.wiring.context import Context
 from tasks.wiring.deciding import answers_of
-from tasks.wiring.measured import labelled_history, performance_key, run_by_day, scored_rows, signals_of
+from tasks.wiring.measured import (
+    labelled_history,
+    performance_of,
+    run_by_day,
+    scored_rows,
+    signals_of,
+    validation_partitions,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,7 +123,8 @@ def slices_of(
     if digest is None:
         return None
     same = [day for day in days if day in runs and runs[day].bundle_digest == digest]
-    known = {day: _labels_known(context, day, runs[day]) for day in same[-SLICE_DAYS:]}
+    # With other labels a day's performance is another, and so is the comparison.
+    known = {day: performance_of(context, day, runs[day].run_id) for day in same[-SLICE_DAYS:]}
     chosen = _newest(known)
     identity = digest_json(
         [
@@ -149,13 +157,6 @@ def _newest(known: dict[date, DayPerformance]) -> list[date]:
             break
         chosen.append(day)
     return chosen[::-1]
-
-
-def _labels_known(context: Context, day: date, run: ScoringRun) -> DayPerformance:
-    """The measured performance of a day: with other labels it is another, and so is the comparison."""
-    from tasks.monitoring import DayPerformance
-
-    return DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run.run_id))))
 
 
 def _compared(
@@ -266,9 +267,7 @@ def _measured_reference(context: Context, bundle: Bundle, columns: Sequence[str]
     scorer = Scorer(bundle)
     rows_by_day: list[pa.Table] = []
     pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
-    for partition in context.snapshot(bundle.manifest.snapshot_id).partitions:
-        if partition.day < bundle.manifest.validation_first_day:
-            continue
+    for partition in validation_partitions(context, bundle):
         rows = read_partition(context.store, partition)
         rows = rows.filter(rows[context.spec.label.column].is_valid())
         features = scorer.features(rows)
@@ -295,7 +294,6 @@ def _measured_reference(context: Context, bundle: Bundle, columns: Sequence[str]
 
 def _source_columns(context: Context, signals: Sequence[DaySignals]) -> list[str]:
     """Columns of the newest snapshot that was scored; empty when it is gone."""
-
     runs = run_by_day(context, [signals[-1].day] if signals else [])
     for run in runs.values():
         if run.snapshot_id is not None:

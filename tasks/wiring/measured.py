@@ -13,6 +13,7 @@ from tasks.core.ids import canonical_json
 from tasks.wiring.context import Context
 
 if TYPE_CHECKING:
+    from tasks.core.records import PartitionFile
     from tasks.metadata import ScoringRun
     from tasks.model import Bundle, Profile
     from tasks.monitoring import DayPerformance, DaySignals, PerformanceSignal
@@ -24,6 +25,7 @@ LABELS_BACK = timedelta(days=35)
 
 
 def published_in(context: Context, first: date, last: date) -> dict[date, str]:
+    """The published days from `first` to `last`, each with the run that holds it."""
     published = context.metadata.published_days(context.spec)
     return {day: run_id for day, run_id in published.items() if first <= day <= last}
 
@@ -34,17 +36,15 @@ def profiles_by_bundle(
     """(bundle, profile by day, dead letters by day, rows and why by day without one) of every bundle of the window.
 
     Days before the window that the same bundle scored are included: they are its history. So are the days `taught`,
-    however old: people have confirmed them as normal. A day is profiled whole or not
-    at all, for a part of it would look like a loss of rows.
+    however old: people have confirmed them as normal. A day is profiled whole or not at all, for a part of it would look
+    like a loss of rows.
     """
     from tasks.inference import published_records
     from tasks.model import Profile, fetch_bundle
 
     published = context.metadata.published_days(context.spec)
-    days = {
-        day: run for day, run in published.items() if first - HISTORY <= day <= last or day in set(taught)
-    }
-    digests = bundle_by_day(context, list(days))
+    days = [day for day in published if first - HISTORY <= day <= last or day in taught]
+    digests = bundle_by_day(context, days)
     wanted = {digest for day, digest in digests.items() if day >= first}
     records = published_records(
         context.settings, context.spec, [day for day in days if digests.get(day) in wanted]
@@ -106,17 +106,21 @@ def signals_of(context: Context, first: date, last: date) -> list[DaySignals]:
 
 
 def performances_of(context: Context, first: date, last: date) -> list[DayPerformance]:
-    from tasks.monitoring import DayPerformance
-
+    """Performance of each published day, as far as its labels were joined."""
     found = []
     for day, run_id in published_in(context, first, last).items():
         try:
-            found.append(
-                DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run_id))))
-            )
+            found.append(performance_of(context, day, run_id))
         except NotFound:
             continue
     return found
+
+
+def performance_of(context: Context, day: date, run_id: str) -> DayPerformance:
+    """Performance of a day as a run scored it. Raises `NotFound` when its labels were not joined."""
+    from tasks.monitoring import DayPerformance
+
+    return DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run_id))))
 
 
 def labelled_history(
@@ -177,25 +181,30 @@ def _score_validation_days(context: Context, bundle_digest: str) -> list[DayPerf
 
     bundle = fetch_bundle(context.store, bundle_digest, context.settings.cache_dir)
     try:
-        snapshot = context.snapshot(bundle.manifest.snapshot_id)
+        partitions = validation_partitions(context, bundle)
     except NotFound:
         return []
     scorer, found = Scorer(bundle), []
-    for partition in snapshot.partitions:
-        if partition.day >= bundle.manifest.validation_first_day:
-            rows = read_partition(context.store, partition)
-            ids = prediction_ids(rows, context.spec)
-            scores = scorer.predict(scorer.encode(scorer.features(rows)))
-            found.append(
-                performance(
-                    context.spec,
-                    day=partition.day,
-                    scored=pa.table({"prediction_id": ids, "prediction": scores}),
-                    labels=pa.table({"prediction_id": ids, "label": rows[context.spec.label.column]}),
-                    as_of=date.max,
-                )
+    for partition in partitions:
+        rows = read_partition(context.store, partition)
+        ids = prediction_ids(rows, context.spec)
+        scores = scorer.predict(scorer.encode(scorer.features(rows)))
+        found.append(
+            performance(
+                context.spec,
+                day=partition.day,
+                scored=pa.table({"prediction_id": ids, "prediction": scores}),
+                labels=pa.table({"prediction_id": ids, "label": rows[context.spec.label.column]}),
+                as_of=date.max,
             )
+        )
     return found
+
+
+def validation_partitions(context: Context, bundle: Bundle) -> list[PartitionFile]:
+    """The days that a model was judged on. Raises `NotFound` when retention took its training snapshot."""
+    snapshot = context.snapshot(bundle.manifest.snapshot_id)
+    return [part for part in snapshot.partitions if part.day >= bundle.manifest.validation_first_day]
 
 
 def run_by_day(context: Context, days: Iterable[date]) -> dict[date, ScoringRun]:
@@ -214,4 +223,5 @@ def bundle_by_day(context: Context, days: Iterable[date]) -> dict[date, str]:
 
 
 def performance_key(day: date, run_id: str) -> str:
+    """Where the performance of a day lies, as a run scored it."""
     return f"monitoring/{day}/performance-{run_id}.json"

@@ -34,9 +34,7 @@ from tasks.wiring.series import keep_drift, keep_performance
 
 if TYPE_CHECKING:
     from tasks.metadata import ScoringRun
-    from tasks.monitoring import (
-        DayPerformance,
-    )
+    from tasks.monitoring import DayPerformance
 
 logger = logging.getLogger(__name__)
 
