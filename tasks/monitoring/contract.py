@@ -14,7 +14,6 @@ import numpy as np
 
 from tasks.core.spec import PipelineSpec
 from tasks.model.profile import SEEN_BITS, NumericCounts, Profile, ProfileSpec
-from tasks.monitoring.answers import Confirmed
 from tasks.monitoring.drift import (
     POOL_DAYS,
     Baseline,
@@ -66,26 +65,26 @@ def limits_of(baseline: Baseline) -> ContractLimits:
 
 
 def widened(
-    limits: ContractLimits, grid: ProfileSpec, shifts: Sequence[Confirmed], known: Mapping[date, Profile]
+    limits: ContractLimits, grid: ProfileSpec, channels: frozenset[str], days: Sequence[Profile]
 ) -> ContractLimits:
-    """The contract with the days that people have confirmed as normal, each for the channels of its shift only."""
-    for shift in shifts:
-        days = [known[day] for day in shift.days if day in known and known[day].rows]
-        if not days:
-            continue
-        more = _limits(grid, days)
-        rows = tuple(profile.rows for profile in days) if "" in shift.channels else ()
-        limits = replace(
-            limits,
-            nulls=_joined(limits.nulls, more.nulls, shift.channels),
-            unseen=_joined(limits.unseen, more.unseen, shift.channels),
-            novel_pairs=_joined(limits.novel_pairs, more.novel_pairs, shift.channels),
-            out_of_range=_joined(limits.out_of_range, more.out_of_range, shift.channels),
-            distinct=_joined(limits.distinct, more.distinct, shift.channels),
-            confirmed=limits.confirmed | shift.channels,
-            confirmed_rows=(*limits.confirmed_rows, *rows),
-        )
-    return limits
+    """The contract with days that a person has confirmed as normal, for the channels of their shift only.
+
+    Args:
+        channels: As `Confirmed.channels` names them.
+        days: At least one, each with rows.
+    """
+    more = _limits(grid, days)
+    rows = tuple(profile.rows for profile in days) if "" in channels else ()
+    return replace(
+        limits,
+        nulls=_joined(limits.nulls, more.nulls, channels),
+        unseen=_joined(limits.unseen, more.unseen, channels),
+        novel_pairs=_joined(limits.novel_pairs, more.novel_pairs, channels),
+        out_of_range=_joined(limits.out_of_range, more.out_of_range, channels),
+        distinct=_joined(limits.distinct, more.distinct, channels),
+        confirmed=limits.confirmed | channels,
+        confirmed_rows=(*limits.confirmed_rows, *rows),
+    )
 
 
 def _joined(
@@ -124,6 +123,8 @@ def check_contract(
     profile: Profile,
     known: Mapping[date, Profile],
     *,
+    pool: Sequence[date],
+    pooled: Profile,
     seen: Mapping[date, Profile],
     dead_letters: int,
 ) -> tuple[tuple[ContractFinding, ...], float | None]:
@@ -131,6 +132,8 @@ def check_contract(
 
     Args:
         known: Reference days, and earlier scored days that may serve as one.
+        pool: The last four same weekdays of these, or fewer.
+        pooled: Their profiles, merged.
         seen: Earlier days whatever was found on them: a batch that comes again is recognised among these.
         dead_letters: Rows of the day that could not be scored.
     """
@@ -165,8 +168,6 @@ def check_contract(
             )
     if profile.rows >= spec.drift.min_rows and baseline.days:
         earlier = [known[other] for other in sorted(known) if day - timedelta(days=3) < other < day]
-        pool = same_weekdays(day, known, min_rows=spec.drift.min_rows)
-        pooled = Profile.merged(baseline.grid, (known[other] for other in pool))
         shifts = baseline.null_shifts if len(pool) == POOL_DAYS else {}
         # The days before a confirmed shift say nothing of it.
         shifts = {name: shift for name, shift in shifts.items() if name not in limits.confirmed}
@@ -203,9 +204,7 @@ def _volume(
         return []
     change = rows / expected - 1
     tolerance = spec.drift.volume_tolerance
-    if abs(change) <= tolerance + 3 / np.sqrt(expected):
-        return []
-    if any(abs(rows / usual - 1) <= tolerance + 3 / np.sqrt(usual) for usual in confirmed):
+    if any(abs(rows / usual - 1) <= tolerance + 3 / np.sqrt(usual) for usual in (expected, *confirmed)):
         return []
     return [
         ContractFinding(

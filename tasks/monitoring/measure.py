@@ -47,16 +47,16 @@ class Monitor:
 
     def taught(self, shifts: Sequence[Confirmed], known: Mapping[date, Profile]) -> Monitor:
         """The same with shifts that people have confirmed, as far as `known` holds profiles of their days."""
+        grid, limits = self.baseline.grid, self.limits
         confirmed: dict[str, list[Profile]] = {}
         for shift in shifts:
             days = [known[day] for day in shift.days if day in known and known[day].rows]
-            for channel in shift.channels & set(self.baseline.grid.channels):
+            if not days:
+                continue
+            limits = widened(limits, grid, shift.channels, days)
+            for channel in shift.channels & set(grid.channels):
                 confirmed.setdefault(channel, []).extend(days)
-        return replace(
-            self,
-            limits=widened(self.limits, self.baseline.grid, shifts, known),
-            confirmed={channel: days for channel, days in confirmed.items() if days},
-        )
+        return replace(self, limits=limits, confirmed=confirmed)
 
 
 def measure_day(
@@ -99,6 +99,8 @@ def measure_day(
         }
 
     known = earlier({**baseline.days, **history})
+    pool = same_weekdays(day, known, min_rows=spec.drift.min_rows)
+    pooled = Profile.merged(baseline.grid, (known[other] for other in pool))
     findings, expected = check_contract(
         spec,
         baseline,
@@ -106,15 +108,15 @@ def measure_day(
         day,
         profile,
         known,
+        pool=pool,
+        pooled=pooled,
         seen={**known, **earlier(seen)},
         dead_letters=dead_letters,
     )
-    pool = same_weekdays(day, known, min_rows=spec.drift.min_rows)
     statements = _statements(spec, baseline, day, profile, pool)
     drift: tuple[ChannelDrift, ...] = ()
     band: tuple[float, ...] | None = None
     if profile.rows >= spec.drift.min_rows and baseline.normal and len(pool) == POOL_DAYS:
-        pooled = Profile.merged(baseline.grid, (known[other] for other in pool))
         near = [s for s in recent if day - timedelta(days=3) < s.day < day]
         zs = [{c.channel: c.z for c in s.drift} for s in sorted(near, key=lambda s: s.day)]
         drift = channel_drift(spec, baseline, day, profile, pooled, zs, monitor.confirmed)
@@ -160,6 +162,7 @@ def measure_days(
     monitor = monitor.taught(confirmed, profiles)
     signals: list[DaySignals] = []
     clean: dict[date, Profile] = {}
+    seen: dict[date, Profile] = {}
     for day in sorted(day for day in profiles if day <= last_day):
         found = measure_day(
             spec,
@@ -168,10 +171,11 @@ def measure_days(
             profile=profiles[day],
             history=clean,
             recent=tuple(signals[-2:]),
-            seen={other: profiles[other] for other in profiles if other < day},
+            seen=seen,
             dead_letters=(dead_letters or {}).get(day, 0),
         )
         signals.append(found)
+        seen[day] = profiles[day]
         if not found.faults and day not in excluded:
             clean[day] = profiles[day]
     window = tuple(found for found in signals if found.day >= first_day)

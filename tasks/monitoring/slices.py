@@ -69,7 +69,7 @@ class SliceGap(JsonRecord):
 
     @property
     def name(self) -> str:
-        return f"{self.column} = {self.value}"
+        return _name(self.column, self.value)
 
     @property
     def promised_auc(self) -> float | None:
@@ -227,33 +227,38 @@ def slice_performance(
         )
     )
     total = _z(whole, known.usual.get(""), known)
-    judged = sum(item.state != "too_few" for item in made)
-    skipped = len(made) - judged
-    apart = sum(item.apart for item in made)
-    statement = f"{judged} slices of {', '.join(columns)} on {whole.rows:,} labelled rows of {_span(ordered)}"
-    if skipped:
-        statement += f"; {skipped} more with fewer than {MIN_SLICE_ROWS} rows are not judged"
-    statement += (
-        f": {apart} differ{'s' if apart == 1 else ''} from the other rows, which are as the scores promise."
-        if apart
-        else f": {off} {'is' if off == 1 else 'are'} off what the scores promise, none apart from the other rows."
-        if (off := sum(bool(item.found) for item in made))
-        else ": none is shown to be off what the scores promise."
-        if judged
-        else "."
-    )
-    if not known.usual:
-        statement += " The validation days are not known: the scores were taken at their word."
+    statement = f"slices of {', '.join(columns)} on {whole.rows:,} labelled rows of {_span(ordered)}"
     return SlicePerformance(
         ordered,
         whole.rows,
         tuple(columns),
         tuple(made),
-        statement,
+        _statement(statement, made, known),
         auc=whole.auc,
         expected_auc=whole.expected,
         auc_z=_round(total[0]),
     )
+
+
+def _statement(of: str, made: Sequence[SliceGap], known: SliceReference) -> str:
+    """What was compared, what was not, and what came out."""
+    judged, off, apart = (
+        sum(item.state != "too_few" for item in made),
+        sum(bool(item.found) for item in made),
+        sum(item.apart for item in made),
+    )
+    said = f"{judged} {of}"
+    if skipped := len(made) - judged:
+        said += f"; {skipped} more with fewer than {MIN_SLICE_ROWS} rows are not judged"
+    if apart:
+        said += f": {apart} differ{'s' if apart == 1 else ''} from the other rows, which are as the scores promise."
+    elif off:
+        said += f": {off} {'is' if off == 1 else 'are'} off what the scores promise, none apart from the other rows."
+    else:
+        said += ": none is shown to be off what the scores promise." if judged else "."
+    if not known.usual:
+        said += " The validation days are not known: the scores were taken at their word."
+    return said
 
 
 def _slice(column: str, value: str, gap: _Gap, known: SliceReference) -> SliceGap:
