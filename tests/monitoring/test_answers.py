@@ -8,7 +8,7 @@ import monitored_shop as shop
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_monitor_decision import FIRST, day, gap, labels
+from decision_support import FIRST, day, gap, labels
 
 from tasks.monitoring import DaySignals, Monitor, decide, measure_days
 from tasks.monitoring.answers import Answered, Confirmed, excluded_days

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import monitored_shop as shop
 import pytest
-from test_monitor_decision import FIRST, day, gap, labels
+from decision_support import FIRST, day, gap, labels
 
 from tasks.core.errors import DataError, TerminalError
 from tasks.core.object_store import AlreadyExists, LocalStore, ObjectStore

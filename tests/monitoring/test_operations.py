@@ -9,7 +9,7 @@ from typing import Any
 
 import monitored_shop as shop
 import pytest
-from test_monitor_decision import FIRST, day, gap, labels
+from decision_support import FIRST, day, gap, labels
 
 from tasks.metadata import StoredDecision
 from tasks.monitoring import (

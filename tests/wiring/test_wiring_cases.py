@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_wiring_mitigation import _BROKEN, _LABEL, _PRICE, LATER, days_of, monitored, source, step
-from wiring_support import Chain, score
+from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, days_of, monitored, score, source, step
 
 from tasks import wiring
 from tasks.core import Settings
 from tasks.core.errors import ConfigError, NotFound, TerminalError
 from tasks.wiring.context import open_context
 
-_FLIPPED = _LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n"
+_FLIPPED = LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n"
 _STAYS = "np.where(rng.random(n) < (0.3 if day >= date(2024, 2, 10) else 0.03), np.nan, price)"
-_DAMAGED = "np.where(rng.random(n) < 0.3, np.nan, price)"
 
 
 def cases(settings: Settings) -> list[dict[str, Any]]:
@@ -32,7 +30,7 @@ def answer(settings: Settings, case_id: str, said: str, **more: Any) -> dict[str
 def test_a_fault_opens_one_case_with_its_evidence_and_the_cured_days_close_it(
     after_second: Settings, second: Chain
 ) -> None:
-    source(after_second, _PRICE, _BROKEN)
+    source(after_second, PRICE, BROKEN)
     run = score(after_second)
     held = monitored(after_second, days_of(run))
     assert held["case_id"] == "fault-2024-02-10"
@@ -47,7 +45,7 @@ def test_a_fault_opens_one_case_with_its_evidence_and_the_cured_days_close_it(
     assert [option["answer"] for option in case["options"]] == ["incident", "accept", "new_normal", "mute"]
     assert case["log"][0]["kind"] == "opened" and len(case["log"]) == 1
 
-    source(after_second, _BROKEN, _PRICE)
+    source(after_second, BROKEN, PRICE)
     cured = monitored(
         after_second, days_of(score(after_second, first_day="2024-02-10", last_day="2024-02-10"))
     )
@@ -61,7 +59,7 @@ def test_a_fault_opens_one_case_with_its_evidence_and_the_cured_days_close_it(
 def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     after_second: Settings, second: Chain
 ) -> None:
-    source(after_second, _PRICE, _STAYS)
+    source(after_second, PRICE, _STAYS)
     run = score(after_second)
     held = monitored(after_second, days_of(run))
     said = answer(after_second, held["case_id"], "accept")
@@ -88,7 +86,7 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
 def test_a_confirmed_shift_is_the_new_normal_of_its_channel_alone(
     after_second: Settings, second: Chain
 ) -> None:
-    source(after_second, _PRICE, _STAYS)
+    source(after_second, PRICE, _STAYS)
     held = monitored(after_second, days_of(score(after_second)))
     answer(after_second, held["case_id"], "new-normal")
     after = monitored(after_second, days_of(score(after_second)))
@@ -99,7 +97,7 @@ def test_a_confirmed_shift_is_the_new_normal_of_its_channel_alone(
 def test_a_mute_keeps_its_signal_out_of_the_verdict_up_to_its_day_and_says_so(
     after_second: Settings, second: Chain
 ) -> None:
-    source(after_second, _PRICE, _STAYS)
+    source(after_second, PRICE, _STAYS)
     run = score(after_second)
     held = monitored(after_second, days_of(run))
     with pytest.raises(ConfigError, match="is not after 2024-02-1"):
@@ -117,7 +115,7 @@ def test_a_mute_keeps_its_signal_out_of_the_verdict_up_to_its_day_and_says_so(
 
 
 def test_a_hold_that_is_released_by_hand_answers_its_case(after_second: Settings, second: Chain) -> None:
-    source(after_second, _PRICE, _BROKEN)
+    source(after_second, PRICE, BROKEN)
     held = monitored(after_second, days_of(score(after_second)))
     step(after_second, "release_held_scoring", hold_id=held["hold_id"], actor="ada", reason="a sale")
     (case,) = cases(after_second)
@@ -128,7 +126,7 @@ def test_damage_holds_automatic_promotions_until_somebody_answers_and_is_asked_a
     after_second: Settings, second: Chain
 ) -> None:
     live = step(after_second, "live_model")
-    source(after_second, _LABEL, _FLIPPED)
+    source(after_second, LABEL, _FLIPPED)
     first = score(after_second)
     asked = monitored(after_second, days_of(first))
     assert asked["outcome"] == "asked" and asked["case_id"].startswith("damage-2024-02-")
@@ -171,7 +169,7 @@ def test_a_rollback_as_the_answer_happens_once_in_the_name_of_who_answered(
     after_second: Settings, second: Chain
 ) -> None:
     live = step(after_second, "live_model")
-    source(after_second, _LABEL, _FLIPPED)
+    source(after_second, LABEL, _FLIPPED)
     asked = monitored(after_second, days_of(score(after_second)))
     answer(after_second, asked["case_id"], "roll-back")
     done = step(after_second, "roll_back_case", case_id=asked["case_id"])
@@ -184,7 +182,7 @@ def test_a_rollback_as_the_answer_happens_once_in_the_name_of_who_answered(
 
 def test_an_answer_that_was_taken_back_in_time_moves_nothing(after_second: Settings, second: Chain) -> None:
     live = step(after_second, "live_model")
-    source(after_second, _LABEL, _FLIPPED)
+    source(after_second, LABEL, _FLIPPED)
     window = days_of(score(after_second))
     asked = monitored(after_second, window)
     answer(after_second, asked["case_id"], "roll-back")
@@ -201,7 +199,7 @@ def test_an_answer_that_was_taken_back_in_time_moves_nothing(after_second: Setti
 def test_what_is_no_case_or_no_answer_to_it_is_refused_with_what_there_is(
     after_second: Settings, second: Chain
 ) -> None:
-    source(after_second, _PRICE, _BROKEN)
+    source(after_second, PRICE, BROKEN)
     held = monitored(after_second, days_of(score(after_second)))
     with pytest.raises(NotFound, match="is no case of this pipeline"):
         step(after_second, "show_case", case_id="fault-1999-01-01")

@@ -6,9 +6,8 @@ import json
 from datetime import date
 from typing import Any
 
-from wiring_support import Chain, edit, pipeline_file, score
+from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, edit, pipeline_file, score, source, step
 
-from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.metadata import MetadataStore
 from tasks.monitoring.causes import Cause
@@ -17,19 +16,7 @@ from tasks.wiring.changes import changes_of
 from tasks.wiring.context import Context, open_context
 from tasks.wiring.deciding import decision_of
 
-LATER = "2024-12-31"
-_LABEL = "    bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)\n"
-_PRICE = "np.where(rng.random(n) < 0.03, np.nan, price)"
-_BROKEN = "np.where(rng.random(n) < (0.3 if day == date(2024, 2, 10) else 0.03), np.nan, price)"
-_FLIPPED = _LABEL + "    bought = np.where((day >= date(2024, 2, 5)) & {where}, 1 - bought, bought)\n"
-
-
-def step(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
-    return wiring.step(name)(settings, "toy", **arguments)
-
-
-def source(settings: Settings, old: str, new: str) -> None:
-    edit(settings.pipelines_dir / "toy" / "source.py", {old: new})
+_FLIPPED = LABEL + "    bought = np.where((day >= date(2024, 2, 5)) & {where}, 1 - bought, bought)\n"
 
 
 def monitored(settings: Settings, days: dict[str, Any]) -> tuple[dict[str, Any], list[Cause], str]:
@@ -51,15 +38,15 @@ def asked(settings: Settings, days: dict[str, Any]) -> tuple[Context, Any]:
 
 
 def test_a_champion_trained_on_wrong_labels_is_suspected_with_its_event(installation: Settings) -> None:
-    wrong = _LABEL + "    bought = 1 - bought\n"
-    source(installation, _LABEL, wrong)
+    wrong = LABEL + "    bought = 1 - bought\n"
+    source(installation, LABEL, wrong)
     challenger = Chain(installation).train(
         train_last_day="2024-02-02", validation_first_day="2024-02-03", validation_last_day="2024-02-08"
     )
     promoted = step(
         installation, "promote_model", version=challenger["version"], actor="ada", reason="passed its gate"
     )
-    source(installation, wrong, _LABEL)
+    source(installation, wrong, LABEL)
     run = score(installation)
     decided, causes, report = monitored(installation, run)
     assert causes[0].kind == "model" and causes[0].since.isoformat() == run["first_day"]
@@ -77,7 +64,7 @@ def test_a_champion_trained_on_wrong_labels_is_suspected_with_its_event(installa
 
 
 def test_labels_that_turn_in_one_slice_name_that_slice(installation: Settings) -> None:
-    source(installation, _LABEL, _FLIPPED.format(where="(device == 'phone')"))
+    source(installation, LABEL, _FLIPPED.format(where="(device == 'phone')"))
     step(installation, "join_labels", first_day="2024-02-05", last_day="2024-02-08", as_of=LATER)
     run = score(installation)
     _, causes, report = monitored(installation, run)
@@ -97,7 +84,7 @@ def test_labels_that_turn_everywhere_are_labels_by_the_categorical_features_when
     installation: Settings,
 ) -> None:
     edit(pipeline_file(installation), {"slices: [device], ": ""})
-    source(installation, _LABEL, _FLIPPED.format(where="True"))
+    source(installation, LABEL, _FLIPPED.format(where="True"))
     run = score(installation)
     _, causes, report = monitored(installation, run)
     assert causes[0].kind == "labels" and causes[0].slices == (), causes
@@ -105,7 +92,7 @@ def test_labels_that_turn_everywhere_are_labels_by_the_categorical_features_when
 
 
 def test_a_broken_column_is_the_feed_and_the_decisions_are_listed(installation: Settings) -> None:
-    source(installation, _PRICE, _BROKEN)
+    source(installation, PRICE, BROKEN)
     run = score(installation)
     _, causes, report = monitored(installation, run)
     assert (causes[0].kind, causes[0].channels, f"{causes[0].since}") == ("feed", ("price",), "2024-02-10")
@@ -119,7 +106,7 @@ def test_a_broken_column_is_the_feed_and_the_decisions_are_listed(installation: 
 
 def test_days_that_are_scored_again_are_a_change(installation: Settings) -> None:
     run = score(installation)
-    source(installation, _PRICE, _BROKEN)
+    source(installation, PRICE, BROKEN)
     score(installation, first_day="2024-02-10", last_day="2024-02-10")
     context = open_context(installation, "toy")
     found = changes_of(context, date.fromisoformat(run["first_day"]), date.fromisoformat(run["last_day"]))
@@ -137,7 +124,7 @@ def test_a_column_that_the_source_gains_is_a_change(installation: Settings) -> N
 
 
 def test_slices_whose_snapshot_is_gone_are_stated_and_the_decision_is_made(installation: Settings) -> None:
-    source(installation, _LABEL, _FLIPPED.format(where="True"))
+    source(installation, LABEL, _FLIPPED.format(where="True"))
     run = score(installation)
     context = open_context(installation, "toy")
     stored = context.metadata.run(context.spec, run["run_id"])
@@ -153,7 +140,7 @@ def test_slices_whose_snapshot_is_gone_are_stated_and_the_decision_is_made(insta
 
 
 def test_a_record_that_cannot_be_read_leaves_the_decision_without_causes(installation: Settings) -> None:
-    source(installation, _PRICE, _BROKEN)
+    source(installation, PRICE, BROKEN)
     run = score(installation)
     open_context(installation, "toy").store.put("waivers/x/placed.json", b"{")
     decided, causes, _ = monitored(installation, run)

@@ -6,28 +6,15 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from wiring_support import edit, score
+from wiring_support import LABEL, days_of, score, source, step
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.inference.records import shard_key
 from tasks.metadata import MetadataStore
 
-_LABEL = "    bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)\n"
 _GIVEN = "np.where(rng.random(n) < 0.01, None, bought)"
 _STOPPED = "np.where(rng.random(n) < (2 if day >= date(2024, 2, 9) else 0.01), None, bought)"
-
-
-def step(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
-    return wiring.step(name)(settings, "toy", **arguments)
-
-
-def source(settings: Settings, old: str, new: str) -> None:
-    edit(settings.pipelines_dir / "toy" / "source.py", {old: new})
-
-
-def days_of(run: dict[str, Any]) -> dict[str, str]:
-    return {"first_day": run["first_day"], "last_day": run["last_day"]}
 
 
 def monitored(settings: Settings, days: dict[str, str], as_of: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -86,7 +73,7 @@ def test_a_settled_day_is_not_read_again_and_labels_that_changed_are_measured_wh
     assert read == [f"2024-02-{day}" for day in (13, 14, 15, 16)]
 
     known = realised(installation)
-    source(installation, _LABEL, _LABEL + "    bought = 1 - bought\n")
+    source(installation, LABEL, LABEL + "    bought = 1 - bought\n")
     step(installation, "join_labels", **days_of(first), as_of="2024-03-10")
     changed = realised(installation)
     assert all(changed[day] < known[day] for day in ("2024-02-09", "2024-02-12"))
@@ -119,7 +106,7 @@ def test_a_feed_of_labels_that_stops_is_an_alert_of_its_own_until_they_come(inst
 def test_damage_that_late_labels_show_is_asked_about_though_the_window_has_none(
     installation: Settings,
 ) -> None:
-    source(installation, _LABEL, _LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n")
+    source(installation, LABEL, LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n")
     first, second = score(installation), score(installation)
     _, early = monitored(installation, days_of(first), as_of="2024-02-09")
     assert early["action"] != "ask_person"

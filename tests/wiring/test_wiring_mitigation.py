@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from wiring_support import Chain, edit, score
+from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, days_of, monitored, score, source, step
 
-from tasks import wiring
 from tasks.core import Settings, load_pipeline
 from tasks.core.errors import TerminalError
 from tasks.metadata import MetadataStore
 from tasks.monitoring.mitigation import ACTOR
-
-LATER = "2024-12-31"
-_LABEL = "    bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)\n"
-_PRICE = "np.where(rng.random(n) < 0.03, np.nan, price)"
-_BROKEN = "np.where(rng.random(n) < (0.3 if day == date(2024, 2, 10) else 0.03), np.nan, price)"
-
-
-def step(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
-    return wiring.step(name)(settings, "toy", **arguments)
-
-
-def source(settings: Settings, old: str, new: str) -> None:
-    edit(settings.pipelines_dir / "toy" / "source.py", {old: new})
-
-
-def monitored(settings: Settings, days: dict[str, str]) -> dict[str, Any]:
-    """Measure, join labels, decide; then act."""
-    step(settings, "measure_window", **days)
-    step(settings, "join_labels", **days, as_of=LATER)
-    step(settings, "decide_window", **days)
-    return step(settings, "mitigate_window", **days, as_of=LATER)
-
-
-def days_of(run: dict[str, Any]) -> dict[str, str]:
-    return {"first_day": run["first_day"], "last_day": run["last_day"]}
 
 
 def decisions(settings: Settings) -> list[str]:
@@ -47,15 +19,15 @@ def decisions(settings: Settings) -> list[str]:
 def test_a_champion_that_was_trained_on_wrong_labels_is_rolled_back_once_with_its_evidence(
     installation: Settings,
 ) -> None:
-    wrong = _LABEL + "    bought = 1 - bought\n"
-    source(installation, _LABEL, wrong)
+    wrong = LABEL + "    bought = 1 - bought\n"
+    source(installation, LABEL, wrong)
     chain = Chain(installation)
     challenger = chain.train(
         train_last_day="2024-02-02", validation_first_day="2024-02-03", validation_last_day="2024-02-08"
     )
     before = step(installation, "live_model")["version"]
     step(installation, "promote_model", version=challenger["version"], actor="ada", reason="passed its gate")
-    source(installation, wrong, _LABEL)
+    source(installation, wrong, LABEL)
 
     run = score(installation)
     assert run["model_version"] == challenger["version"]
@@ -79,13 +51,13 @@ def test_a_champion_that_was_trained_on_wrong_labels_is_rolled_back_once_with_it
 def test_a_rollback_whose_attempt_died_before_it_could_say_so_is_told_by_the_next(
     installation: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = _LABEL + "    bought = 1 - bought\n"
-    source(installation, _LABEL, wrong)
+    wrong = LABEL + "    bought = 1 - bought\n"
+    source(installation, LABEL, wrong)
     challenger = Chain(installation).train(
         train_last_day="2024-02-02", validation_first_day="2024-02-03", validation_last_day="2024-02-08"
     )
     step(installation, "promote_model", version=challenger["version"], actor="ada", reason="passed its gate")
-    source(installation, wrong, _LABEL)
+    source(installation, wrong, LABEL)
     run = score(installation)
     with monkeypatch.context() as patch:
         patch.setattr("tasks.wiring.mitigation._rolled_back", _dies)
@@ -104,7 +76,7 @@ def test_when_labels_change_their_meaning_no_version_helps_and_a_person_is_asked
     after_second: Settings, second: Chain
 ) -> None:
     live = step(after_second, "live_model")
-    source(after_second, _LABEL, _LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n")
+    source(after_second, LABEL, LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n")
     run = score(after_second)
     asked = monitored(after_second, days_of(run))
     assert asked["outcome"] == "asked", asked
@@ -120,7 +92,7 @@ def test_a_broken_feed_holds_scoring_and_promotions_until_its_days_are_whole_aga
     after_second: Settings, second: Chain
 ) -> None:
     former = second.done["promote_model"].first["previous_version"]
-    source(after_second, _PRICE, _BROKEN)
+    source(after_second, PRICE, BROKEN)
     run = score(after_second)
     held = monitored(after_second, days_of(run))
     assert (held["outcome"], held["days"]) == ("held", ["2024-02-10"]), held
@@ -131,7 +103,7 @@ def test_a_broken_feed_holds_scoring_and_promotions_until_its_days_are_whole_aga
     with pytest.raises(TerminalError, match="promotion is held"):
         step(after_second, "promote_model", version=former, actor="ada", reason="try the other")
 
-    source(after_second, _BROKEN, _PRICE)
+    source(after_second, BROKEN, PRICE)
     again = score(after_second, first_day="2024-02-10", last_day="2024-02-10")
     assert again["superseded_runs"] == [run["run_id"]]
     cured = monitored(after_second, days_of(again))
@@ -141,7 +113,7 @@ def test_a_broken_feed_holds_scoring_and_promotions_until_its_days_are_whole_aga
 
 
 def test_a_person_may_release_a_hold_and_the_same_days_do_not_hold_again(after_second: Settings) -> None:
-    source(after_second, _PRICE, _BROKEN)
+    source(after_second, PRICE, BROKEN)
     run = score(after_second)
     held = monitored(after_second, days_of(run))
     over = step(

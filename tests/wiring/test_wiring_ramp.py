@@ -6,16 +6,12 @@ import shutil
 from typing import Any
 
 import pytest
-from wiring_support import Chain, edit, ids_by_version, pipeline_file, score
+from wiring_support import LATER, Chain, edit, ids_by_version, pipeline_file, score, step
 
-from tasks import wiring
 from tasks.core import Settings, load_pipeline
 from tasks.core.errors import ConfigError, TerminalError
 from tasks.metadata import MetadataStore
 from tasks.registry import version as registered
-
-LATER = "2024-12-31"
-"""By then every label is known."""
 
 
 @pytest.fixture
@@ -32,10 +28,6 @@ def ramped(after_second: Settings, second: Chain) -> tuple[Settings, int, int]:
     )
     promoted = second.done["promote_model"].first
     return after_second, promoted["previous_version"], promoted["version"]
-
-
-def step(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
-    return wiring.step(name)(settings, "toy", **arguments)
 
 
 def begin(settings: Settings, challenger: int) -> dict[str, Any]:

@@ -72,6 +72,36 @@ def train_here() -> Callable[..., Any]:
     return functools.partial(train, fit=fit_in_process)
 
 
+LATER = "2024-12-31"
+"""A date on which every label of the toy's days is known."""
+LABEL = "    bought = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)\n"
+"""Where the toy's source draws labels, for tests that spoil them."""
+PRICE = "np.where(rng.random(n) < 0.03, np.nan, price)"
+"""Where it leaves prices out."""
+BROKEN = "np.where(rng.random(n) < (0.3 if day == date(2024, 2, 10) else 0.03), np.nan, price)"
+"""The same with many missing prices on 10 February."""
+
+
+def step(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
+    return wiring.step(name)(settings, "toy", **arguments)
+
+
+def source(settings: Settings, old: str, new: str) -> None:
+    edit(settings.pipelines_dir / "toy" / "source.py", {old: new})
+
+
+def days_of(run: dict[str, Any]) -> dict[str, str]:
+    return {"first_day": run["first_day"], "last_day": run["last_day"]}
+
+
+def monitored(settings: Settings, days: dict[str, str]) -> dict[str, Any]:
+    """Measure, join labels, decide; then act."""
+    step(settings, "measure_window", **days)
+    step(settings, "join_labels", **days, as_of=LATER)
+    step(settings, "decide_window", **days)
+    return step(settings, "mitigate_window", **days, as_of=LATER)
+
+
 @dataclass(frozen=True)
 class Twice:
     """A step's two results, and what was there after each."""
