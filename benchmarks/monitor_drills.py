@@ -212,11 +212,22 @@ def _held(line: Line, name: str, story: str, kind: str, day: date, last: date | 
     drill.must(
         line.score(day + timedelta(days=1), day + timedelta(days=1)) == "failed", "the next day was scored"
     )
+    _asked(line, drill)
+    return drill
+
+
+def _asked(line: Line, drill: Drill, *, reasons: int = 2) -> None:
+    """Wait for the question of a drill's case, and keep what it says."""
     line.wait_for_question(drill.case_id)
     case = line.case(drill.case_id)
-    drill.told.append(f"case: {'; '.join(case['reasons'][:2])}")
+    drill.told.append(f"case: {'; '.join(case['reasons'][:reasons])}")
     drill.told += [f"most likely: {cause['what']}" for cause in case["causes"][:1]]
-    return drill
+
+
+def _press(line: Line, drill: Drill, button: str, reason: str) -> None:
+    """Answer a drill's case."""
+    drill.answer = button
+    drill.must(line.answer(drill.case_id, button, reason) == "success", "not answered")
 
 
 def _cured(line: Line, drill: Drill, day: date) -> None:
@@ -256,10 +267,7 @@ def remapped(line: Line) -> Drill:
     drill = _held(line, "category remap", story, "remap", day)
     if not drill.case_id:
         return drill
-    drill.answer = "Mark as incident"
-    drill.must(
-        line.answer(drill.case_id, drill.answer, "the partner confirms it") == "success", "not answered"
-    )
+    _press(line, drill, "Mark as incident", "the partner confirms it")
     drill.must(line.held(), "an incident must stay held")
     _cured(line, drill, day)
     return drill
@@ -271,10 +279,7 @@ def repeated(line: Line) -> Drill:
     drill = _held(line, "same batch again", story, "repeat", day)
     if not drill.case_id:
         return drill
-    drill.answer = "Accept"
-    drill.must(
-        line.answer(drill.case_id, drill.answer, "nothing better will come") == "success", "not answered"
-    )
+    _press(line, drill, "Accept", "nothing better will come")
     drill.must(not line.held(), "the hold stands")
     line.mend()
     after = line.monitored(day + timedelta(days=1), day + timedelta(days=1))
@@ -289,10 +294,7 @@ def partner(line: Line) -> Drill:
     drill = _held(line, "new category, here to stay", story, "partner", day, day + timedelta(days=2))
     if not drill.case_id:
         return drill
-    drill.answer = "New normal"
-    drill.must(
-        line.answer(drill.case_id, drill.answer, "a new partner since 12 June") == "success", "not answered"
-    )
+    _press(line, drill, "New normal", "a new partner since 12 June")
     after = line.monitored(day + timedelta(days=1), day + timedelta(days=2))
     drill.must(after["outcome"] != "held", f"the next days are {after['verdict']}")
     drill.told.append(f"the next two days have it too: {after['verdict']}, nothing is held")
@@ -311,14 +313,8 @@ def other_aircraft(line: Line) -> Drill:
     )
     if not drill.case_id:
         return drill
-    line.wait_for_question(drill.case_id)
-    case = line.case(drill.case_id)
-    drill.told.append(f"case: {case['reasons'][0]}")
-    drill.told += [f"most likely: {cause['what']}" for cause in case["causes"][:1]]
-    drill.answer = "Accept"
-    drill.must(
-        line.answer(drill.case_id, drill.answer, "the fleet list was cleaned") == "success", "not answered"
-    )
+    _asked(line, drill, reasons=1)
+    _press(line, drill, "Accept", "the fleet list was cleaned")
     after = line.monitored(last + timedelta(days=1), last + timedelta(days=1))
     drill.must(not after["case_id"], f"asked again: {after['case_id']}")
     drill.told.append("the day after moves as well, and nobody is asked again")
@@ -336,13 +332,9 @@ def flipped(line: Line) -> Drill:
     )
     if not drill.case_id:
         return drill
-    line.wait_for_question(drill.case_id)
-    case = line.case(drill.case_id)
-    drill.told.append(f"case: {'; '.join(case['reasons'][:2])}")
-    drill.told += [f"most likely: {cause['what']}" for cause in case["causes"][:1]]
+    _asked(line, drill)
     line.mend()
-    drill.answer = "Retrain"
-    drill.must(line.answer(drill.case_id, drill.answer, "labels were repaired") == "success", "not answered")
+    _press(line, drill, "Retrain", "labels were repaired")
     training = f"case-{drill.case_id}"
     until(lambda: line.airflow.run(TRAIN, training)["state"] in ("success", "failed"), "the training to end")
     drill.told.append(f"`{TRAIN}` `{training}`: {line.airflow.run(TRAIN, training)['state']}")
