@@ -33,12 +33,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from monitor_costs import Costs, measure_costs
+from monitor_costs import LARGE, RUNS, Costs, Scoring, measure_costs
 from monitor_faults import ALERT, ASK, FAULTS, HOLD, MORE, refit, starts_of
 from monitor_replay import Caught, Run, case, clean_runs, compared, rollback_days
 from monitor_world import HOME, MONITORED, REFERENCE, ROOT, Scored, World, days_between, make_world
 
 from tasks.model.bundle import ENCODED_COLUMN, SCORE_COLUMN
+from tasks.model.profile import ATTRIBUTIONS
 from tasks.model.scorer import GOLDEN_TOLERANCE
 
 RESULTS = Path(__file__).with_name("results") / "monitor_decisions.md"
@@ -302,7 +303,11 @@ def fault_table(cases: Sequence[Caught], peers: Mapping[str, Peer]) -> list[str]
 
 
 def _seen_by(cases: Sequence[Caught]) -> str:
-    kinds = Counter("labels" if one.action == ASK else "inputs" for one in cases if one.action)
+    kinds = Counter(
+        "labels" if one.action == ASK else ATTRIBUTIONS if one.by == {ATTRIBUTIONS} else "inputs"
+        for one in cases
+        if one.action
+    )
     return " and ".join(kind for kind, _ in kinds.most_common()) or "nothing"
 
 
@@ -345,11 +350,19 @@ def costs_text(costs: Costs) -> str:
 | of it, merging | {costs.merge_s:.3f} |
 | the same rows read again from Parquet, one KS test a numeric column (scipy) | {costs.ks_s:.1f} |
 | ratio | {costs.ks_s / costs.judge_s:.0f} |
-| scoring {costs.scored_rows:,} rows: read, features, score, profile, write, commit | {costs.scoring_s:.2f} |
-| with explanations of every row, as this pipeline has them | {costs.explained_s:.2f} |
-| of either, profiling | {costs.profile_s:.3f} |
-| share of profiling | {costs.profile_s / costs.scoring_s:.1%}, with explanations {costs.profile_s / costs.explained_s:.1%} |
+
+| scoring {costs.plain.rows:,} rows: read, features, score, profile, write, commit | scoring | of it, profiling | share |
+|---|---|---|---|
+| as the pipeline has it, one layer of 32, every row explained | {_scoring_row(costs.explained)} |
+| the same without explanations | {_scoring_row(costs.plain)} |
+| layers of {", ".join(map(str, LARGE))}, without explanations | {_scoring_row(costs.large)} |
+
+CPU-seconds; of {RUNS} runs each, the one with the median share.
 """
+
+
+def _scoring_row(run: Scoring) -> str:
+    return f"{run.scoring_s:.2f} | {run.profile_s:.3f} | {run.share:.1%}"
 
 
 def _versions() -> str:
