@@ -27,6 +27,8 @@ from tasks.core.errors import ConfigError, DataError
 from tasks.core.ids import digest_json
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
+from tasks.model.binning import AT_ONCE, SEEN_BITS, bins_of, marks_of, search
+from tasks.model.feature_columns import numbers, texts
 from tasks.model.occurrences import Occurrences
 from tasks.model.ranking import auc_of_groups
 
@@ -41,16 +43,12 @@ MAX_CATEGORIES = 256
 MAX_PAIR_CELLS = 1024
 UNSEEN_EXAMPLES = 5
 
-SEEN_BITS = 512
 _SCORE_ONE = 1 << 30
 _LIMIT = 1 << 23
 """Fixed-point values are clipped here; `unit` is 1/4096 of a standard deviation, so at 2,048 of them."""
 _BLOCK = 1 << 16
 """Scores summed in floating point at a time: 2**16 of at most 2**30 stay below 2**53."""
 _FIT_ROWS = 400_000
-_CELLS = 2048
-_AT_ONCE = 8192
-"""Values taken at a time, so that what is computed of them stays in the processor's cache; 2**13 squares of 2**23 stay below 2**63."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -122,7 +120,7 @@ class ProfileSpec:
         step = max(1, features.num_rows // _FIT_ROWS)
         if step > 1:
             features = features.take(pa.array(np.arange(0, features.num_rows, step)))
-        numeric = tuple(_fit_numeric(name, _numbers(features, name)) for name in spec.features.numeric)
+        numeric = tuple(_fit_numeric(name, numbers(features, name)) for name in spec.features.numeric)
         categorical = tuple(_fit_categorical(features, name) for name in spec.features.categorical)
         by_name = {grid.name: grid for grid in categorical}
         pairs = []
@@ -455,7 +453,7 @@ class Profile:
         cells = _cells_for(spec, features, explained)
         numeric, room, places = {}, np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
         for i, g in enumerate(spec.numeric):  # one column at a time: what is known of its rows is large
-            column = Occurrences.of(_numbers(features, g.name, room), places)
+            column = Occurrences.of(numbers(features, g.name, room), places)
             numeric[g.name] = _count_numeric(g, column)
             if cells is not None:
                 column.each(partial(_numeric_cells, _cell_edges(g)), cells[i])
@@ -669,44 +667,6 @@ def _counts(values: Sequence[int], size: int, channel: str) -> IntArray:
     return counts
 
 
-def _chunks(features: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in features.column_names:
-        raise DataError(
-            "is missing",
-            which=f"feature {name}",
-            fix=f"return it from features.py; the table has: {', '.join(features.column_names)}",
-        )
-    return features.column(name)
-
-
-def _column(features: pa.Table, name: str) -> pa.Array:
-    chunked = _chunks(features, name)
-    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
-
-
-def _numbers(features: pa.Table, name: str, room: FloatArray | None = None) -> FloatArray:
-    """The column as float64 with NaN for null, in `room`, shape (n,), where it is given."""
-    column = _chunks(features, name)
-    room = np.empty(len(column)) if room is None else room
-    at = 0
-    for chunk in column.chunks:
-        try:
-            found = pc.cast(chunk, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"is {column.type}, not numeric: {error}",
-                which=f"feature {name}",
-                fix="return numbers for it",
-            ) from error
-        except pa.ArrowNotImplementedError as error:
-            raise DataError(
-                f"is {column.type}, not numeric", which=f"feature {name}", fix="return numbers for it"
-            ) from error
-        room[at : at + len(chunk)] = found
-        at += len(chunk)
-    return room
-
-
 def _fit_numeric(name: str, values: FloatArray) -> NumericGrid:
     finite = np.sort(values[np.isfinite(values)])
     if finite.size == 0:
@@ -721,20 +681,8 @@ def _fit_numeric(name: str, values: FloatArray) -> NumericGrid:
     return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
 
 
-def _texts(features: pa.Table, name: str) -> pa.Array:
-    column = _column(features, name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    try:
-        return column.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"is {column.type}, which has no text form", which=f"feature {name}", fix="return strings for it"
-        ) from error
-
-
 def _fit_categorical(features: pa.Table, name: str) -> CategoricalGrid:
-    encoded = _texts(features, name).dictionary_encode()
+    encoded = texts(features, name).dictionary_encode()
     indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     names = encoded.dictionary.to_pylist()
     counts = np.bincount(indices[indices >= 0], minlength=len(names))
@@ -745,7 +693,7 @@ def _fit_categorical(features: pa.Table, name: str) -> CategoricalGrid:
 def _codes(features: pa.Table, grid: CategoricalGrid) -> tuple[IntArray, tuple[str, ...]]:
     """Codes, shape (n,): the category, K for unseen, K + 1 for null; and some unseen values."""
     size = len(grid.categories)
-    column = _texts(features, grid.name)
+    column = texts(features, grid.name)
     matched = pc.index_in(column, value_set=pa.array(grid.categories, pa.string()), skip_nulls=True)
     if matched.null_count == 0:
         return matched.to_numpy().astype(np.int64), ()
@@ -795,7 +743,7 @@ def _count_numeric(grid: NumericGrid, column: Occurrences) -> NumericCounts:
     """Values that repeat are counted once with how often they come; the others, when they are few, beside them."""
     some = column.counts > 0
     values, times = column.values[some], column.counts[some]
-    few = len(values) > 0 and column.rest.size <= _AT_ONCE
+    few = len(values) > 0 and column.rest.size <= AT_ONCE
     if few:
         values = np.concatenate([values, column.rest])
         times = np.concatenate([times, np.ones(column.rest.size, np.int64)])
@@ -812,7 +760,7 @@ def _count_repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> N
         present = ~np.isnan(values)
         nulls = int(times[~present].sum())
         values, times = values[present], times[present]
-    bins = _search(np.asarray(grid.edges, dtype=np.float64), values)
+    bins = search(np.asarray(grid.edges, dtype=np.float64), values)
     counts = np.bincount(bins, weights=times, minlength=grid.bins).astype(np.int64)
     if not np.isfinite(values).all():
         finite = np.isfinite(values)
@@ -823,7 +771,9 @@ def _count_repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> N
     else:
         pairs = list(zip(fixed.astype(np.int64).tolist(), times.tolist(), strict=True))
         total, squares = sum(f * t for f, t in pairs), sum(f * f * t for f, t in pairs)
-    return NumericCounts(grid, counts, nulls, n, total, squares, *_extremes(values), _packed(_marks(values)))
+    return NumericCounts(
+        grid, counts, nulls, n, total, squares, *_extremes(values), _packed(marks_of(values))
+    )
 
 
 def _count_values(grid: NumericGrid, values: FloatArray) -> NumericCounts:
@@ -832,7 +782,7 @@ def _count_values(grid: NumericGrid, values: FloatArray) -> NumericCounts:
         nulls = int(np.count_nonzero(np.isnan(values)))
         present = values[~np.isnan(values)] if nulls else values
         finite = present[np.isfinite(present)]
-    counts = np.bincount(_bins(np.asarray(grid.edges, dtype=np.float64), present), minlength=grid.bins)
+    counts = np.bincount(bins_of(np.asarray(grid.edges, dtype=np.float64), present), minlength=grid.bins)
     low, high = _extremes(finite)
     total, squares = _moments(grid, finite)
     return NumericCounts(
@@ -844,7 +794,7 @@ def _count_values(grid: NumericGrid, values: FloatArray) -> NumericCounts:
         squares,
         low,
         high,
-        _packed(_marks(finite)),
+        _packed(marks_of(finite)),
     )
 
 
@@ -874,77 +824,14 @@ def _whole(fixed: FloatArray, rows: int) -> bool:
 
 
 def _moments(grid: NumericGrid, finite: FloatArray) -> tuple[int, int]:
-    """Exact sums of the fixed-point values and of their squares."""
+    """Exact sums of the fixed-point values and of their squares: 2**13 squares of 2**23 stay below 2**63."""
     total, squares = 0, 0
-    for start in range(0, finite.size, _AT_ONCE):
-        fixed = _fixed(grid, finite[start : start + _AT_ONCE])
+    for start in range(0, finite.size, AT_ONCE):
+        fixed = _fixed(grid, finite[start : start + AT_ONCE])
         exact = fixed if _whole(fixed, fixed.size) else fixed.astype(np.int64)
         total += int(exact.sum())
         squares += int(exact @ exact)  # so short that BLAS wakes no threads
     return total, squares
-
-
-def _bins(edges: FloatArray, values: FloatArray) -> IntArray:
-    """`searchsorted(edges, values, side="right")`, faster on long arrays, with equal results.
-
-    A table over equal cells answers for every cell that holds at most one edge. The cell of a value is a
-    monotone function of it, rounding included, so edges of lower cells are below it and of higher ones above.
-    """
-    if values.size < 4 * _CELLS or edges.size < 2:
-        return _search(edges, values)
-    with np.errstate(over="ignore", divide="ignore"):
-        scale = _CELLS / (edges[-1] - edges[0])
-    if not np.isfinite(scale) or scale == 0:
-        return _search(edges, values)
-
-    def cell(of: FloatArray) -> IntArray:
-        with np.errstate(over="ignore"):
-            raw = of - edges[0]
-            raw *= scale
-        placed: IntArray = np.clip(raw, -1, _CELLS, out=raw).astype(np.int64)
-        placed += 1
-        return placed
-
-    edge_cells = cell(edges)
-    held = np.bincount(edge_cells, minlength=_CELLS + 2)
-    below = np.cumsum(held) - held
-    only = np.full(_CELLS + 2, np.nan)  # a comparison with NaN is false: no edge here
-    only[edge_cells] = edges
-    crowd = held > 1
-    crowded = crowd.any()
-    bins = np.empty(values.size, np.int64)
-    for start in range(0, values.size, _AT_ONCE):
-        block, found = values[start : start + _AT_ONCE], bins[start : start + _AT_ONCE]
-        cells = cell(block)
-        below.take(
-            cells, out=found, mode="clip"
-        )  # `clip` where nothing is to clip: without a check, and faster
-        found += block >= only.take(cells, mode="clip")
-        if crowded:
-            several = np.flatnonzero(crowd.take(cells, mode="clip"))
-            found[several] = _search(edges, block[several])
-    return bins
-
-
-def _search(edges: FloatArray, values: FloatArray) -> IntArray:
-    found: IntArray = np.searchsorted(edges, values, side="right")
-    return found
-
-
-def _marks(values: FloatArray) -> npt.NDArray[np.bool_]:
-    """Shape (512,): true where a value's hash (the finalizer of SplitMix64) falls."""
-    marks = np.zeros(SEEN_BITS, np.bool_)
-    for start in range(0, values.size, _AT_ONCE):
-        hashed = (values[start : start + _AT_ONCE] + 0.0).view(np.uint64)
-        hashed ^= hashed >> np.uint64(30)
-        hashed *= np.uint64(0xBF58476D1CE4E5B9)
-        hashed ^= hashed >> np.uint64(27)
-        hashed *= np.uint64(0x94D049BB133111EB)
-        hashed >>= np.uint64(55)
-        marks[hashed.view(np.int64)] = True
-        if marks.all():  # nothing more can change
-            break
-    return marks
 
 
 def _count_scores(scores: FloatArray) -> ScoreCounts:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.model.attribution_sums import ExplainedRows
-from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec, _bins
+from tasks.model.binning import bins_of
+from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec
 
 SPEC: PipelineSpec = parse_pipeline(
     """
@@ -176,7 +177,7 @@ def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
     near = np.concatenate([grid, np.nextafter(grid, -np.inf), np.nextafter(grid, np.inf), [np.inf, -np.inf]])
     with np.errstate(over="ignore"):
         values = np.concatenate([rng.choice(near, 5_000), rng.normal(0, 500, 5_000) * scale])
-    assert np.array_equal(_bins(grid, values), np.searchsorted(grid, values, side="right"))
+    assert np.array_equal(bins_of(grid, values), np.searchsorted(grid, values, side="right"))
 
 
 def test_a_feature_with_few_values_gets_one_bin_for_each():
