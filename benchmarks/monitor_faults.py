@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from tasks.model import Scorer
 from tasks.model.encoder import FeatureEncoder, Matrix
+from tasks.model.profile import ATTRIBUTIONS
 
 HOLD, ALERT, ASK = "hold_scoring", "alert", "ask_person"
 LABEL = "late"
@@ -80,7 +81,7 @@ class Fault:
         return LABEL_DAYS if self.by_labels else INPUT_DAYS
 
     def channels(self, variant: str) -> frozenset[str] | None:
-        """Features whose values change, and the score; None for all."""
+        """Features whose values change, the score and what it rests on; None for all."""
         columns = list(self.touches(variant))
         if "*" in columns:
             return None
@@ -89,7 +90,7 @@ class Fault:
         changed |= {"time_sin", "time_cos"} if "sched_dep_minute" in changed else set()
         changed |= {"block_slack_min"} if "sched_block_min" in changed else set()
         changed |= {"carrier x origin"} if changed & set(PAIRED) else set()
-        return frozenset(changed | {"score"} if changed else changed)
+        return frozenset(changed | {"score", ATTRIBUTIONS} if changed else changed)
 
 
 def _set(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -308,7 +309,7 @@ FAULTS = (
     Fault(
         "encoder skew",
         "the encoder is fitted again on each batch: other means, deviations and category codes than in training",
-        ASK,
+        ALERT,
         ("encoder",),
         encoded=refitted,
         touches=lambda _: ("score",),
@@ -404,7 +405,7 @@ MORE = (
     Fault(
         "encoder skew, codes alone",
         "every category gets the code of the next one",
-        ASK,
+        ALERT,
         ("encoder",),
         encoded=shifted_codes,
         touches=lambda _: ("score",),

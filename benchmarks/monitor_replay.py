@@ -141,6 +141,8 @@ class Caught:
     """Of all runs of the case that say more than the clean replay."""
     first: str
     """What was said first."""
+    by: frozenset[str]
+    """Channels of that run's words."""
 
 
 def case(
@@ -150,12 +152,12 @@ def case(
     last = start + timedelta(days=fault.days - 1)
     before = days_between(max(start - HISTORY - WINDOW, date(2013, 1, 1)), start - timedelta(days=1))
     monitored = [day for day in before if day >= MONITORED[0]]
-    profiles = {day: world.profile(world.scored(day)) for day in monitored}
+    profiles = {day: world.clean_profile(day) for day in monitored}
     performances = {day: world.scored(day).performance(world.spec) for day in monitored}
     profiles |= {scored.day: world.profile(scored) for scored in days}
     performances |= {scored.day: scored.performance(world.spec) for scored in days}
     touched = fault.channels(variant)
-    after, action, text, actions = None, "", "", set()
+    after, action, text, by, actions = None, "", "", frozenset[str](), set()
     for run in replay(world, profiles, performances, start, last):
         usual = {(seen.day, seen.channel, seen.check) for seen in clean[run.day].news}
         more = [
@@ -171,13 +173,14 @@ def case(
         actions.add(found)
         if after is None:
             after, action, text = (run.day - start).days + 1, found, more[0].text
-    return Caught(fault.name, start, variant, after, action, frozenset(actions), text)
+            by = frozenset(seen.channel for seen in more)
+    return Caught(fault.name, start, variant, after, action, frozenset(actions), text, by)
 
 
 def clean_runs(world: World) -> list[Run]:
     """Every day of July to December as it was."""
     days = days_between(*MONITORED)
-    profiles = {day: world.profile(world.scored(day)) for day in days}
+    profiles = {day: world.clean_profile(day) for day in days}
     performances = {day: world.scored(day).performance(world.spec) for day in days}
     return replay(world, profiles, performances, *MONITORED)
 

@@ -7,7 +7,8 @@ profile grid and the reference days, its scorer, its profiles. What was trained 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from tasks.core.partitions import read_partition
 from tasks.core.spec import Window
 from tasks.data import take_snapshot
 from tasks.model import Profile, Scorer, fetch_bundle
+from tasks.model.attribution_sums import ExplainedRows, selection_of
+from tasks.model.encoder import Matrix
 from tasks.monitoring import DayPerformance, Monitor, performance
 from tasks.training.in_process import fit_in_process
 from tasks.training.tracking import Tracked
@@ -52,6 +55,8 @@ class Scored:
     scores: Floats
     labels: Floats
     """NaN: no outcome."""
+    attributions: npt.NDArray[np.float32]
+    """Of every row, as the pipeline's `explanations` have it."""
 
     def performance(self, spec: PipelineSpec) -> DayPerformance:
         """What the labels say, once they are known."""
@@ -77,6 +82,7 @@ class World:
     """Raw rows with labels, by day, from the first of January on."""
     _scored: dict[date, Scored] = field(default_factory=dict)
     _spreads: dict[str, float] = field(default_factory=dict)
+    _profiles: dict[date, Profile] = field(default_factory=dict)
 
     @cached_property
     def monitor(self) -> Monitor:
@@ -96,8 +102,11 @@ class World:
 
     def score(self, day: date, rows: pa.Table) -> Scored:
         features = self.scorer.features(rows)
-        scores = self.scorer.predict(self.scorer.encode(features)).astype(np.float64)
-        return Scored(day, features, scores, labels_of(rows))
+        return self._scored_as(day, features, self.scorer.encode(features), labels_of(rows))
+
+    def _scored_as(self, day: date, features: pa.Table, encoded: Matrix, labels: Floats) -> Scored:
+        scores = self.scorer.predict(encoded).astype(np.float64)
+        return Scored(day, features, scores, labels, self.scorer.explain(encoded).attributions)
 
     def faulty(self, fault: Fault, start: date, variant: str, day: date) -> Scored:
         """The day with the fault in it."""
@@ -109,10 +118,10 @@ class World:
             return self.score(day, fault.rows(self.rows[day], moment))
         clean = self.scored(day)
         if fault.labels is not None:
-            return Scored(day, clean.features, clean.scores, fault.labels(clean.labels, moment))
+            return replace(clean, labels=fault.labels(clean.labels, moment))
         assert fault.encoded is not None
         encoded = fault.encoded(self.scorer.encode(clean.features), clean.features, moment)
-        return Scored(day, clean.features, self.scorer.predict(encoded).astype(np.float64), clean.labels)
+        return self._scored_as(day, clean.features, encoded, clean.labels)
 
     def spread(self, column: str) -> float:
         if column not in self._spreads:
@@ -121,8 +130,17 @@ class World:
             self._spreads[column] = float(pc.stddev(values.cast(pa.float64())).as_py())
         return self._spreads[column]
 
+    def clean_profile(self, day: date) -> Profile:
+        """Of the day as it came."""
+        if day not in self._profiles:
+            self._profiles[day] = self.profile(self.scored(day))
+        return self._profiles[day]
+
     def profile(self, scored: Scored) -> Profile:
-        return Profile.of(self.scorer.bundle.profile_spec, scored.features, scored.scores)
+        """As a shard writes it."""
+        every = np.ones(len(scored.scores), dtype=np.bool_)
+        rows = ExplainedRows(every, scored.attributions, selection_of(self.spec))
+        return Profile.of(self.scorer.bundle.profile_spec, scored.features, scored.scores, rows)
 
 
 def labels_of(rows: pa.Table) -> Floats:
@@ -130,10 +148,17 @@ def labels_of(rows: pa.Table) -> Floats:
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
 
 
-def make_world(*, validation: tuple[date, date]) -> World:
-    """Train on the days from January to `validation`, or find what was trained before; read every day of the year."""
+def make_world(*, validation: tuple[date, date], hidden: Sequence[int] | None = None) -> World:
+    """Train on the days from January to `validation`, or find what was trained before; read every day of the year.
+
+    Args:
+        hidden: Layers in place of the pipeline's, trained for one epoch: enough to measure what scoring with them costs.
+    """
     settings = Settings.at_home(HOME, project=ROOT)
     spec = load_pipeline(settings, PIPELINE)
+    if hidden:
+        other = {"hidden": tuple(hidden), "epochs": 1, "patience": 1, "refit": False}
+        spec = spec.model_copy(update={"training": spec.training.model_copy(update=other)})
     store = open_store(settings, prefix=spec.prefix)
     snapshot = take_snapshot(settings, spec, kind="training", window=_window(REFERENCE[0], validation[1]))
     trained = train(

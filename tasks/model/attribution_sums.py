@@ -31,8 +31,10 @@ CATEGORY_CELLS = 15
 _ONE_LOGIT = 1 << 20
 _LIMIT = 1 << 11
 """Logits. 2**31 of fixed point for a row leave room for 2**32 rows in 63 bits."""
-_BLOCK = 1 << 16
-"""Rows summed in floating point at a time: whole numbers below 2**31, so sums stay exact, below 2**53."""
+_BLOCK = 1 << 13
+"""Rows summed in floating point at a time: of whole numbers up to 2**31 sums stay exact, below 2**53; and within the cache."""
+_MARK = 1 << 39
+"""2**13 of them stay below 2**53, with sums of less than half of one beside them."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,27 @@ class AttributionSums:
             widths: Cells of each feature.
             selection: How the rows were chosen.
         """
-        fixed = np.array(
-            np.asarray(attributions).T, dtype=np.float64, order="C"
-        )  # a feature's values side by side
-        fixed *= _ONE_LOGIT
-        if fixed.size and not np.isfinite([fixed.min(), fixed.max()]).all():  # NaN passes through both
-            whole = np.isfinite(fixed).all(axis=0)
-            fixed, cells = fixed[:, whole], cells[:, whole]
-        np.rint(fixed, out=fixed)
-        if fixed.size and max(fixed.max(), -fixed.min()) > _LIMIT * _ONE_LOGIT:
-            np.clip(fixed, -_LIMIT * _ONE_LOGIT, _LIMIT * _ONE_LOGIT, out=fixed)
+        given = np.asarray(attributions)
+        if given.dtype != np.float32:
+            given = given.astype(np.float64)
+        if given.size and not np.isfinite([given.min(), given.max()]).all():  # NaN passes through both
+            whole = np.isfinite(given).all(axis=1)
+            given, cells = given[whole], cells[:, whole]
         magnitude = np.zeros(len(widths), np.int64)
-        signed = [np.zeros(width, np.int64) for width in widths]
-        for start in range(0, fixed.shape[1], _BLOCK):
-            part = slice(start, start + _BLOCK)
-            for i, width in enumerate(widths):
-                values = fixed[i, part]
-                signed[i] += np.bincount(cells[i, part], weights=values, minlength=width).astype(np.int64)
-                magnitude[i] += int(np.abs(values).sum())
-        counts = [np.bincount(row, minlength=width) for row, width in zip(cells, widths, strict=True)]
-        return cls(fixed.shape[1], magnitude, _joined(signed), _joined(counts), widths, selection)
+        signed, counts = np.zeros((2, sum(widths)), np.int64)
+        for start in range(0, len(given), _BLOCK):
+            with np.errstate(over="ignore"):
+                fixed = given[start : start + _BLOCK] * given.dtype.type(_ONE_LOGIT)  # a power of two: exact
+            np.rint(fixed, out=fixed)
+            largest = max(float(fixed.max()), -float(fixed.min()))
+            if largest > _LIMIT * _ONE_LOGIT:
+                np.clip(fixed, -_LIMIT * _ONE_LOGIT, _LIMIT * _ONE_LOGIT, out=fixed)
+            sums = _block_sums(
+                fixed, cells[:, start : start + _BLOCK], widths, marked=largest < _MARK // 2 // _BLOCK
+            )
+            for total, found in zip((magnitude, signed, counts), sums, strict=True):
+                total += found
+        return cls(len(given), magnitude, signed, counts, widths, selection)
 
     def merge(self, other: AttributionSums) -> AttributionSums:
         """The sums over both row sets."""
@@ -166,5 +169,27 @@ def explains(policy: ExplanationSpec) -> bool:
     return policy.share > 0 or any(share > 0 for share in strata) or bool(policy.score_bands) or policy.canary
 
 
-def _joined(parts: list[IntArray]) -> IntArray:
-    return np.concatenate([np.zeros(0, np.int64), *parts])
+def _block_sums(
+    fixed: npt.NDArray[np.floating[Any]], cells: IntArray, widths: tuple[int, ...], *, marked: bool
+) -> tuple[IntArray, IntArray, IntArray]:
+    """(magnitude, signed, counts) of at most `_BLOCK` rows of whole numbers.
+
+    Args:
+        marked: Whether signed sums stay below half of `_MARK`. Then every row adds a mark to its cell's sum, and one pass gives
+            both: how many marks there are, and what is beside them.
+    """
+    magnitude, ends = np.zeros(len(widths)), np.cumsum(widths)
+    signed, counts = np.zeros((2, sum(widths)))
+    values, positive = np.empty((2, len(fixed)))
+    for i, (width, end) in enumerate(zip(widths, ends, strict=True)):
+        values[:] = fixed[:, i]  # a feature's values side by side
+        magnitude[i] = np.abs(values, out=positive).sum()
+        if marked:
+            values += _MARK
+        else:
+            counts[end - width : end] = np.bincount(cells[i], minlength=width)
+        signed[end - width : end] = np.bincount(cells[i], weights=values, minlength=width)
+    if marked:
+        counts = np.rint(signed / _MARK)
+        signed -= counts * _MARK
+    return magnitude.astype(np.int64), signed.astype(np.int64), counts.astype(np.int64)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from tasks.core.errors import ConfigError, DataError
 from tasks.core.ids import digest_json
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
+from tasks.model.binning import AT_ONCE, SEEN_BITS, bins_of, marks_of, search
+from tasks.model.feature_columns import numbers, texts
+from tasks.model.occurrences import Occurrences
 from tasks.model.ranking import auc_of_groups
 
 PROFILE_VERSION = 1
@@ -40,15 +43,12 @@ MAX_CATEGORIES = 256
 MAX_PAIR_CELLS = 1024
 UNSEEN_EXAMPLES = 5
 
-SEEN_BITS = 512
 _SCORE_ONE = 1 << 30
 _LIMIT = 1 << 23
 """Fixed-point values are clipped here; `unit` is 1/4096 of a standard deviation, so at 2,048 of them."""
 _BLOCK = 1 << 16
-"""Rows summed in int64 at a time: 2**16 squares of 2**23 stay below 2**63."""
+"""Scores summed in floating point at a time: 2**16 of at most 2**30 stay below 2**53."""
 _FIT_ROWS = 400_000
-_CELLS = 2048
-_MARKED_AT_ONCE = 8192
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -120,7 +120,7 @@ class ProfileSpec:
         step = max(1, features.num_rows // _FIT_ROWS)
         if step > 1:
             features = features.take(pa.array(np.arange(0, features.num_rows, step)))
-        numeric = tuple(_fit_numeric(name, _numbers(features, name)) for name in spec.features.numeric)
+        numeric = tuple(_fit_numeric(name, numbers(features, name)) for name in spec.features.numeric)
         categorical = tuple(_fit_categorical(features, name) for name in spec.features.categorical)
         by_name = {grid.name: grid for grid in categorical}
         pairs = []
@@ -450,15 +450,22 @@ class Profile:
                 which="scores of a profile",
                 fix="pass one score for each row",
             )
+        cells = _cells_for(spec, features, explained)
+        numeric, room, places = {}, np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
+        for i, g in enumerate(spec.numeric):  # one column at a time: what is known of its rows is large
+            column = Occurrences.of(numbers(features, g.name, room), places)
+            numeric[g.name] = _count_numeric(g, column)
+            if cells is not None:
+                column.each(partial(_numeric_cells, _cell_edges(g)), cells[i])
         codes = {grid.name: _codes(features, grid) for grid in spec.categorical}
         return cls(
             spec,
             features.num_rows,
-            {g.name: _count_numeric(g, _numbers(features, g.name)) for g in spec.numeric},
+            numeric,
             {g.name: _count_categorical(g, *codes[g.name]) for g in spec.categorical},
             {g.name: _count_pair(spec, g, codes) for g in spec.pairs},
             _count_scores(values),
-            _sum_attributions(spec, features, codes, explained),
+            _sum_attributions(spec, cells, codes, explained),
         )
 
     @classmethod
@@ -587,12 +594,8 @@ class Profile:
         return hash(self.input_digest)
 
 
-def _sum_attributions(
-    spec: ProfileSpec,
-    features: pa.Table,
-    codes: Mapping[str, tuple[IntArray, tuple[str, ...]]],
-    explained: ExplainedRows | None,
-) -> AttributionSums | None:
+def _cells_for(spec: ProfileSpec, features: pa.Table, explained: ExplainedRows | None) -> IntArray | None:
+    """Room for the cell of every value, shape (F, n); None where no row was explained."""
     if explained is None or not explained.explained.any():
         return None
     chosen = explained.explained
@@ -603,21 +606,34 @@ def _sum_attributions(
             which="attributions of a profile",
             fix="pass one row for each that is explained, with features in the order of features.names",
         )
-    some = slice(None) if chosen.all() else chosen
-    cells = np.empty(wanted[::-1], dtype=np.int64)
-    for i, numeric in enumerate(spec.numeric):
-        values, edges = _numbers(features, numeric.name)[some], _cell_edges(numeric)
-        cell = np.zeros(len(values), np.uint8)
-        for edge in edges:  # so few that this is three times as fast as a search
-            cell += values >= edge
-        cell[np.isnan(values)] = len(edges) + 1
-        cells[i] = cell
+    return np.empty((len(spec.features), features.num_rows), dtype=np.int64)
+
+
+def _sum_attributions(
+    spec: ProfileSpec,
+    cells: IntArray | None,
+    codes: Mapping[str, tuple[IntArray, tuple[str, ...]]],
+    explained: ExplainedRows | None,
+) -> AttributionSums | None:
+    """Args: cells: Those of the numeric features are filled in."""
+    if cells is None or explained is None:
+        return None
     for i, grid in enumerate(spec.categorical, start=len(spec.numeric)):
         known = min(len(grid.categories), CATEGORY_CELLS)
         cell_of = np.minimum(np.arange(len(grid.categories) + 2), known)
         cell_of[-1] = known + 1
-        cells[i] = cell_of[codes[grid.name][0][some]]
+        cell_of.take(codes[grid.name][0], out=cells[i], mode="clip")
+    if not explained.explained.all():
+        cells = cells[:, explained.explained]
     return AttributionSums.of(explained.attributions, cells, spec.cell_widths, explained.selection)
+
+
+def _numeric_cells(edges: FloatArray, values: FloatArray) -> IntArray:
+    cell = np.zeros(values.size, np.uint8)
+    for edge in edges:  # so few that this is three times as fast as a search
+        cell += values >= edge
+    cell[np.isnan(values)] = len(edges) + 1
+    return cell.astype(np.int64)
 
 
 def _cell_edges(grid: NumericGrid) -> FloatArray:
@@ -651,32 +667,6 @@ def _counts(values: Sequence[int], size: int, channel: str) -> IntArray:
     return counts
 
 
-def _column(features: pa.Table, name: str) -> pa.Array:
-    if name not in features.column_names:
-        raise DataError(
-            "is missing",
-            which=f"feature {name}",
-            fix=f"return it from features.py; the table has: {', '.join(features.column_names)}",
-        )
-    chunked = features.column(name)
-    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
-
-
-def _numbers(features: pa.Table, name: str) -> FloatArray:
-    """The column as float64 with NaN for null."""
-    column = _column(features, name)
-    try:
-        return np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"is {column.type}, not numeric: {error}", which=f"feature {name}", fix="return numbers for it"
-        ) from error
-    except pa.ArrowNotImplementedError as error:
-        raise DataError(
-            f"is {column.type}, not numeric", which=f"feature {name}", fix="return numbers for it"
-        ) from error
-
-
 def _fit_numeric(name: str, values: FloatArray) -> NumericGrid:
     finite = np.sort(values[np.isfinite(values)])
     if finite.size == 0:
@@ -691,20 +681,8 @@ def _fit_numeric(name: str, values: FloatArray) -> NumericGrid:
     return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
 
 
-def _texts(features: pa.Table, name: str) -> pa.DictionaryArray:
-    column = _column(features, name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    try:
-        return column.cast(pa.string()).dictionary_encode()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"is {column.type}, which has no text form", which=f"feature {name}", fix="return strings for it"
-        ) from error
-
-
 def _fit_categorical(features: pa.Table, name: str) -> CategoricalGrid:
-    encoded = _texts(features, name)
+    encoded = texts(features, name).dictionary_encode()
     indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     names = encoded.dictionary.to_pylist()
     counts = np.bincount(indices[indices >= 0], minlength=len(names))
@@ -715,12 +693,16 @@ def _fit_categorical(features: pa.Table, name: str) -> CategoricalGrid:
 def _codes(features: pa.Table, grid: CategoricalGrid) -> tuple[IntArray, tuple[str, ...]]:
     """Codes, shape (n,): the category, K for unseen, K + 1 for null; and some unseen values."""
     size = len(grid.categories)
-    encoded = _texts(features, grid.name)
-    matched = pc.index_in(encoded.dictionary, value_set=pa.array(grid.categories, pa.string()))
-    lookup = np.append(matched.fill_null(size).to_numpy(zero_copy_only=False).astype(np.int64), size + 1)
-    indices = encoded.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)
-    unseen = encoded.dictionary.filter(pc.is_null(matched)).to_pylist()
-    return lookup[indices], tuple(sorted(unseen)[:UNSEEN_EXAMPLES])
+    column = texts(features, grid.name)
+    matched = pc.index_in(column, value_set=pa.array(grid.categories, pa.string()), skip_nulls=True)
+    if matched.null_count == 0:
+        return matched.to_numpy().astype(np.int64), ()
+    codes = matched.fill_null(size).to_numpy().astype(np.int64)
+    unknown = column.filter(pc.is_null(matched)).dictionary_encode()
+    if column.null_count:
+        codes[pc.is_null(column).to_numpy(zero_copy_only=False)] = size + 1
+    unseen = sorted(value for value in unknown.dictionary.to_pylist() if value is not None)
+    return codes, tuple(unseen[:UNSEEN_EXAMPLES])
 
 
 def _fit_pair(features: pa.Table, first: CategoricalGrid, second: CategoricalGrid) -> PairGrid:
@@ -757,90 +739,99 @@ def _count_categorical(
     return CategoricalCounts(grid, counts[:size], int(counts[size]), int(counts[size + 1]), examples)
 
 
-def _count_numeric(grid: NumericGrid, values: FloatArray) -> NumericCounts:
+def _count_numeric(grid: NumericGrid, column: Occurrences) -> NumericCounts:
+    """Values that repeat are counted once with how often they come; the others, when they are few, beside them."""
+    some = column.counts > 0
+    values, times = column.values[some], column.counts[some]
+    few = len(values) > 0 and column.rest.size <= AT_ONCE
+    if few:
+        values = np.concatenate([values, column.rest])
+        times = np.concatenate([times, np.ones(column.rest.size, np.int64)])
+    if few:
+        return _count_repeated(grid, values, times)
+    rest = _count_values(grid, column.rest)
+    return rest.merge(_count_repeated(grid, values, times)) if len(values) else rest
+
+
+def _count_repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> NumericCounts:
+    """Of values that each come so many times."""
+    nulls = 0
+    if np.isnan(values).any():
+        present = ~np.isnan(values)
+        nulls = int(times[~present].sum())
+        values, times = values[present], times[present]
+    bins = search(np.asarray(grid.edges, dtype=np.float64), values)
+    counts = np.bincount(bins, weights=times, minlength=grid.bins).astype(np.int64)
+    if not np.isfinite(values).all():
+        finite = np.isfinite(values)
+        values, times = values[finite], times[finite]
+    fixed, n = _fixed(grid, values), int(times.sum())
+    if _whole(fixed, n):
+        total, squares = int(fixed @ times), int((fixed * fixed) @ times)
+    else:
+        pairs = list(zip(fixed.astype(np.int64).tolist(), times.tolist(), strict=True))
+        total, squares = sum(f * t for f, t in pairs), sum(f * f * t for f, t in pairs)
+    return NumericCounts(
+        grid, counts, nulls, n, total, squares, *_extremes(values), _packed(marks_of(values))
+    )
+
+
+def _count_values(grid: NumericGrid, values: FloatArray) -> NumericCounts:
     present, finite, nulls = values, values, 0
     if values.size and not np.isfinite([values.min(), values.max()]).all():  # NaN passes through both
         nulls = int(np.count_nonzero(np.isnan(values)))
         present = values[~np.isnan(values)] if nulls else values
         finite = present[np.isfinite(present)]
-    counts = np.bincount(_bins(np.asarray(grid.edges, dtype=np.float64), present), minlength=grid.bins)
-    low = float(finite.min()) + 0.0 if finite.size else None  # + 0.0: minus zero has one JSON form with zero
-    high = float(finite.max()) + 0.0 if finite.size else None
+    counts = np.bincount(bins_of(np.asarray(grid.edges, dtype=np.float64), present), minlength=grid.bins)
+    low, high = _extremes(finite)
     total, squares = _moments(grid, finite)
-    seen = int.from_bytes(np.packbits(_marks(finite)).tobytes(), "big")
     return NumericCounts(
-        grid, counts.astype(np.int64), nulls, int(finite.size), total, squares, low, high, seen
+        grid,
+        counts.astype(np.int64),
+        nulls,
+        int(finite.size),
+        total,
+        squares,
+        low,
+        high,
+        _packed(marks_of(finite)),
     )
 
 
-def _moments(grid: NumericGrid, finite: FloatArray) -> tuple[int, int]:
-    """Exact sums of the fixed-point values and of their squares."""
+def _extremes(finite: FloatArray) -> tuple[float | None, float | None]:
+    if not finite.size:
+        return None, None
+    return float(finite.min()) + 0.0, float(finite.max()) + 0.0  # minus zero has one JSON form with zero
+
+
+def _packed(marks: npt.NDArray[np.bool_]) -> int:
+    return int.from_bytes(np.packbits(marks).tobytes(), "big")
+
+
+def _fixed(grid: NumericGrid, finite: FloatArray) -> FloatArray:
+    """Values in units of the grid, whole numbers."""
     with np.errstate(over="ignore"):
         fixed = finite - grid.centre
         fixed /= grid.unit
     np.rint(fixed, out=fixed)
-    np.clip(fixed, -_LIMIT, _LIMIT, out=fixed)
+    return np.clip(fixed, -_LIMIT, _LIMIT, out=fixed)
+
+
+def _whole(fixed: FloatArray, rows: int) -> bool:
+    """Whether so many squares of these add up exactly in floating point: their sum stays below 2**53."""
+    largest = max(float(fixed.max()), -float(fixed.min())) if fixed.size else 0.0
+    return largest * largest * rows < 2.0**53
+
+
+def _moments(grid: NumericGrid, finite: FloatArray) -> tuple[int, int]:
+    """Exact sums of the fixed-point values and of their squares: 2**13 squares of 2**23 stay below 2**63."""
     total, squares = 0, 0
-    for start in range(0, fixed.size, _BLOCK):
-        block = fixed[start : start + _BLOCK]
-        largest = max(float(block.max()), -float(block.min()))
-        # Whole numbers whose sums stay below 2**53 add up exactly in floating point, and much faster.
-        exact = block if largest * largest * block.size < 2.0**53 else block.astype(np.int64)
+    for start in range(0, finite.size, AT_ONCE):
+        fixed = _fixed(grid, finite[start : start + AT_ONCE])
+        exact = fixed if _whole(fixed, fixed.size) else fixed.astype(np.int64)
         total += int(exact.sum())
-        squares += int((exact * exact).sum())  # np.dot would wake all of BLAS's threads
+        squares += int(exact @ exact)  # so short that BLAS wakes no threads
     return total, squares
-
-
-def _bins(edges: FloatArray, values: FloatArray) -> IntArray:
-    """`searchsorted(edges, values, side="right")`, faster on long arrays, with equal results.
-
-    A table over equal cells answers for every cell that holds at most one edge. The cell of a value is a
-    monotone function of it, rounding included, so edges of lower cells are below it and of higher ones above.
-    """
-    if values.size < 4 * _CELLS or edges.size < 2:
-        return _search(edges, values)
-    with np.errstate(over="ignore", divide="ignore"):
-        scale = _CELLS / (edges[-1] - edges[0])
-    if not np.isfinite(scale) or scale == 0:
-        return _search(edges, values)
-
-    def cell(of: FloatArray) -> IntArray:
-        with np.errstate(over="ignore"):
-            raw = (of - edges[0]) * scale
-        placed: IntArray = np.clip(raw, -1, _CELLS, out=raw).astype(np.int64) + 1
-        return placed
-
-    edge_cells = cell(edges)
-    held = np.bincount(edge_cells, minlength=_CELLS + 2)
-    below = np.cumsum(held) - held
-    only = np.full(_CELLS + 2, np.nan)  # a comparison with NaN is false: no edge here
-    only[edge_cells] = edges
-    cells = cell(values)
-    bins: IntArray = below[cells] + (values >= only[cells])
-    crowded = np.flatnonzero((held > 1)[cells])
-    bins[crowded] = _search(edges, values[crowded])
-    return bins
-
-
-def _search(edges: FloatArray, values: FloatArray) -> IntArray:
-    found: IntArray = np.searchsorted(edges, values, side="right")
-    return found
-
-
-def _marks(values: FloatArray) -> npt.NDArray[np.bool_]:
-    """Shape (512,): true where a value's hash (the finalizer of SplitMix64) falls."""
-    marks = np.zeros(SEEN_BITS, np.bool_)
-    for start in range(0, values.size, _MARKED_AT_ONCE):
-        hashed = (values[start : start + _MARKED_AT_ONCE] + 0.0).view(np.uint64)
-        hashed ^= hashed >> np.uint64(30)
-        hashed *= np.uint64(0xBF58476D1CE4E5B9)
-        hashed ^= hashed >> np.uint64(27)
-        hashed *= np.uint64(0x94D049BB133111EB)
-        hashed >>= np.uint64(55)
-        marks[hashed] = True
-        if marks.all():  # nothing more can change
-            break
-    return marks
 
 
 def _count_scores(scores: FloatArray) -> ScoreCounts:

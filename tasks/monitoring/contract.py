@@ -13,7 +13,8 @@ from datetime import date, timedelta
 import numpy as np
 
 from tasks.core.spec import PipelineSpec
-from tasks.model.profile import SEEN_BITS, NumericCounts, Profile, ProfileSpec
+from tasks.model.binning import SEEN_BITS
+from tasks.model.profile import NumericCounts, Profile, ProfileSpec
 from tasks.monitoring.drift import (
     POOL_DAYS,
     Baseline,

@@ -173,15 +173,19 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
 def _normals(
     distances: Mapping[date, Mapping[str, float]], names: Sequence[str]
 ) -> dict[str, dict[str, Normal]]:
-    """What is normal by weekday class and name, from the distances of each day."""
-    every = {name: _normal([found[name] for found in distances.values()]) for name in names}
-    normal = {}
-    for kind in ("workday", "saturday", "sunday"):
-        members = [found for day, found in distances.items() if weekday_class(day) == kind]
-        normal[kind] = {
-            name: _class_normal([found[name] for found in members], every[name]) for name in names
+    """What is normal by weekday class and name, from the distances of each day; without names that were compared on too few."""
+    known = {name: {day: found[name] for day, found in distances.items() if name in found} for name in names}
+    known = {name: found for name, found in known.items() if len(found) >= MIN_DAYS}
+    every = {name: _normal([*found.values()]) for name, found in known.items()}
+    return {
+        kind: {
+            name: _class_normal(
+                [one for day, one in found.items() if weekday_class(day) == kind], every[name]
+            )
+            for name, found in known.items()
         }
-    return normal
+        for kind in ("workday", "saturday", "sunday")
+    }
 
 
 def null_share(profile: Profile, channel: str) -> float:
@@ -303,7 +307,7 @@ def _attribution_drift(
     normal = baseline.reasons[weekday_class(day)]
     zs = {
         name: normal[name].z(distances[name] / fewer)
-        for name in weighty(profile, pooled)
+        for name in weighty(profile, pooled) & distances.keys() & normal.keys()
         if distances[name] >= SMALLEST_EFFECT
     }
     name = max(sorted(zs), key=zs.__getitem__, default=None)

@@ -39,7 +39,9 @@ def reasons(day: Profile, pooled: Profile, *, least: int) -> dict[str, tuple[Flo
     """By feature: by how much its values raised and lowered the day's scores, and by how much they would have before.
 
     The first is summed by cell of the feature's values, rises before falls; the second is the mean of the pooled days
-    in each cell times the day's rows in it, so both have the day's inputs. Empty where the two cannot be compared.
+    in each cell times the day's rows in it, so both have the day's inputs. Empty where the two cannot be compared. A
+    feature whose rows lie in one cell, as those of the weekday, is left out: one sum has nothing but a sign, and a sum
+    near zero turns by itself.
 
     Args:
         least: Explained rows that each must have.
@@ -52,9 +54,11 @@ def reasons(day: Profile, pooled: Profile, *, least: int) -> dict[str, tuple[Flo
     known = other.counts >= _LEAST_IN_CELL
     usual = np.where(known, other.signed / np.maximum(other.counts, 1) * one.counts, 0.0)
     found = np.where(known, one.signed, 0).astype(np.float64)
+    filled = known & (one.counts > 0)
     return {
         name: (_both_ways(found[part]), _both_ways(usual[part]))
         for name, part in zip(day.spec.features, one.parts, strict=True)
+        if np.count_nonzero(filled[part]) > 1
     }
 
 

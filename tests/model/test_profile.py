@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.model.attribution_sums import ExplainedRows
-from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec, _bins
+from tasks.model.binning import bins_of
+from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec
 
 SPEC: PipelineSpec = parse_pipeline(
     """
@@ -119,6 +120,28 @@ def test_a_profile_survives_json_with_integer_counts_and_no_nan(items):
     assert all(isinstance(count, int) for count in json.loads(text)["numeric"]["price"]["counts"])
 
 
+@pytest.mark.parametrize("distinct", [1, 40, 1_000, 3_000, 30_000], ids=lambda n: f"{n}-values")
+@pytest.mark.parametrize("odd", [False, True], ids=["plain", "with-odd-values"])
+def test_a_long_column_is_counted_by_value_as_the_short_parts_are_counted_row_by_row(distinct, odd):
+    rng = np.random.default_rng(distinct)
+    table, scores = rows(30_000, seed=4)
+    values = rng.choice(rng.gamma(2, 10, distinct), 30_000)
+    if odd:
+        strange = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, -1e300, 1e300, *GRID.numeric[0].edges]
+        values = np.where(rng.random(30_000) < 0.3, rng.choice(strange, 30_000), values)
+    table = table.set_column(0, "price", pa.array(values, from_pandas=odd))
+    attributions = rng.normal(0, 50 if odd else 1, (30_000, 4)).astype(np.float32)
+    some = rng.random(30_000) < (0.5 if odd else 1.1)
+
+    def of(start: int, stop: int) -> Profile:
+        part = slice(start, stop)
+        why = ExplainedRows(some[part], attributions[part][some[part]])
+        return Profile.of(GRID, table.slice(start, stop - start), scores[part], why)
+
+    parts = [of(start, start + 1_000) for start in range(0, 30_000, 1_000)]
+    assert json.dumps(of(0, 30_000).to_json()) == json.dumps(Profile.merged(GRID, parts).to_json())
+
+
 def test_moments_agree_with_numpy():
     table, scores = rows(4_000, seed=3)
     profile = Profile.of(GRID, table, scores)
@@ -154,7 +177,7 @@ def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
     near = np.concatenate([grid, np.nextafter(grid, -np.inf), np.nextafter(grid, np.inf), [np.inf, -np.inf]])
     with np.errstate(over="ignore"):
         values = np.concatenate([rng.choice(near, 5_000), rng.normal(0, 500, 5_000) * scale])
-    assert np.array_equal(_bins(grid, values), np.searchsorted(grid, values, side="right"))
+    assert np.array_equal(bins_of(grid, values), np.searchsorted(grid, values, side="right"))
 
 
 def test_a_feature_with_few_values_gets_one_bin_for_each():
@@ -320,6 +343,22 @@ def test_attribution_sums_say_on_what_scores_rest_and_leave_out_what_is_not_a_nu
     assert found.means.tolist() == [2.0, 1.0, 0.0, 2.0]
     assert found.signed_means.tolist() == [2.0, -1.0, 0.0, 0.0]
     assert found.shares.tolist() == [0.4, 0.2, 0.0, 0.4]
+
+
+@pytest.mark.parametrize("largest", [1.0, 31.0, 33.0, 3_000.0])
+def test_attribution_sums_are_those_of_whole_numbers_however_large_they_are(largest):
+    n = 20_000
+    table, scores = rows(n, seed=2)
+    values = np.random.default_rng(7).uniform(0.5, 1, (n, 4)).astype(np.float32) * np.float32(largest)
+    found = Profile.of(GRID, table, scores, explained(values)).attributions
+    assert found is not None
+    fixed = np.clip(np.rint(values.astype(np.float64) * 2**20), -(2**31), 2**31).astype(np.int64)
+    assert found.magnitude.tolist() == fixed.sum(axis=0).tolist()
+    assert [found.signed[part].sum() for part in found.parts] == fixed.sum(axis=0).tolist()
+    city = found.parts[2]
+    for i, name in enumerate(GRID.categorical[0].categories):
+        rows_of = np.array(table["city"].to_pylist()) == name
+        assert found.counts[city][i] == rows_of.sum() and found.signed[city][i] == fixed[rows_of, 2].sum()
 
 
 def test_attributions_are_summed_by_the_value_that_the_feature_had():

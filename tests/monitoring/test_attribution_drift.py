@@ -115,6 +115,29 @@ def test_two_features_swapped_by_an_encoder_are_seen_by_this_channel_alone_and_n
     assert channel.detail.startswith("the model reads values of ") and "wind (z" in channel.detail
 
 
+def test_a_feature_with_one_value_a_day_has_only_a_sign_and_its_turning_alarms_nobody():
+    def by_phone(turned: float) -> tuple[shop.Change, Reasons]:
+        def why(table: pa.Table) -> np.ndarray:
+            found = reasons(table)
+            noise = np.random.default_rng(table.num_rows).normal(0, 0.5, table.num_rows)
+            found[:, 4] = noise - noise.mean() + turned
+            return found
+
+        return lambda table, _: shop.with_column(table, "device", ["phone"] * table.num_rows), why
+
+    change, why = by_phone(0.01)
+    turned, other = by_phone(-0.01)
+    monitor = Monitor.of(
+        shop.SPEC, shop.GRID, {day: explained(day, change=change, why=why) for day in shop.REFERENCE}
+    )
+    span = [shop.MONITORED + timedelta(days=i) for i in range(10)]
+    profiles = {day: explained(day, change=change, why=why) for day in span[:-1]}
+    profiles[span[-1]] = explained(span[-1], change=turned, why=other)
+    found = measured(profiles, monitor)[-1]
+    assert any(c.channel == "attributions" for c in found.drift)
+    assert "attributions" not in alarms(found)
+
+
 def test_inputs_that_begin_to_move_together_are_seen_though_none_of_them_moved():
     profiles = days(10, change=together)
     before = max(profiles) - timedelta(days=1)
