@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
+from zlib import crc32
 
 from tasks.core.shares import ClusterSpec, NodeType, Resources, TenantShare
 
@@ -51,6 +52,8 @@ class Cluster:
     nodes: tuple[NodeType, ...] = ()
     ageing_s: float = 600.0
     patience_s: float = 3600.0
+    turn_s: float = 900.0
+    """So often another tenant is the one that gets the worker which cannot be divided; 0: always the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ def allocate(cluster: Cluster, tenants: Mapping[str, Share], queue: Queue, now_s
     filling = _Filling(cluster, tenants, queue)
     filling.give_guarantees()
     filling.give_patient(now_s - cluster.patience_s)
-    filling.lend()
+    filling.lend(int(now_s // cluster.turn_s) if cluster.turn_s else None)
     return Allocation(
         filling.widths,
         {one.name: Resources(*one.used) for one in filling.tenants if any(one.used)},
@@ -203,6 +206,8 @@ class _Tenant:
     """The part of `used` that cannot be given back."""
     runs: int = 0
     position: dict[Shape, int] = field(default_factory=dict)
+    start: float = 0.0
+    """As a part of one worker: what is counted as used already when capacity is lent."""
 
 
 class _Filling:
@@ -278,8 +283,14 @@ class _Filling:
         for tenant in self.tenants:
             self._next_round(tenant)
 
-    def lend(self) -> None:
-        """What is left, a worker at a time."""
+    def lend(self, turn: int | None) -> None:
+        """What is left, a worker at a time.
+
+        A tenant whose fair part is 2.4 workers gets 2 or 3. A head start of less than one worker, another one each turn, makes
+        that 2.4 in the long run.
+        """
+        for tenant in self.tenants if turn is not None else ():
+            tenant.start = crc32(f"{turn} {tenant.name}".encode()) / 2**32
         limits = [[amount + _SLACK for amount in one.share.most] for one in self.tenants]
         queue = [
             (-one.share.priority, self._level(one), number)
@@ -303,7 +314,11 @@ class _Filling:
 
     def _level(self, tenant: _Tenant) -> float:
         (gpus, cpus, memory), used = self._per_whole, tenant.used
-        return max(used[0] * gpus, used[1] * cpus, used[2] * memory) / tenant.share.weight
+        level = max(used[0] * gpus, used[1] * cpus, used[2] * memory)
+        if tenant.start and tenant.heap:
+            each = self._queue.runs[tenant.heap[0][2]].each
+            level += tenant.start * max(each[0] * gpus, each[1] * cpus, each[2] * memory)
+        return level / tenant.share.weight
 
     def _give(self, tenant: _Tenant, limit: Sequence[float], *, promised: bool) -> bool:
         """Give the tenant's next run a worker, or its first ones; False when nothing of it fits any more."""
