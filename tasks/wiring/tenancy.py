@@ -16,6 +16,7 @@ from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.records import JsonRecord
 from tasks.core.tenants import load_tenant, pools_of, tenant_file, tenant_names
 from tasks.metadata import MetadataStore
+from tasks.wiring.admission import cluster_status
 from tasks.wiring.context import Context
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ def ledger_csv(ledger: dict[str, Any]) -> str:
 
 
 def tenancy_status(settings: Settings, *, clock: Clock = utc_now) -> dict[str, Any]:
-    """Each tenant: its pipelines, quota, what the month has cost until now, and how that stands to its budget."""
+    """Each tenant: its pipelines, quota, what the month has cost until now, and how that stands to its budget.
+
+    Where a cluster is shared out: what each is promised, has and borrows, and every run with its workers or why it waits.
+    """
     pipelines: dict[str, list[str]] = {}
     broken = []
     for name in pipeline_names(settings):
@@ -101,7 +105,13 @@ def tenancy_status(settings: Settings, *, clock: Clock = utc_now) -> dict[str, A
                 "budget": _standing(used.get("cost"), said.budget.month_soft, said.budget.month_hard),
             }
         )
-    return {"month": ledger["month"], "currency": ledger["currency"], "tenants": tenants, "broken": broken}
+    return {
+        "month": ledger["month"],
+        "currency": ledger["currency"],
+        "tenants": tenants,
+        "broken": broken,
+        **cluster_status(settings),
+    }
 
 
 def sync_pools(settings: Settings) -> dict[str, Any]:
