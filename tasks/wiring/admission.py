@@ -88,7 +88,7 @@ class Admission:
         self._workers = 0
         self._width = 0
         self._said_s: float | None = None
-        self._read_s: float | None = monotonic()
+        self._read_s: float | None = None
 
     def first(self) -> Lease:
         """The run as it asks first."""

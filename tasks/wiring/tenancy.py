@@ -45,6 +45,8 @@ def cost_ledger(
 ) -> dict[str, Any]:
     """Every run and training of a month (UTC, `2026-11`; default: this one), and the sums by tenant and pipeline.
 
+    `allocations` are what ended leases of a shared cluster were allocated, in worker-seconds: used, idle and wasted time add up to it.
+
     Raises:
         ConfigError: The month or the price table is wrong.
     """
@@ -62,7 +64,40 @@ def cost_ledger(
             [line for line in lines if line.kind == "scoring"], ("tenant", "pipeline", "model_version")
         ),
         "by_tenant": _sums(lines, ("tenant",)),
+        **_allocated(store, first, after, tenant, prices),
     }
+
+
+def _allocated(
+    store: MetadataStore, first: datetime, after: datetime, tenant: str | None, prices: Prices | None
+) -> dict[str, Any]:
+    """What leases were allocated, each and by tenant; a lease counts in the month in which it ended."""
+    rows = [row for row in store.allocation_rows(since=first, until=after) if tenant in (None, row["tenant"])]
+    sums: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        unit = "gpus" if row["gpus"] else "cpus"
+        whole = sums.setdefault(
+            row["tenant"],
+            {
+                "tenant": row["tenant"],
+                "leases": 0,
+                **dict.fromkeys(("cpu_seconds", "gpu_seconds", "used", "idle", "wasted"), 0.0),
+                "cost": None if prices is None else 0.0,
+            },
+        )
+        whole["leases"] += 1
+        cpu, gpu = row["allocated_s"] * row["cpus"], row["allocated_s"] * row["gpus"]
+        whole["cpu_seconds"] += cpu
+        whole["gpu_seconds"] += gpu
+        for part in ("used", "idle", "wasted"):
+            whole[part] += row[f"{part}_s"] * row[unit]
+        if prices is not None:
+            whole["cost"] += prices.of(cpu, gpu)
+    shown = [
+        {**row, "from_utc": row["from_utc"].isoformat(), "until_utc": row["until_utc"].isoformat()}
+        for row in rows
+    ]
+    return {"allocations": shown, "allocated_by_tenant": list(sums.values())}
 
 
 def ledger_csv(ledger: dict[str, Any]) -> str:

@@ -132,12 +132,7 @@ def test_an_idle_guarantee_is_lent_and_taken_back_at_a_shard_boundary_and_no_sha
         store = open_store(settings, prefix=spec.prefix)
         written = [info.key for info in store.list("tables/predictions") if info.key.endswith(".parquet")]
         records = read_shard_records(store, planned.run_id, [task.shard for task in planned.shards])
-        assert (
-            len(written) == sum(len(record.files) for record in records)
-            if hasattr(records[0], "files")
-            else True
-        )
-        assert len({record.attempt for record in records}) <= len(planned.shards)
+        assert len(written) == sum(len(record.files) for record in records), "a file of a repeated shard"
     now = utc_now()
     kept = MetadataStore.open(settings).allocation_rows(
         since=now - timedelta(hours=1), until=now + timedelta(hours=1)
