@@ -4,7 +4,8 @@ The order in which capacity is given out, each time from nothing:
 
 0. Runs that cannot give workers back (gangs of a training) keep what they have until they end.
 1. Each tenant gets what it asks for, up to its guarantee.
-2. Runs that have waited longer than the cluster's patience get their first workers, the oldest first.
+2. Runs that have waited longer than the cluster's patience get their first workers, the oldest first: of each tenant one gang, and one other
+   run if the tenant has nothing.
 3. What is left is lent, a worker at a time, to the tenant of the highest priority, and among equals to that with the lowest
    dominant share over weight (weighted dominant-resource fairness), up to its `most`.
 
@@ -258,30 +259,41 @@ class _Filling:
             self._next_round(tenant)
 
     def give_patient(self, before: float) -> None:
-        """Those whose rank is below `before` and who have nothing yet: their first workers, in the order of ranks."""
+        """Those whose rank is below `before` and who have nothing yet: their first workers, in the order of ranks.
+
+        Of each tenant one run that shares, if the tenant has nothing at all, and one gang: more would let a tenant with
+        many old runs pass its share.
+        """
         waiting = [
             (one.heap[0][1], number)
             for number, one in enumerate(self.tenants)
             if one.heap and one.heap[0][0] == 0 and one.heap[0][1] < before
         ]
         heapify(waiting)
+        gangs: set[int] = set()
         while waiting:
             _, number = heappop(waiting)
             tenant = self.tenants[number]
-            limit = [amount + _SLACK for amount in tenant.share.most]
             run = self._queue.runs[tenant.heap[0][2]]
-            if not self._give_first(tenant, run, 0, limit, promised=False):
-                may = self._may_start(tenant)
-                own = all(
-                    tenant.used[i] + run.each[i] * run.least <= limit[i] for i in range(3)
-                )  # else no freed worker of others would help it
-                if not run.reclaimable and may and own and self.reserved_for is None:
-                    self.reserved_for = run.run_id
+            if number in gangs if not run.reclaimable else any(tenant.used):
                 tenant.later.append(heappop(tenant.heap))
+            else:
+                if not run.reclaimable:
+                    gangs.add(number)
+                self._give_patient(tenant, run)
             if tenant.heap and tenant.heap[0][0] == 0 and tenant.heap[0][1] < before:
                 heappush(waiting, (tenant.heap[0][1], number))
         for tenant in self.tenants:
             self._next_round(tenant)
+
+    def _give_patient(self, tenant: _Tenant, run: Run) -> None:
+        limit = [amount + _SLACK for amount in tenant.share.most]
+        if self._give_first(tenant, run, 0, limit, promised=False):
+            return
+        own = all(tenant.used[i] + run.each[i] * run.least <= limit[i] for i in range(3))
+        if not run.reclaimable and own and self._may_start(tenant) and self.reserved_for is None:
+            self.reserved_for = run.run_id  # what others give back would help it
+        tenant.later.append(heappop(tenant.heap))
 
     def lend(self, turn: int | None) -> None:
         """What is left, a worker at a time.

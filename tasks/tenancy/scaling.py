@@ -82,14 +82,16 @@ def _wanted(policy: ScalingPolicy, load: Load) -> tuple[int, str]:
         return -(-load.pending_shards // policy.worth_a_worker), f"{load.pending_shards} shards, {why}"
     if load.deadline_in_s <= 0:
         return policy.most, "the deadline is over"
-    need = policy.headroom * load.pending_shards / (rate * load.deadline_in_s)
-    if not need <= policy.most:
+    need, done = policy.headroom * load.pending_shards, rate * load.deadline_in_s
+    if need > policy.most * done:
         return policy.most, f"the deadline in {load.deadline_in_s:.0f} s cannot be met with the most"
-    return math.ceil(need - 1e-9), f"{load.pending_shards} shards in {load.deadline_in_s:.0f} s"
+    return math.ceil(need / done - 1e-9), f"{load.pending_shards} shards in {load.deadline_in_s:.0f} s"
 
 
 def _affordable(load: Load) -> int:
     """Workers whose next shard, or next minute before a rate is known, the budget still pays for."""
     step_s = 1 / load.shards_per_worker_s if load.shards_per_worker_s else 60.0
     each = load.worker_hour * step_s / 3600
-    return max(0, min(load.pending_shards, math.floor((load.budget_left or 0.0) / each + 1e-9)))
+    if each <= 0:
+        return load.pending_shards
+    return max(0, math.floor(min(load.pending_shards, (load.budget_left or 0.0) / each + 1e-9)))
