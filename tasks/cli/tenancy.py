@@ -22,6 +22,9 @@ def tenancy_status(as_json: Json = False) -> None:
     found = wiring.tenancy_status(cli_settings())
     title = f"Tenants, {found['month']}{', ' + found['currency'] if found['currency'] else ''}"
     show(found if as_json else found["tenants"], as_json=as_json, title=title)
+    if found["cluster"] and not as_json:
+        show(found["shares"], as_json=False, title=f"Shares of {found['cluster']}")
+        show(found["runs"], as_json=False, title="Runs with workers, and runs that wait")
 
 
 @tenancy.command("costs")

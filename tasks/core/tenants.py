@@ -15,6 +15,8 @@ quota:
 budget:
   month_soft: 200        # in the currency of tenants/_prices.yaml: a warning
   month_hard: 400        # nothing new is planned or trained
+share:                   # with tenants/_cluster.yaml: see tasks/core/shares.py
+  guarantee: {gpus: 8}
 ```
 """
 
@@ -29,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tasks.core.errors import ConfigError
 from tasks.core.pools import POOLS, RAY_POOL, Pool
 from tasks.core.settings import Settings
+from tasks.core.shares import ClusterSpec, TenantShare, cluster_file, load_cluster, refuse_over_promised
 
 _DEFAULTS = ("warm_days", "expire_days", "cold_values", "top_k")
 
@@ -94,6 +97,7 @@ class TenantSpec(_Record):
     explanations: TenantExplanations = TenantExplanations()
     quota: TenantQuota = TenantQuota()
     budget: TenantBudget = TenantBudget()
+    share: TenantShare = TenantShare()
 
 
 def tenant_file(settings: Settings, tenant: str) -> Path:
@@ -130,6 +134,20 @@ def load_tenant(settings: Settings, tenant: str) -> TenantSpec:
 def tenant_names(settings: Settings) -> list[str]:
     """Names of the tenants that have a file, sorted."""
     return sorted(path.stem for path in (settings.project / "tenants").glob("[a-z]*.yaml"))
+
+
+def load_shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]] | None:
+    """The cluster and the share of every tenant that has a file; None where runs are not admitted.
+
+    Raises:
+        ConfigError: A file is wrong, or the guarantees add up to more than the cluster has.
+    """
+    cluster = load_cluster(settings)
+    if cluster is None:
+        return None
+    shares = {name: load_tenant(settings, name).share for name in tenant_names(settings)}
+    refuse_over_promised(cluster, shares, where=cluster_file(settings))
+    return cluster, shares
 
 
 def pools_of(settings: Settings) -> dict[str, Pool]:

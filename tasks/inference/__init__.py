@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from tasks.inference.records import Exposed, Plan, Published, RunExposure, RunReport, ShardRecord
     from tasks.inference.replaying import Replayed, replay
     from tasks.inference.verification import RunStatus, Verification, status, verify
+    from tasks.inference.width import Demand, Width
 
 _HOME = {
     "KEPT_OF_PREDICTIONS": "erasing",
     "TombstonedFiles": "erasing",
     "let_go_files": "erasing",
     "tombstone": "erasing",
+    "Demand": "width",
     "Exposed": "records",
     "Optimized": "optimizing",
     "Plan": "records",
@@ -42,6 +44,7 @@ _HOME = {
     "Swept": "maintenance",
     "Vacuumed": "maintenance",
     "Verification": "verification",
+    "Width": "width",
     "optimize": "optimizing",
     "plan": "planning",
     "publish": "publishing",
@@ -59,6 +62,7 @@ _HOME = {
 
 __all__ = [
     "KEPT_OF_PREDICTIONS",
+    "Demand",
     "Exposed",
     "Optimized",
     "Plan",
@@ -72,6 +76,7 @@ __all__ = [
     "TombstonedFiles",
     "Vacuumed",
     "Verification",
+    "Width",
     "let_go_files",
     "optimize",
     "plan",

@@ -43,6 +43,7 @@ from tasks.inference.records import (
 )
 from tasks.inference.scoring import describe
 from tasks.inference.shard import DEFAULT_MODEL
+from tasks.inference.width import Width
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def run_plan(
     local: bool = False,
     audit_table: str | None,
     load_model: str = DEFAULT_MODEL,
+    width: Width | None = None,
     clock: Clock = utc_now,
 ) -> RunReport:
     """Score and commit every shard of a run that has no record yet. Calling it again finishes what is missing.
@@ -74,6 +76,7 @@ def run_plan(
         local: Score in this process, without Ray.
         audit_table: `module:function` that builds the audit rows, `tasks.audit:audit_table`; None writes none.
         load_model: `module:function` that loads the model.
+        width: How many workers on Ray the run may have at a time; None: as many as the pipeline says.
         clock: The time.
 
     Raises:
@@ -109,7 +112,7 @@ def run_plan(
     outcomes: list[ShardOutcome] = []
     failures = _Failures(planned)
     progress = _Progress(planned, missing)
-    for text in _score_here(arguments, missing) if local else score_on_ray(arguments, missing):
+    for text in _score_here(arguments, missing) if local else score_on_ray(arguments, missing, width):
         found = json.loads(text)
         if "error" in found:
             failures.add(int(found["shard"]), error_from_record(found["error"]))

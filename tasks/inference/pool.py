@@ -17,6 +17,7 @@ from typing import Any
 from tasks.core.errors import ServiceUnavailable, TransientError
 from tasks.inference.actor import ActorArguments, ShardActor, failed
 from tasks.inference.dispatch import Dispatch, wanted_workers
+from tasks.inference.width import Demand, Width, WorkerTime
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,10 @@ _OBJECT_STORE_BYTES = 80 << 20
 """Of a Ray that this process starts for itself: only shard numbers and a few figures pass through it."""
 
 
-def score_on_ray(arguments: ActorArguments, shards: list[int]) -> Iterator[str]:
+def score_on_ray(arguments: ActorArguments, shards: list[int], width: Width | None = None) -> Iterator[str]:
     """The outcome of each shard as it comes, from actors on the Ray cluster, or on one started for this call.
+
+    With `width` the pool never has more actors than that allows, asks again after each shard, and waits while it allows none.
 
     Raises:
         ServiceUnavailable: Ray is away, places no worker, or keeps losing them before they score anything.
@@ -38,7 +41,7 @@ def score_on_ray(arguments: ActorArguments, shards: list[int]) -> Iterator[str]:
     from ray.exceptions import RayError
 
     ours = not ray.is_initialized() and _connect(ray)
-    pool = _Pool(arguments, shards)
+    pool = _Pool(arguments, shards, width)
     try:
         yield from pool.outcomes()
     except RayError as error:
@@ -66,8 +69,15 @@ def _connect(ray: Any) -> bool:
 
 
 class _Pool:
-    def __init__(self, arguments: ActorArguments, shards: list[int]) -> None:
+    def __init__(self, arguments: ActorArguments, shards: list[int], width: Width | None) -> None:
         import ray
+
+        self._width = width
+        self._allowed: int | None = None if width is None else 0
+        """Workers that it may have; None: as many as it wants."""
+        self._time = WorkerTime()
+        self._began_s = time.monotonic()
+        self._shards = len(shards)
 
         self._spec = arguments.spec.inference
         self._arguments = arguments
@@ -94,17 +104,20 @@ class _Pool:
 
     def outcomes(self) -> Iterator[str]:
         """The outcome of each shard, once."""
-        import ray
-
         without_s, said = time.monotonic(), False
+        boundary = False
         while self._dispatch.unsettled:
+            self._ask(boundary=boundary)
             self._grow()
-            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_S)
+            done = self._wait()
             for call in done:
                 yield from self._answer(call)
+            boundary = bool(done)
+            if boundary:
+                self._ask(boundary=True)
             self._hand_out()
             waited_s = time.monotonic() - without_s
-            if any(worker in self._nodes for worker in self._handles):
+            if self._allowed == 0 or any(worker in self._nodes for worker in self._handles):
                 without_s, said = time.monotonic(), False
             elif waited_s > self._spec.placement_timeout_s:
                 raise self._unplaced()
@@ -116,13 +129,54 @@ class _Pool:
         """End all workers; a duplicate that is still at work would only find its shard committed."""
         for worker in list(self._handles):
             self._end(worker)
+        if self._width is not None:
+            self._width.leave(self._demand())
 
-    def _grow(self) -> None:
-        wanted = wanted_workers(
+    def _wanted(self) -> int:
+        return wanted_workers(
             self._dispatch.unsettled, least=self._spec.min_workers, most=self._spec.max_workers
         )
+
+    def _demand(self) -> Demand:
+        now_s, left = time.monotonic(), self._dispatch.unsettled
+        settled = self._shards - left
+        return Demand(
+            workers=len(self._handles),
+            wanted=self._wanted(),
+            shards_left=left,
+            ends_in_s=(now_s - self._began_s) / settled * left if settled else None,
+            allocated_s=self._time.allocated_s(now_s),
+            used_s=self._time.used_s,
+            wasted_s=self._time.wasted_s,
+        )
+
+    def _ask(self, *, boundary: bool) -> None:
+        """How many workers it may have; those that have not begun anything leave at once, others when their shard is done."""
+        if self._width is None:
+            return
+        self._allowed = self._width.allowed(self._demand(), boundary=boundary)
+        for call, worker in list(self._calls.items()):
+            if len(self._handles) <= self._allowed:
+                return
+            if worker not in self._nodes:
+                del self._calls[call]
+                self._end(worker)
+
+    def _wait(self) -> list[Any]:
+        """Calls that have ended."""
+        import ray
+
+        if not self._calls:
+            time.sleep(_POLL_S)
+            return []
+        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_S)
+        return list(done)
+
+    def _grow(self) -> None:
+        wanted = self._wanted() if self._allowed is None else min(self._wanted(), self._allowed)
         while len(self._handles) < wanted:
             worker = next(self._names)
+            self._time.begin(worker, time.monotonic())
             self._handles[worker] = self._actor.remote(self._arguments)
             self._calls[self._handles[worker].where.remote()] = worker
 
@@ -141,7 +195,10 @@ class _Pool:
             self._nodes[worker] = text
             return
         self._deaths_in_a_row = 0
-        if self._dispatch.settle(worker, time.monotonic()) is not None:
+        now_s = time.monotonic()
+        first = self._dispatch.settle(worker, now_s) is not None
+        self._time.done(worker, now_s, counts=first and text.startswith('{"ok"'))
+        if first:
             yield text
 
     def _lost(self, worker: str, error: Exception) -> Iterator[str]:
@@ -191,12 +248,18 @@ class _Pool:
         now_s = time.monotonic()
         waiting = []
         for worker in self._idle:
+            if self._allowed is not None and len(self._handles) > self._allowed:
+                log.info("%s leaves: the run may have %d workers now.", worker, self._allowed)
+                self._dispatch.lose(worker, counts=False)  # what it has read ahead is for others
+                self._end(worker)
+                continue
             given = self._dispatch.assign(worker, now_s)
             if given is None:
                 waiting.append(worker)
                 continue
             if given.duplicate:
                 log.info("Shard %d is slow; %s scores it as well.", given.shard, worker)
+            self._time.work(worker, now_s)
             self._calls[self._handles[worker].outcome.remote(given.shard, given.then)] = worker
         # One idle worker waits for a shard that turns out slow or loses its worker; others can have the rest.
         self._idle = waiting[:1]
@@ -206,6 +269,7 @@ class _Pool:
     def _end(self, worker: str) -> None:
         import ray
 
+        self._time.end(worker, time.monotonic())
         ray.kill(self._handles.pop(worker), no_restart=True)
 
     def _deadly(self, shard: int, error: Exception) -> TransientError:

@@ -12,13 +12,16 @@ from tasks.metadata.database import Database
 from tasks.metadata.deployments import Deployments
 from tasks.metadata.evidence import Evidence
 from tasks.metadata.fleet import Fleet
+from tasks.metadata.leases import LeaseRecords
 from tasks.metadata.monitoring import Monitoring
 from tasks.metadata.runs import Runs
 from tasks.metadata.schema import ensure_current
 from tasks.metadata.series import Series
 
 
-class MetadataStore(Evidence, Runs, Deployments, Monitoring, Fleet, Series, CanarySteps, AlertRecords):
+class MetadataStore(
+    Evidence, Runs, Deployments, Monitoring, Fleet, Series, CanarySteps, AlertRecords, LeaseRecords
+):
     """Everything that is asked later, in SQL. Open it wherever it is needed; there is nothing to close.
 
     Every method takes the owner of the rows first: a `PipelineSpec` or a `Scope`; those about all pipelines take a tenant. Every method raises

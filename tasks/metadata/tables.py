@@ -321,6 +321,53 @@ alert_deliveries = Table(
     Index("ix_penstock_alert_deliveries_sent", "sent_at_utc"),
 )
 
+leases = Table(
+    "penstock_leases",
+    metadata,
+    *_owner(key=True),
+    Column("run_id", String(64), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("gpus", Double, nullable=False),
+    Column("cpus", Double, nullable=False),
+    Column("memory_gib", Double, nullable=False),
+    Column("least", Integer, nullable=False),
+    Column("most", Integer, nullable=False),
+    Column("reclaimable", Boolean, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("since_s", Double, nullable=False),
+    Column("beat_s", Double, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("workers", Integer, nullable=False),
+    Column("ends_in_s", Double),
+    Column("reason", Text, nullable=False),
+    Column("allocated_s", Double, nullable=False),
+    Column("used_s", Double, nullable=False),
+    Column("wasted_s", Double, nullable=False),
+    Column("asked_at_utc", UtcDateTime, nullable=False),
+    Column("beat_at_utc", UtcDateTime, nullable=False),
+)
+"""Runs that have workers or wait for them; the row of `CLOCK` holds the ledger's time."""
+
+CLOCK = {"tenant": "*", "pipeline": "*", "run_id": "*"}
+
+allocations = Table(
+    "penstock_allocations",
+    metadata,
+    *_owner(key=True),
+    Column("run_id", String(64), primary_key=True),
+    Column("holder", String(64), primary_key=True),
+    Column("gpus", Double, nullable=False),
+    Column("cpus", Double, nullable=False),
+    Column("allocated_s", Double, nullable=False),
+    Column("used_s", Double, nullable=False),
+    Column("idle_s", Double, nullable=False),
+    Column("wasted_s", Double, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("from_utc", UtcDateTime, nullable=False),
+    Column("until_utc", UtcDateTime, nullable=False),
+    Index("ix_penstock_allocations_recent", "tenant", "until_utc"),
+)
+
 HISTORY = (
     "penstock_deployment_events",
     "penstock_model_versions",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
 from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
+from tasks.wiring.admission import admission
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.context import Context, open_context, parse_day, window
 from tasks.wiring.mitigation import refuse_held
@@ -132,7 +133,8 @@ def score_run(
     from tasks.inference import run_plan, status
 
     context = open_context(settings, pipeline)
-    report = run_plan(settings, context.spec, run_id, local=local, audit_table=AUDIT_TABLE)
+    width = None if local else admission(context, run_id)
+    report = run_plan(settings, context.spec, run_id, local=local, audit_table=AUDIT_TABLE, width=width)
     whole = status(
         settings, context.spec, run_id
     )  # of all attempts: a resumed run has cost more than this call

@@ -16,6 +16,7 @@ from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.records import JsonRecord
 from tasks.core.tenants import load_tenant, pools_of, tenant_file, tenant_names
 from tasks.metadata import MetadataStore
+from tasks.wiring.admission import cluster_status
 from tasks.wiring.context import Context
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def cost_ledger(
 ) -> dict[str, Any]:
     """Every run and training of a month (UTC, `2026-11`; default: this one), and the sums by tenant and pipeline.
 
+    `allocations` are what ended leases of a shared cluster were allocated, in worker-seconds: used, idle and wasted time add up to it.
+
     Raises:
         ConfigError: The month or the price table is wrong.
     """
@@ -61,7 +64,40 @@ def cost_ledger(
             [line for line in lines if line.kind == "scoring"], ("tenant", "pipeline", "model_version")
         ),
         "by_tenant": _sums(lines, ("tenant",)),
+        **_allocated(store, first, after, tenant, prices),
     }
+
+
+def _allocated(
+    store: MetadataStore, first: datetime, after: datetime, tenant: str | None, prices: Prices | None
+) -> dict[str, Any]:
+    """What leases were allocated, each and by tenant; a lease counts in the month in which it ended."""
+    rows = [row for row in store.allocation_rows(since=first, until=after) if tenant in (None, row["tenant"])]
+    sums: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        unit = "gpus" if row["gpus"] else "cpus"
+        whole = sums.setdefault(
+            row["tenant"],
+            {
+                "tenant": row["tenant"],
+                "leases": 0,
+                **dict.fromkeys(("cpu_seconds", "gpu_seconds", "used", "idle", "wasted"), 0.0),
+                "cost": None if prices is None else 0.0,
+            },
+        )
+        whole["leases"] += 1
+        cpu, gpu = row["allocated_s"] * row["cpus"], row["allocated_s"] * row["gpus"]
+        whole["cpu_seconds"] += cpu
+        whole["gpu_seconds"] += gpu
+        for part in ("used", "idle", "wasted"):
+            whole[part] += row[f"{part}_s"] * row[unit]
+        if prices is not None:
+            whole["cost"] += prices.of(cpu, gpu)
+    shown = [
+        {**row, "from_utc": row["from_utc"].isoformat(), "until_utc": row["until_utc"].isoformat()}
+        for row in rows
+    ]
+    return {"allocations": shown, "allocated_by_tenant": list(sums.values())}
 
 
 def ledger_csv(ledger: dict[str, Any]) -> str:
@@ -75,7 +111,10 @@ def ledger_csv(ledger: dict[str, Any]) -> str:
 
 
 def tenancy_status(settings: Settings, *, clock: Clock = utc_now) -> dict[str, Any]:
-    """Each tenant: its pipelines, quota, what the month has cost until now, and how that stands to its budget."""
+    """Each tenant: its pipelines, quota, what the month has cost until now, and how that stands to its budget.
+
+    Where a cluster is shared out: what each is promised, has and borrows, and every run with its workers or why it waits.
+    """
     pipelines: dict[str, list[str]] = {}
     broken = []
     for name in pipeline_names(settings):
@@ -101,7 +140,13 @@ def tenancy_status(settings: Settings, *, clock: Clock = utc_now) -> dict[str, A
                 "budget": _standing(used.get("cost"), said.budget.month_soft, said.budget.month_hard),
             }
         )
-    return {"month": ledger["month"], "currency": ledger["currency"], "tenants": tenants, "broken": broken}
+    return {
+        "month": ledger["month"],
+        "currency": ledger["currency"],
+        "tenants": tenants,
+        "broken": broken,
+        **cluster_status(settings),
+    }
 
 
 def sync_pools(settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 from sqlalchemy import create_engine, text
 
@@ -67,6 +68,21 @@ def populate(store: MetadataStore) -> None:
         moments = {"opened_at_utc": now, "observed_at_utc": now, "resolved_at_utc": None}
         told = {"channel": "mail", "phase": "opened", "status": "pending", "due_at_utc": now, "attempts": 0}
         store.keep_alerts([{**key, **states, **moments}], [{**key, **told}])
+        with store.lease_ledger() as ledger:
+            ledger.set_clock(ledger.clock_s + 1)
+            for run_id in ("r1", "r2"):
+                ledger.put(lease(of, run_id))
+            ledger.end(lease(of, "r2"), "released")
+
+
+def lease(of: Scope, run_id: str) -> dict[str, Any]:
+    """A row of the ledger of leases."""
+    amounts = {"gpus": 1.0, "cpus": 0.1 + 0.2, "memory_gib": 0.0, "since_s": 1.5, "beat_s": 2.5}
+    counts = {"least": 1, "most": 4, "priority": 0, "width": 2, "workers": 2, "ends_in_s": None}
+    times = {"allocated_s": 9.5, "used_s": 5.25, "wasted_s": 1e-9}
+    moments = {"asked_at_utc": utc_now(), "beat_at_utc": utc_now()}
+    key = {"tenant": of.tenant, "pipeline": of.name, "run_id": run_id, "holder": "h"}
+    return {**key, **amounts, **counts, **times, **moments, "reclaimable": True, "reason": "wartet"}
 
 
 def held(url: str) -> dict[str, int]:

@@ -1,0 +1,193 @@
+"""What a cluster has, and which part of it a tenant is promised: `tenants/_cluster.yaml` and `share:` of a tenant's file.
+
+```yaml
+# tenants/_cluster.yaml: with this file runs are admitted before they take workers; without it nothing is
+gpus: 64
+cpus: 512
+memory_gib: 4096         # left out: memory is not counted
+nodes:                   # left out: nothing is known of nodes, and only sums are checked
+  - {count: 8, gpus: 8, cpus: 64, memory_gib: 512}
+
+# tenants/<tenant>.yaml
+share:
+  guarantee: {gpus: 8}   # a resource left out: the same share of the cluster as the largest that is named
+  borrow: {gpus: 16}     # at most so much above it, of what others leave idle; left out: all of it
+  weight: 2
+  priority: 1
+  max_runs: 4
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.core.errors import ConfigError
+from tasks.core.settings import Settings
+
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_ROUNDING = 1e-9
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(NamedTuple):
+    """An amount of each resource that is shared out."""
+
+    gpus: float = 0.0
+    cpus: float = 0.0
+    memory_gib: float = 0.0
+
+    def times(self, count: float) -> Resources:
+        return Resources(self.gpus * count, self.cpus * count, self.memory_gib * count)
+
+    def plus(self, other: Resources) -> Resources:
+        return Resources(self.gpus + other.gpus, self.cpus + other.cpus, self.memory_gib + other.memory_gib)
+
+    def within(self, limit: Resources) -> bool:
+        """Whether no resource is above the limit's."""
+        return all(
+            mine <= theirs + _ROUNDING * max(1.0, theirs) for mine, theirs in zip(self, limit, strict=True)
+        )
+
+    def dominant(self, whole: Resources) -> float:
+        """The largest share that this is of any resource of `whole`."""
+        return max(
+            (mine / theirs for mine, theirs in zip(self, whole, strict=True) if theirs > 0), default=0.0
+        )
+
+    def shown(self) -> str:
+        """What there is of it, in words."""
+        parts = [
+            f"{value:g} {unit}"
+            for value, unit in zip(self, ("GPUs", "CPUs", "GiB of memory"), strict=True)
+            if value
+        ]
+        return ", ".join(parts) or "nothing"
+
+
+class PartOf(_Record):
+    """Some resources by name; what is left out is for the reader to fill in."""
+
+    gpus: _Amount | None = None
+    cpus: _Amount | None = None
+    memory_gib: _Amount | None = None
+
+
+class NodeType(_Record):
+    """Nodes that are alike."""
+
+    count: int = Field(1, ge=1)
+    gpus: _Amount = 0.0
+    cpus: _Amount
+    memory_gib: _Amount = 0.0
+
+
+class ClusterSpec(_Record):
+    """The cluster that the tenants share, and how it is shared."""
+
+    gpus: _Amount = 0.0
+    cpus: float = Field(gt=0, allow_inf_nan=False)
+    memory_gib: _Amount | None = None
+    """None: memory is not counted."""
+    nodes: tuple[NodeType, ...] = ()
+    beat_s: float = Field(5.0, gt=0)
+    """A run tells that it lives, and asks for its width, at least so often."""
+    lease_s: float = Field(60.0, gt=0)
+    """A run that has not been heard of for so long is taken for dead, and what it held is free."""
+    ageing_s: float = Field(600.0, gt=0)
+    """A step of priority is worth so many seconds of waiting."""
+    patience_s: float = Field(3600.0, gt=0)
+    """A run that has waited longer gets its first workers before anything more is lent."""
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(self.gpus, self.cpus, self.memory_gib or 0.0)
+
+    def counted(self, amount: Resources) -> Resources:
+        """`amount` without what this cluster does not count."""
+        return amount if self.memory_gib is not None else amount._replace(memory_gib=0.0)
+
+
+class TenantShare(_Record):
+    """What a tenant is promised of the cluster, and how it stands when more is there."""
+
+    guarantee: PartOf = PartOf()
+    """Its own whenever it asks for it, at the latest when borrowers have finished the shards they are at."""
+    borrow: PartOf | None = None
+    """The most above the guarantee; a resource left out, or None: no limit but the cluster."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Idle capacity goes to the lowest dominant share over weight."""
+    priority: int = Field(0, ge=-10, le=10)
+    """Idle capacity goes to a higher priority first; runs of one tenant start in the order of priority and age."""
+    max_runs: int | None = Field(None, ge=1)
+    """Runs with workers at a time."""
+
+    def guaranteed(self, cluster: ClusterSpec) -> Resources:
+        """The guarantee with what it leaves out: the same share as the largest that is named."""
+        whole, named = cluster.resources, self.guarantee
+        pairs = list(zip((named.gpus, named.cpus, named.memory_gib), whole, strict=True))
+        share = max((said / there for said, there in pairs if said is not None and there > 0), default=0.0)
+        return cluster.counted(Resources(*(there * share if said is None else said for said, there in pairs)))
+
+    def most(self, cluster: ClusterSpec) -> Resources:
+        """What the tenant may have at all."""
+        whole, guarantee = cluster.resources, self.guaranteed(cluster)
+        if self.borrow is None:
+            return whole
+        said = (self.borrow.gpus, self.borrow.cpus, self.borrow.memory_gib)
+        return Resources(
+            *(
+                there if more is None else min(there, own + more)
+                for there, own, more in zip(whole, guarantee, said, strict=True)
+            )
+        )
+
+
+def cluster_file(settings: Settings) -> Path:
+    return settings.project / "tenants" / "_cluster.yaml"
+
+
+def load_cluster(settings: Settings) -> ClusterSpec | None:
+    """The cluster; None where the installation has no such file, and so no admission.
+
+    Raises:
+        ConfigError: The file is not YAML, or a field is missing, unknown or wrong.
+    """
+    path = cluster_file(settings)
+    if not path.is_file():
+        return None
+    try:
+        return ClusterSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {error}", which=str(path), fix="correct that line") from error
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or '(whole file)'}: {item['msg']}" for item in error.errors()
+        ]
+        raise ConfigError(
+            "; ".join(problems), which=str(path), fix="correct the fields named; docs/tenancy.md lists them"
+        ) from error
+
+
+def refuse_over_promised(cluster: ClusterSpec, shares: Mapping[str, TenantShare], *, where: Path) -> None:
+    """Raises `ConfigError`, with every tenant's figure, when guarantees add up to more than there is."""
+    promised = {name: share.guaranteed(cluster) for name, share in sorted(shares.items())}
+    for index, (unit, there) in enumerate(zip(Resources._fields, cluster.resources, strict=True)):
+        total = sum(amount[index] for amount in promised.values())
+        if total > there * (1 + _ROUNDING):
+            parts = ", ".join(
+                f"{name} {amount[index]:g}" for name, amount in promised.items() if amount[index]
+            )
+            raise ConfigError(
+                f"has {unit} {there:g}, and the tenants' guarantees add up to {total:g}: {parts}",
+                which=str(where),
+                fix="lower a share.guarantee, or add nodes and say so in this file",
+            )

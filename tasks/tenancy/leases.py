@@ -1,0 +1,150 @@
+"""What a run holds of the cluster, and what it may hold from now on: one step of the ledger, as a pure function.
+
+Each run with workers beats: it says how many it has and wants, and is told how many it may have. A run grows only into what is really free,
+counting of others what they were granted or still have, whichever is more; so the sum never passes the cluster. Time is the ledger's
+own: it goes on by what the database's clock went on, never back, and by a quarter of a lease at the most between two beats, so that a clock
+that jumps ends no lease by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from tasks.core.records import JsonRecord
+from tasks.core.shares import ClusterSpec, Resources, TenantShare
+from tasks.tenancy.placing import expected_wait_s, never_fits, why_waiting
+from tasks.tenancy.policy import Queue, Run, Share, allocate, cluster_of, shares_of
+
+
+@dataclass(frozen=True)
+class Lease(JsonRecord):
+    """A run that has workers or waits for some."""
+
+    tenant: str
+    pipeline: str
+    run_id: str
+    holder: str
+    """The attempt that beats for it; a newer attempt of the run takes it over."""
+    gpus: float
+    """Of one worker, as `cpus` and `memory_gib`."""
+    cpus: float
+    memory_gib: float
+    least: int
+    most: int
+    """Workers that it wants now."""
+    reclaimable: bool
+    priority: int
+    since_s: float
+    beat_s: float
+    width: int
+    """Workers that it was granted."""
+    workers: int
+    """Workers that it has."""
+    ends_in_s: float | None
+    reason: str
+    """Why it has none, or empty."""
+    allocated_s: float
+    """Worker-seconds, of which `used_s` went into committed shards and `wasted_s` into attempts that did not commit."""
+    used_s: float
+    wasted_s: float
+    asked_at_utc: datetime
+    beat_at_utc: datetime
+
+    @property
+    def key(self) -> str:
+        return f"{self.tenant}/{self.pipeline}/{self.run_id}"
+
+    @property
+    def each(self) -> Resources:
+        return Resources(self.gpus, self.cpus, self.memory_gib)
+
+    @property
+    def holds(self) -> Resources:
+        """What nobody else may be given."""
+        return self.each.times(max(self.width, self.workers))
+
+    def asks(self) -> Run:
+        """The run as the policy sees it."""
+        return Run(
+            self.key,
+            self.tenant,
+            self.each,
+            self.most,
+            least=self.least,
+            width=self.width,
+            reclaimable=self.reclaimable,
+            priority=self.priority,
+            since_s=self.since_s,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one beat changes."""
+
+    mine: Lease
+    expired: tuple[Lease, ...]
+
+
+def ledger_time(clock_s: float, last: datetime, now: datetime, *, lease_s: float) -> float:
+    """The ledger's time at this beat, seconds: see the module."""
+    return clock_s + min(max(0.0, (now - last).total_seconds()), lease_s / 4)
+
+
+def beat(
+    spec: ClusterSpec, tenants: Mapping[str, TenantShare], leases: Iterable[Lease], mine: Lease, now_s: float
+) -> Step:
+    """Grant what is due to `mine`, whose `beat_s` is `now_s`; leases that have not been heard of for too long end.
+
+    Args:
+        spec: The cluster.
+        tenants: Each tenant's share.
+        leases: Of all runs; one with the key of `mine` is replaced by it.
+        mine: The run that beats, with what it has and wants now and the width that it was granted last.
+        now_s: The ledger's time.
+    """
+    others = [lease for lease in leases if lease.key != mine.key]
+    expired = tuple(lease for lease in others if now_s - lease.beat_s > spec.lease_s)
+    alive = [lease for lease in others if now_s - lease.beat_s <= spec.lease_s]
+    cluster, shares = cluster_of(spec), shares_of(spec, tenants)
+    queue = Queue((lease.asks() for lease in [*alive, mine]), ageing_s=spec.ageing_s)
+    found = allocate(cluster, shares, queue, now_s)
+    target, width = found.width(mine.key), mine.width
+    if target <= width:
+        width = target
+    else:
+        held = mine.holds
+        for lease in alive:
+            held = held.plus(lease.holds)
+        has = max(width, mine.workers)
+        width = min(target, has + _more(mine.each, held, cluster.whole, target))
+        width = width if width >= mine.least else 0
+    reason = ""
+    if width == 0 and mine.most:
+        reason = why_waiting(cluster, shares, queue, found, queue.runs[mine.key], now_s)
+        ends = {one.key: one.ends_in_s for one in alive if one.ends_in_s is not None and one.width}
+        wait_s = expected_wait_s(cluster, shares, queue, queue.runs[mine.key], now_s, ends)
+        reason += "; start not foreseen" if wait_s is None else f"; expected in about {wait_s:.0f} s"
+    return Step(replace(mine, width=width, reason=reason), expired)
+
+
+def refusal(spec: ClusterSpec, tenants: Mapping[str, TenantShare], run: Run) -> str | None:
+    """Why the run can never be admitted; None when it can."""
+    shares = shares_of(spec, tenants)
+    whole = spec.resources
+    promised = Resources()
+    for share in shares.values():
+        promised = promised.plus(share.guarantee)
+    return never_fits(cluster_of(spec), shares.get(run.tenant, Share(Resources(), whole)), promised, run)
+
+
+def _more(each: Resources, held: Resources, whole: Resources, most: int) -> int:
+    """Workers that fit into what nobody holds."""
+    counts = [
+        int((there - taken) / need + 1e-6)
+        for need, taken, there in zip(each, held, whole, strict=True)
+        if need
+    ]
+    return max(0, min(counts, default=most))

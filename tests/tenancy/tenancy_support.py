@@ -1,0 +1,96 @@
+"""Two tenants with a pipeline each, and one of their drivers in a process of its own: `tenancy_support.py PIPELINE RUN_ID GATE`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from inference_support import AUDIT, StubModel
+
+from tasks.core import PenstockError, PipelineSpec, Settings, load_pipeline
+from tasks.inference import Plan, publish, run_plan
+from tasks.wiring.admission import admission
+from tasks.wiring.context import open_context
+
+SHARD_S = 1.0
+
+
+class Slow(StubModel):
+    """Takes a second for a shard."""
+
+    def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        time.sleep(SHARD_S)
+        return super().predict(encoded)
+
+
+def load_slow(settings: Settings, spec: PipelineSpec, planned: Plan) -> Slow:
+    return Slow(planned.fingerprint.model_version)
+
+
+def say(settings: Settings, cluster: str | None, **tenants: str) -> None:
+    """Write `tenants/_cluster.yaml` and a file for each tenant."""
+    folder = settings.project / "tenants"
+    folder.mkdir(exist_ok=True)
+    if cluster is not None:
+        (folder / "_cluster.yaml").write_text(cluster)
+    for name, text in tenants.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def pipeline_of(settings: Settings, tenant: str, inference: str) -> PipelineSpec:
+    """A copy of the toy pipeline that belongs to `tenant`, under the name `<tenant>_toy`."""
+    name = f"{tenant}_toy"
+    folder = settings.pipelines_dir / name
+    shutil.copytree(settings.pipelines_dir / "toy", folder)
+    path = folder / "pipeline.yaml"
+    lines = [
+        line
+        for line in path.read_text().splitlines()
+        if not line.startswith(("name:", "tenant:", "inference:"))
+    ]
+    path.write_text(
+        "\n".join([f"name: {name}", f"tenant: {tenant}", f"inference: {inference}", *lines]) + "\n"
+    )
+    return load_pipeline(settings, name)
+
+
+def main() -> None:
+    import ray
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = Settings.from_environment()
+    pipeline, run_id, gate = sys.argv[1:]
+    context = open_context(settings, pipeline)
+    paths = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+    ray.init(address="auto", log_to_driver=False, runtime_env=paths)
+    sys.stdout.write("READY\n")
+    sys.stdout.flush()
+    while not Path(gate).exists():
+        time.sleep(0.05)
+    try:
+        width = admission(context, run_id)
+        report = run_plan(
+            settings,
+            context.spec,
+            run_id,
+            audit_table=AUDIT,
+            load_model="tenancy_support:load_slow",
+            width=width,
+        )
+        publish(settings, context.spec, run_id)
+        sys.stdout.write("RESULT " + json.dumps(report.to_json()) + "\n")
+    except PenstockError as error:
+        sys.stdout.write("RESULT " + json.dumps(error.as_record()) + "\n")
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Leases: nothing is admitted twice, the dead give up what they held, and clocks and databases may misbehave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tenancy_support import pipeline_of, say
+
+from tasks import wiring
+from tasks.core import Settings
+from tasks.core.errors import ConfigError, ServiceUnavailable, StaleAttempt, TerminalError
+from tasks.core.shares import ClusterSpec, Resources, TenantShare
+from tasks.inference import Demand
+from tasks.inference.width import WorkerTime
+from tasks.metadata import MetadataStore
+from tasks.tenancy import Lease, beat, ledger_time
+from tasks.wiring.admission import Admission, admission
+from tasks.wiring.context import open_context
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+FOUR = ClusterSpec(gpus=4, cpus=16, lease_s=60)
+HALVES = {name: TenantShare.model_validate({"guarantee": {"gpus": 2}}) for name in ("red", "blue")}
+
+
+def lease(tenant: str, run_id: str = "r", **more: object) -> Lease:
+    moments = dict.fromkeys(("asked_at_utc", "beat_at_utc"), NOON)
+    numbers = dict.fromkeys(("allocated_s", "used_s", "wasted_s", "since_s", "beat_s", "memory_gib"), 0.0)
+    counts = {"least": 1, "most": 4, "priority": 0, "width": 0, "workers": 0}
+    rest = {"holder": "h", "gpus": 1.0, "cpus": 4.0, "reclaimable": True, "ends_in_s": None, "reason": ""}
+    return Lease(
+        tenant=tenant, pipeline="p", run_id=run_id, **{**moments, **numbers, **counts, **rest, **more}
+    )  # type: ignore[arg-type]
+
+
+def test_a_run_grows_only_into_what_others_have_really_given_back() -> None:
+    red = beat(FOUR, HALVES, [], lease("red"), 0.0).mine
+    assert red.width == 4, "nobody else is there"
+    red = replace(red, workers=4)
+    blue = beat(FOUR, HALVES, [red], lease("blue", since_s=1.0), 1.0).mine
+    assert blue.width == 0 and "as soon as others have finished the shards they are at" in blue.reason
+    red = beat(FOUR, HALVES, [red, blue], red, 2.0).mine
+    assert (red.width, red.workers) == (2, 4), "it leaves at its shard boundaries"
+    assert beat(FOUR, HALVES, [red, blue], blue, 3.0).mine.width == 0
+    red = replace(red, workers=3)
+    blue = beat(FOUR, HALVES, [red, blue], blue, 3.0).mine
+    assert (blue.width, blue.reason) == (1, "")
+    assert beat(FOUR, HALVES, [replace(red, workers=2), blue], replace(blue, workers=1), 4.0).mine.width == 2
+
+
+def test_a_lease_that_nobody_beats_for_ends_and_its_workers_are_free() -> None:
+    dead = lease("red", width=4, workers=4, beat_s=0.0)
+    assert beat(FOUR, HALVES, [dead], lease("blue"), 60.0).expired == ()
+    step = beat(FOUR, HALVES, [dead], lease("blue"), 60.1)
+    assert step.expired == (dead,) and step.mine.width == 4
+
+
+def test_a_run_that_waits_says_when_it_expects_to_start() -> None:
+    busy = [
+        lease("red", "a", width=2, workers=2, most=2, ends_in_s=90.0),
+        lease("blue", "b", width=2, workers=2),
+    ]
+    one = {**HALVES, "red": HALVES["red"].model_copy(update={"max_runs": 1})}
+    waits = beat(FOUR, one, busy, lease("red", "c"), 0.0).mine
+    assert waits.reason == "1 runs of the tenant have workers, share.max_runs is 1; expected in about 90 s"
+
+
+def test_the_ledgers_time_never_goes_back_and_a_jump_ends_no_lease() -> None:
+    assert ledger_time(100.0, NOON, NOON + timedelta(seconds=5), lease_s=60) == 105.0
+    assert ledger_time(100.0, NOON, NOON - timedelta(days=1), lease_s=60) == 100.0
+    assert ledger_time(100.0, NOON, NOON + timedelta(days=1), lease_s=60) == 115.0
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 40)), max_size=60))
+def test_whoever_beats_in_whatever_order_never_more_is_held_than_there_is(
+    beats: list[tuple[int, int, int]],
+) -> None:
+    """Runs beat, want more or less, take what they are granted or are slow to give back, and fall silent."""
+    runs = {n: lease(("red", "blue", "green")[n % 3], f"r{n}") for n in range(5)}
+    held: dict[int, Lease] = {}
+    now = 0.0
+    for number, wants, later in beats:
+        now += later
+        mine = held.get(number, replace(runs[number], since_s=now))
+        workers = mine.width if wants % 2 else min(mine.workers, mine.width + 1) or mine.width
+        step = beat(FOUR, HALVES, held.values(), replace(mine, most=wants, workers=workers, beat_s=now), now)
+        held[number] = step.mine
+        gone = {one.key for one in step.expired}
+        held = {n: one for n, one in held.items() if one.key not in gone}
+        total = Resources()
+        for one in held.values():
+            total = total.plus(one.holds)
+        assert total.within(FOUR.resources)
+
+
+def test_where_the_time_of_workers_went_adds_up() -> None:
+    spent = WorkerTime()
+    spent.begin("a", 0.0)
+    spent.begin("b", 0.0)
+    spent.work("a", 2.0)
+    spent.done("a", 7.0, counts=True)
+    spent.work("b", 3.0)
+    spent.done("b", 4.0, counts=False)
+    spent.work("a", 8.0)
+    spent.end("a", 10.0)
+    assert (spent.used_s, spent.wasted_s, spent.allocated_s(12.0)) == (5.0, 3.0, 22.0)
+
+
+CLUSTER = "{gpus: 4, cpus: 16, beat_s: 1, lease_s: 60}"
+INFERENCE = "{max_workers: 4, gpus_per_worker: 1, cpus_per_worker: 4}"
+TWO = "share: {guarantee: {gpus: 2}}"
+
+
+def demand(workers: int = 0, wanted: int = 4, allocated_s: float = 0.0) -> Demand:
+    return Demand(workers, wanted, 10, None, allocated_s, allocated_s / 2, allocated_s / 10)
+
+
+class Hands:
+    """A monotonic clock that is moved by hand."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def two(settings: Settings) -> Settings:
+    say(settings, CLUSTER, red=TWO, blue=TWO)
+    for tenant in ("red", "blue"):
+        pipeline_of(settings, tenant, INFERENCE)
+    return settings
+
+
+def asked(settings: Settings, tenant: str, run_id: str = "r1", hands: Hands | None = None) -> Admission:
+    found = admission(open_context(settings, f"{tenant}_toy"), run_id)
+    assert found is not None
+    if hands is not None:
+        found._monotonic = hands
+    return found
+
+
+def test_without_a_cluster_file_no_run_is_admitted_and_no_ledger_is_read(settings: Settings) -> None:
+    pipeline_of(settings, "red", INFERENCE)
+    assert admission(open_context(settings, "red_toy"), "r1") is None
+
+
+def test_a_lease_lives_from_the_first_beat_to_the_end_and_leaves_its_account(two: Settings) -> None:
+    hands = Hands()
+    red = asked(two, "red", hands=hands)
+    assert red.allowed(demand(), boundary=False) == 4
+    hands.now_s = 1.5
+    assert red.allowed(demand(4, allocated_s=6.0), boundary=True) == 4
+    (row,) = MetadataStore.open(two).lease_rows()
+    assert (row["width"], row["workers"], row["tenant"]) == (4, 4, "red")
+    red.leave(demand(0, 0, allocated_s=20.0))
+    assert MetadataStore.open(two).lease_rows() == []
+    ledger = wiring.cost_ledger(two)
+    (line,) = ledger["allocations"]
+    assert (line["allocated_s"], line["used_s"], line["idle_s"], line["wasted_s"]) == (20.0, 10.0, 8.0, 2.0)
+    (whole,) = ledger["allocated_by_tenant"]
+    assert whole["gpu_seconds"] == 20.0 == whole["used"] + whole["idle"] + whole["wasted"]
+
+
+def test_two_drivers_of_one_run_are_one_lease_and_the_older_one_stops(two: Settings) -> None:
+    hands = Hands()
+    old, new = asked(two, "red", hands=hands), asked(two, "red")
+    assert old.allowed(demand(), boundary=False) == 4
+    assert new.allowed(demand(), boundary=False) == 4
+    assert len(MetadataStore.open(two).lease_rows()) == 1
+    hands.now_s = 2.0
+    with pytest.raises(StaleAttempt, match="newer attempt"):
+        old.allowed(demand(4), boundary=False)
+    old.leave(demand())
+    assert len(MetadataStore.open(two).lease_rows()) == 1, "the newer attempt's lease stays"
+
+
+def test_a_run_that_asks_for_what_it_can_never_get_is_refused_with_limit_and_figure(
+    settings: Settings,
+) -> None:
+    say(settings, "{gpus: 4, cpus: 16, nodes: [{count: 4, gpus: 1, cpus: 4}]}", red=TWO)
+    pipeline_of(settings, "red", "{gpus_per_worker: 2, cpus_per_worker: 1}")
+    with pytest.raises(
+        TerminalError, match="a worker needs 2 GPUs, 1 CPUs on one node; the largest node has 1 GPUs"
+    ):
+        admission(open_context(settings, "red_toy"), "r1")
+
+
+def test_guarantees_above_the_cluster_refuse_every_run_before_it_begins(two: Settings) -> None:
+    say(two, None, blue="share: {guarantee: {gpus: 3}}")
+    with pytest.raises(ConfigError, match="guarantees add up to 5: blue 3, red 2"):
+        admission(open_context(two, "red_toy"), "r1")
+
+
+def test_changed_shares_hold_at_the_next_beat_and_a_broken_file_changes_nothing(two: Settings) -> None:
+    hands = Hands()
+    red = asked(two, "red", hands=hands)
+    assert red.allowed(demand(), boundary=False) == 4
+    say(two, None, red="share: {guarantee: {gpus: 1}, borrow: {gpus: 2}}")
+    hands.now_s = 2.0
+    assert red.allowed(demand(4), boundary=False) == 3
+    say(two, None, red="share: [")
+    hands.now_s = 4.0
+    assert red.allowed(demand(3), boundary=False) == 3
+
+
+def test_without_the_ledger_nothing_is_begun_and_what_runs_goes_on_until_its_lease_may_be_over(
+    two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hands = Hands()
+    red = asked(two, "red", hands=hands)
+    assert red.allowed(demand(), boundary=False) == 4
+
+    def away(*_: object, **__: object) -> None:
+        raise ServiceUnavailable("the metadata database does not answer: connection refused", which="db")
+
+    monkeypatch.setattr(MetadataStore, "lease_ledger", away)
+    hands.now_s = 30.0
+    assert red.allowed(demand(3), boundary=False) == 3, "it does not grow"
+    hands.now_s = 61.0
+    with pytest.raises(ServiceUnavailable, match="the lease may be over"):
+        red.allowed(demand(3), boundary=False)
+    with pytest.raises(ServiceUnavailable, match="nothing was begun"):
+        asked(two, "blue").allowed(demand(), boundary=False)
+    red.leave(demand())
+
+
+def test_the_status_shows_who_borrows_and_why_a_run_waits(two: Settings) -> None:
+    red, blue = asked(two, "red"), asked(two, "blue")
+    assert red.allowed(demand(), boundary=False) == 4
+    assert blue.allowed(demand(), boundary=False) == 0
+    found = wiring.tenancy_status(two)
+    shares = {one["tenant"]: one for one in found["shares"]}
+    assert (shares["red"]["has"], shares["red"]["borrows"]) == ("4 GPUs, 16 CPUs", "2 GPUs, 8 CPUs")
+    assert shares["blue"]["waiting"] == 1
+    waits = next(run["waits"] for run in found["runs"] if run["tenant"] == "blue")
+    assert waits.startswith("gets 2 workers as soon as others have finished the shards they are at")

@@ -1,0 +1,144 @@
+"""Two tenants on one real Ray with four logical GPUs: guarantee, borrowing, reclaim at a shard boundary, nothing lost or repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inference_support import plan_stub, scoring_snapshot, table_rows
+from tenancy_support import pipeline_of, say
+
+from tasks import wiring
+from tasks.core import Settings, open_store, utc_now
+from tasks.inference import verify
+from tasks.inference.records import read_shard_records
+from tasks.metadata import MetadataStore
+
+HERE = Path(__file__).parent
+PATH = os.pathsep.join([str(HERE), str(HERE.parent / "inference"), str(HERE.parents[1])])
+INFERENCE = "{shard_rows: 20, batch_rows: 64, max_workers: 4, gpus_per_worker: 1, cpus_per_worker: 1, slow_shard_factor: 0}"
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray of eight CPUs and four logical GPUs, which ends with this process."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        num_cpus=8,
+        num_gpus=4,
+        include_dashboard=False,
+        object_store_memory=80 << 20,
+        log_to_driver=False,
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def start_driver(
+    settings: Settings, address: str, pipeline: str, run_id: str, gate: Path
+) -> subprocess.Popen[str]:
+    env = {
+        **os.environ,
+        **settings.as_environment(),
+        "PYTHONPATH": PATH,
+        "RAY_ADDRESS": address,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [sys.executable, str(HERE / "tenancy_support.py"), pipeline, run_id, str(gate)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def result_of(driver: subprocess.Popen[str]) -> dict[str, Any]:
+    output, _ = driver.communicate(timeout=240)
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    assert lines, output
+    return json.loads(lines[-1].removeprefix("RESULT "))  # type: ignore[no-any-return]
+
+
+class Ledger:
+    """What the ledger said at each look: by tenant, (granted, there)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store = MetadataStore.open(settings)
+        self.seen: list[dict[str, tuple[int, int]]] = []
+
+    def look(self) -> dict[str, tuple[int, int]]:
+        found = {row["tenant"]: (row["width"], row["workers"]) for row in self._store.lease_rows()}
+        self.seen.append(found)
+        return found
+
+    def until(self, what: Callable[[dict[str, tuple[int, int]]], bool], *, limit_s: float = 120) -> None:
+        end_s = time.monotonic() + limit_s
+        while not what(self.look()):
+            assert time.monotonic() < end_s, f"it did not come to that: {self.seen[-1]}"
+            time.sleep(0.05)
+
+
+def test_an_idle_guarantee_is_lent_and_taken_back_at_a_shard_boundary_and_no_shard_is_lost_or_repeated(
+    settings: Settings, tmp_path: Path, ray_address: str
+) -> None:
+    say(
+        settings,
+        "{gpus: 4, cpus: 8, beat_s: 0.5}",
+        red="share: {guarantee: {gpus: 2}}",
+        blue="share: {guarantee: {gpus: 2}}",
+    )
+    red, blue = (pipeline_of(settings, tenant, INFERENCE) for tenant in ("red", "blue"))
+    plans = {
+        spec.tenant: (spec, plan_stub(settings, spec, scoring_snapshot(settings, spec, days=days)))
+        for spec, days in ((red, 11), (blue, 3))
+    }
+    gates = {name: tmp_path / f"go-{name}" for name in plans}
+    drivers = {
+        name: start_driver(settings, ray_address, spec.name, planned.run_id, gates[name])
+        for name, (spec, planned) in plans.items()
+    }
+    ledger = Ledger(settings)
+    try:
+        gates["red"].touch()
+        ledger.until(lambda now: now.get("red") == (4, 4))  # borrows what blue leaves idle
+        status = wiring.tenancy_status(settings)
+        assert next(one for one in status["shares"] if one["tenant"] == "red")["borrows"] == "2 GPUs"
+        gates["blue"].touch()
+        ledger.until(lambda now: now.get("blue", (0, 0))[0] >= 1)
+        ledger.until(lambda now: now.get("blue") == (2, 2) and now.get("red") == (2, 2))
+        ledger.until(lambda now: "blue" not in now)
+        ledger.until(lambda now: now.get("red", (4, 4)) == (4, 4) or "red" not in now)  # lent again
+        reports = {name: result_of(driver) for name, driver in drivers.items()}
+    finally:
+        for driver in drivers.values():
+            driver.kill()
+            driver.wait()
+    for now in ledger.seen:
+        assert sum(max(one) for one in now.values()) <= 4, f"more than there is: {now}"
+    for name, (spec, planned) in plans.items():
+        report = reports[name]
+        assert report.get("shards_committed") == len(planned.shards), report
+        assert verify(settings, spec, planned.run_id).ok
+        assert len(table_rows(settings, spec)) == planned.rows
+        store = open_store(settings, prefix=spec.prefix)
+        written = [info.key for info in store.list("tables/predictions") if info.key.endswith(".parquet")]
+        records = read_shard_records(store, planned.run_id, [task.shard for task in planned.shards])
+        assert len(written) == sum(len(record.files) for record in records), "a file of a repeated shard"
+    now = utc_now()
+    kept = MetadataStore.open(settings).allocation_rows(
+        since=now - timedelta(hours=1), until=now + timedelta(hours=1)
+    )
+    assert {row["tenant"]: row["outcome"] for row in kept} == {"red": "released", "blue": "released"}
+    for row in kept:
+        assert row["allocated_s"] == pytest.approx(row["used_s"] + row["idle_s"] + row["wasted_s"])
+        assert row["used_s"] > 0 and row["wasted_s"] == 0, "giving workers back wastes nothing"
+    assert MetadataStore.open(settings).lease_rows() == []
