@@ -42,10 +42,12 @@ class PredictionApp:
 
     Args:
         server: What answers; it is started and stopped with the application's lifespan.
+        metrics: What `/metrics` answers; None: the server's own.
     """
 
-    def __init__(self, server: ModelServer) -> None:
+    def __init__(self, server: ModelServer, *, metrics: Callable[[], bytes] | None = None) -> None:
         self.server = server
+        self.metrics = metrics or server.metrics.text
         self._native_path = f"/v1/pipelines/{server.pipeline}/predictions"
         self._hot: dict[str, Callable[[Scope, Receive], Any]] = {
             self._native_path: self.predictions,
@@ -287,7 +289,7 @@ def _api(app: PredictionApp, native_path: str) -> FastAPI:
 
     @api.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
-        return Response(server.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(app.metrics(), media_type=CONTENT_TYPE)
 
     @api.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:

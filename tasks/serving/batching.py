@@ -107,6 +107,8 @@ class MicroBatcher:
         self._loop: AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._rows_s, self._spent_s = 1.0, 0.001
+        self.busy_s = 0.0
+        """Time that the thread has spent on batches so far."""
         # Each counter has one writer, so none needs a lock.
         self.admitted_rows = 0
         self._finished_rows = 0
@@ -181,9 +183,11 @@ class MicroBatcher:
                         ticket.error = ticket.error or _internal()
                     self._deliver(left)
                 self._finished_rows += sum(len(ticket.rows) for ticket in chunk)
+                spent_s = time.perf_counter() - started
+                self.busy_s += spent_s
                 if scored_rows:
                     self._rows_s = _KEPT * self._rows_s + scored_rows
-                    self._spent_s = _KEPT * self._spent_s + time.perf_counter() - started
+                    self._spent_s = _KEPT * self._spent_s + spent_s
 
     def _chunks(self, tickets: list[Ticket]) -> Iterator[list[Ticket]]:
         """Whole tickets, together as many rows as are scored in about `batch_s`."""

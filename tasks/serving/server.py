@@ -81,6 +81,16 @@ class ModelServer:
     def ready(self) -> bool:
         return self.live is not None and not self.draining
 
+    @property
+    def waiting_s(self) -> float:
+        """How long what was admitted and is not scored yet will take."""
+        return self._batcher.expected_s()
+
+    @property
+    def busy_s(self) -> float:
+        """Time that the scoring thread has worked so far."""
+        return self._batcher.busy_s
+
     def refuse_early(self) -> None:
         """Refuse what would be refused anyway, before it costs reading and decoding.
 

@@ -328,6 +328,8 @@ def model_server(
     """The server of a pipeline, not started yet.
 
     Args:
+        audit: Whether answers are kept.
+        shadow: As `DeploymentLog`.
         node: Name under which it writes to the audit store; one for each process on a machine, and the same after a restart.
 
     Raises:
@@ -335,13 +337,26 @@ def model_server(
         HotLogInUse: Another process writes under this name.
     """
     spec = open_context(settings, pipeline).spec
+    journal = HotJournal(settings, spec, node or socket.gethostname()) if audit else None
+    return server_of(settings, spec, journal, limits=limits, shadow=shadow)
+
+
+def server_of(
+    settings: Settings,
+    spec: PipelineSpec,
+    journal: HotJournal | None,
+    *,
+    limits: ServingLimits | None,
+    shadow: bool,
+) -> ModelServer:
+    """A server that follows the pipeline's deployment log and writes to `journal`; not started yet."""
     deployments = DeploymentLog(settings, spec, shadow=shadow)
     return ModelServer(
         spec.name,
         spec.tenant,
         source=deployments.exposure,
         load=lambda deployed: ServedBundle(settings, spec, deployed),
-        journal=HotJournal(settings, spec, node or socket.gethostname()) if audit else None,
+        journal=journal,
         quality=deployments.quality,
         limits=limits,
     )
