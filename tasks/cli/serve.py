@@ -39,6 +39,13 @@ def serve(
         bool,
         typer.Option("--shadow", help="Let the registered challenger score copies, and answer nothing."),
     ] = False,
+    entity_days: Annotated[
+        int,
+        typer.Option(min=0, help="Newest published days whose rows can be asked for by entity key; 0: none."),
+    ] = 7,
+    entity_max_age_s: Annotated[
+        float | None, typer.Option(min=0, help="Refuse an entity whose newest row is older.")
+    ] = None,
     ray: Annotated[
         bool,
         typer.Option(
@@ -67,6 +74,7 @@ def serve(
         max_wait_s=max_wait_ms / 1000,
         default_timeout_s=timeout_ms / 1000,
         poll_s=poll_s,
+        entity_max_age_s=entity_max_age_s,
     )
     if not ray:
         wiring.serve(
@@ -77,6 +85,7 @@ def serve(
             limits=limits,
             audit=audit,
             shadow=shadow,
+            entity_days=entity_days,
             started=started,
         )
         return
@@ -93,5 +102,6 @@ def serve(
         scale=Scale(min_replicas=min_replicas, max_replicas=max_replicas, gpus=replica_gpus),
         audit=audit,
         shadow=shadow,
+        entity_days=entity_days,
         started=started,
     )

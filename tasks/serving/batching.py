@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tasks.core.errors import PenstockError
 from tasks.serving.bounded_queue import BoundedQueue
+from tasks.serving.entities import FoundRow
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
 from tasks.serving.models import Answered, ServedModel
@@ -40,6 +41,7 @@ class Ticket:
         "error",
         "future",
         "handed",
+        "inputs",
         "models",
         "request_id",
         "rows",
@@ -70,6 +72,8 @@ class Ticket:
         self.enqueued = time.monotonic()
         self.answers: list[tuple[str, float, Any]] = [("", math.nan, None)] * len(rows)
         """By row: prediction id, score, and what the model says beside it."""
+        self.inputs: list[FoundRow] | None = None
+        """By row, when the request named entities and the server had their rows."""
         self.error: Refused | None = None
         self.handed = False
         """Whether its answer is on its way; nothing may be changed then."""

@@ -14,7 +14,7 @@ from types import FrameType
 from tasks.core import PipelineSpec, Settings
 from tasks.serving import ModelServer, Scale, ServingLimits
 from tasks.wiring.context import open_context
-from tasks.wiring.serving import DeploymentLog, HotJournal, server_of
+from tasks.wiring.serving import ENTITY_DAYS, DeploymentLog, HotJournal, server_of
 
 
 def serve_on_ray(
@@ -27,6 +27,7 @@ def serve_on_ray(
     scale: Scale | None = None,
     audit: bool = True,
     shadow: bool = False,
+    entity_days: int = ENTITY_DAYS,
     address: str = "auto",
     started: Callable[[str, int | None], None] | None = None,
 ) -> None:
@@ -59,7 +60,7 @@ def serve_on_ray(
         if port == 0:
             with listen(host, 0) as free:
                 port = free.getsockname()[1]
-        build = partial(replica, settings, spec, limits, audit=audit, shadow=shadow)
+        build = partial(replica, settings, spec, limits, audit=audit, shadow=shadow, entity_days=entity_days)
         with cluster.deployed(pipeline, build, host=host, port=port, scale=scale, limits=limits) as url:
             if started is not None:
                 exposure = DeploymentLog(settings, spec).exposure()
@@ -72,14 +73,21 @@ def serve_on_ray(
 
 
 def replica(
-    settings: Settings, spec: PipelineSpec, limits: ServingLimits, *, audit: bool, shadow: bool
+    settings: Settings,
+    spec: PipelineSpec,
+    limits: ServingLimits,
+    *,
+    audit: bool,
+    shadow: bool,
+    entity_days: int,
 ) -> tuple[ModelServer, str]:
     """A replica's server, and its name; runs in the replica's process."""
     from tasks.audit.hot.log import HotLogInUse
 
     host = socket.gethostname()
+    server = partial(server_of, settings, spec, limits=limits, shadow=shadow, entity_days=entity_days)
     if not audit:
-        return server_of(settings, spec, None, limits=limits, shadow=shadow), f"{host}-{os.getpid()}"
+        return server(None), f"{host}-{os.getpid()}"
     # Names are used again, so what a replica that was killed left unfolded is taken up by the next one.
     for number in count():
         name = f"{host}-ray-{number}"
@@ -87,5 +95,5 @@ def replica(
             journal = HotJournal(settings, spec, name)
         except HotLogInUse:
             continue
-        return server_of(settings, spec, journal, limits=limits, shadow=shadow), name
+        return server(journal), name
     raise AssertionError("unreachable")
