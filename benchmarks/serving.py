@@ -1,8 +1,8 @@
-"""What a prediction on request costs, beside the same model behind FastAPI without batching and behind MLflow's server.
+"""What a prediction on request costs, beside the same model behind FastAPI without batching, MLflow's server, LitServe and Ray Serve.
 
     python benchmarks/serving.py run --seconds 5 --write
 
-Needs nothing: it makes an installation in a temporary folder, with random models of the toy pipeline. Every contender answers the
+Needs nothing: it makes LitServe's environment in `.penstock/venv-servers`, and an installation in a temporary folder, with random models of the toy pipeline. Every contender answers the
 same rows with the same scoring code (raw rows, the bundle's feature code, the network). The load comes from a process of
 its own: as many connections as clients, each asks, reads, and asks again. CPU is that of the contender's whole process
 tree, kernel time included, over the requests that were answered.
@@ -21,6 +21,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.request
@@ -36,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "serving.md"
 MODELS = {"small": (16, 8), "larger": (1024, 1024, 512)}
 CLIENTS = (1, 8, 64)
+PEERS = Path(__file__).parent / "serving_peers.py"
+SERVERS = ROOT / ".penstock" / "venv-servers"
 OVERLOAD = "\n## Ten times the load\n"
 PATH = "/v1/pipelines/toy/predictions"
 DAY = date(2024, 3, 1)
@@ -339,6 +342,19 @@ def mlflow_command(root: Path, port: int, env: dict[str, str]) -> list[str]:
     return [*command, "--env-manager", "local", "--workers", "1"]
 
 
+def litserve_python() -> str:
+    """LitServe's environment, made at first use: its own packages, and this one's beside them."""
+    python = SERVERS / "bin" / "python"
+    if not (SERVERS / "made").exists():
+        subprocess.run([sys.executable, "-m", "venv", SERVERS], check=True)
+        (packages,) = SERVERS.glob("lib/python*/site-packages")
+        (packages / "project.pth").write_text(sysconfig.get_path("purelib"))
+        wanted = Path(__file__).parent / "requirements-servers.txt"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", wanted], check=True)
+        (SERVERS / "made").touch()
+    return str(python)
+
+
 def contenders(root: Path, env: dict[str, str]) -> Iterator[tuple[str, list[str], int, str, str, str]]:
     """Name, command, port, path, form of the rows, and where it says that it is ready."""
     for name, options in (
@@ -360,49 +376,82 @@ def contenders(root: Path, env: dict[str, str]) -> Iterator[tuple[str, list[str]
         "dataframe_records",
         "/ping",
     )
+    port = free_port()
+    command = [litserve_python(), str(PEERS.with_name("serving_litserve.py")), str(port)]
+    yield "LitServe, max batch 64, wait 2 ms", command, port, PATH, "rows", "/health"
+
+
+def on_ray() -> Iterator[tuple[str, list[str], int, str, str, str]]:
+    """The same of contenders on Ray: by themselves, because a Ray that idles takes CPU from the others."""
+    for name, what, path, health in (
+        ("Ray Serve @serve.batch, max batch 64, wait 2 ms", "ray-batch", "/", "/"),
+        ("Penstock, `--ray`, one replica", "penstock-ray", PATH, "/health/ready"),
+    ):
+        port = free_port()
+        yield name, [sys.executable, str(PEERS), what, str(port)], port, path, "rows", health
 
 
 def measure(seconds: float, repeats: int) -> list[str]:
-    """Side by side, both models: all contenders run, and are asked in turn."""
+    """Side by side, both models: the contenders of a group run at once, and are asked in turn."""
     lines = []
     for size, hidden in MODELS.items():
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             env, rows = install(root, hidden)
-            up: dict[str, tuple[psutil.Process, int, Path, str]] = {}
-            lines += [
-                f"\n## {size.capitalize()} model, layers {', '.join(map(str, hidden))}\n",
-                "| clients | | CPU-µs a request | requests/s | p50 ms | p99 ms |",
-                "|---|---|---|---|---|---|",
-            ]
-            for name, command, port, path, form, health in contenders(root, env):
-                bodies = root / f"{form}.json"
-                bodies.write_text(json.dumps([json.dumps({form: [row]}) for row in rows]))
-                up[name] = (stack.enter_context(contender(command, port, health, env)), port, bodies, path)
-                ask(*up[name], 1.0, clients=8)  # warm
-            for clients in (*CLIENTS, 256):
-                names = [name for name in up if clients <= 64 or name.startswith("Penstock, max")]
-                runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-                for _ in range(repeats):
-                    for name in names:
-                        runs[name].append(ask(*up[name], seconds, clients=clients))
-                for name in names:
-                    middle = {
-                        key: statistics.median(run[key] for run in runs[name])
-                        for key in ("cpu_us", "rate", "p50_ms", "p99_ms")
-                    }
-                    bad = {status for run in runs[name] for status in run["statuses"]} - {"200"}
-                    note = f" (also {', '.join(sorted(bad))})" if bad else ""
-                    lines.append(
-                        f"| {clients} | {name}{note} | {middle['cpu_us']:,.0f} | {middle['rate']:,.0f} | "
-                        f"{middle['p50_ms']:.1f} | {middle['p99_ms']:.1f} |"
-                    )
-                    print(size, lines[-1], flush=True)
+            found: dict[int, list[str]] = {}
+            groups = [list(contenders(root, env)), *([one] for one in on_ray())]
+            for group in groups:
+                for clients, line in beside(root, env, rows, group, seconds, repeats):
+                    found.setdefault(clients, []).append(line)
+                    print(size, line, flush=True)
+        lines += [
+            f"\n## {size.capitalize()} model, layers {', '.join(map(str, hidden))}\n",
+            "| clients | | CPU-µs a request | requests/s | p50 ms | p99 ms (range) |",
+            "|---|---|---|---|---|---|",
+            *(line for of_clients in found.values() for line in of_clients),
+        ]
     return lines
 
 
-def overload(seconds: float) -> list[str]:
-    """Ten times what it can do, with a deadline of one second."""
+def beside(
+    root: Path,
+    env: dict[str, str],
+    rows: list[dict[str, Any]],
+    group: list[tuple[str, list[str], int, str, str, str]],
+    seconds: float,
+    repeats: int,
+) -> Iterator[tuple[int, str]]:
+    """Lines of the table, each with its number of clients."""
+    with ExitStack() as stack:
+        up: dict[str, tuple[psutil.Process, int, Path, str]] = {}
+        for name, command, port, path, form, health in group:
+            bodies = root / f"{form}.json"
+            bodies.write_text(json.dumps([json.dumps({form: [row]}) for row in rows]))
+            up[name] = (stack.enter_context(contender(command, port, health, env)), port, bodies, path)
+            ask(*up[name], 1.0, clients=8)  # warm
+        for clients in (*CLIENTS, 256):
+            names = [name for name in up if clients <= 64 or name.startswith("Penstock, max")]
+            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            for _ in range(repeats):
+                for name in names:
+                    runs[name].append(ask(*up[name], seconds, clients=clients))
+            for name in names:
+                middle = {
+                    key: statistics.median(run[key] for run in runs[name])
+                    for key in ("cpu_us", "rate", "p50_ms", "p99_ms")
+                }
+                bad = {status for run in runs[name] for status in run["statuses"]} - {"200"}
+                note = f" (also {', '.join(sorted(bad))})" if bad else ""
+                tails = [run["p99_ms"] for run in runs[name]]
+                yield (
+                    clients,
+                    f"| {clients} | {name}{note} | {middle['cpu_us']:,.0f} | {middle['rate']:,.0f} | "
+                    f"{middle['p50_ms']:.1f} | {middle['p99_ms']:.1f} ({min(tails):.0f} to {max(tails):.0f}) |",
+                )
+
+
+def overload(seconds: float, repeats: int) -> list[str]:
+    """Ten times what it can do, with a deadline of one second; capacity is measured before and after each run."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         env, rows = install(root, (2048, 2048, 2048))
@@ -410,29 +459,41 @@ def overload(seconds: float) -> list[str]:
         bodies.write_text(json.dumps([json.dumps({"rows": rows[at : at + 32]}) for at in range(0, 64, 8)]))
         port = free_port()
         command = [*penstock(port, "--no-audit")[:-3], "--timeout-ms", "1000", "--no-audit"]
+        lines = [
+            OVERLOAD,
+            f"{repeats} times runs of {seconds:g} s (`--only overload`). Requests of 32 rows for a model with layers 2048, 2048, 2048, and a deadline of 1 s. Capacity is what 16 clients that wait for "
+            "their answers get, measured before and after each run; then requests come at their own pace.\n",
+            "| run | load | capacity/s before, after | requests/s sent | answered in time/s | of capacity | p50 ms | p99 ms | other answers |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        shares: dict[int, list[float]] = {}
+        tails: dict[int, list[float]] = {}
         with contender(command, port, "/health/ready", env) as process:
             ask(process, port, bodies, PATH, 2.0, clients=8)
-            capacity = ask(process, port, bodies, PATH, seconds, clients=16)
-            lines = [
-                OVERLOAD,
-                f"Runs of {seconds:g} s (`--only overload`). Requests of 32 rows for a model with layers 2048, 2048, 2048, and a deadline of 1 s. Capacity is what 16 clients that wait for "
-                "their answers get; then requests come at their own pace.\n",
-                "| load | requests/s sent | answered in time/s | of capacity | p50 ms | p99 ms | other answers |",
-                "|---|---|---|---|---|---|---|",
-                f"| 16 clients | | {capacity['rate']:.0f} | 100 % | {capacity['p50_ms']:.0f} | {capacity['p99_ms']:.0f} | |",
-            ]
-            for times in (1, 2, 10):
-                rate = times * capacity["rate"]
-                found = ask(process, port, bodies, PATH, seconds, rate=rate)
-                others = {key: value for key, value in found["statuses"].items() if key != "200"}
-                shown = ", ".join(f"{count:,} x {status}" for status, count in sorted(others.items()))
-                if found["without_connection"]:
-                    shown += f"; {found['without_connection']:,} found all 400 connections busy"
-                lines.append(
-                    f"| {times}x | {found['sent'] / seconds:.0f} | {found['rate']:.0f} | "
-                    f"{found['rate'] / capacity['rate']:.0%} | {found['p50_ms']:.0f} | {found['p99_ms']:.0f} | {shown} |"
-                )
-                print(lines[-1], flush=True)
+            before = ask(process, port, bodies, PATH, seconds, clients=16)["rate"]
+            for number in range(repeats):
+                for times in (2, 10):
+                    found = ask(process, port, bodies, PATH, seconds, rate=times * before)
+                    after = ask(process, port, bodies, PATH, seconds, clients=16)["rate"]
+                    share = found["rate"] / ((before + after) / 2)
+                    others = {key: value for key, value in found["statuses"].items() if key != "200"}
+                    shown = ", ".join(f"{count:,} x {status}" for status, count in sorted(others.items()))
+                    if found["without_connection"]:
+                        shown += f"; {found['without_connection']:,} found all 400 connections busy"
+                    shares.setdefault(times, []).append(share)
+                    tails.setdefault(times, []).append(found["p99_ms"])
+                    lines.append(
+                        f"| {number + 1} | {times}x | {before:.0f}, {after:.0f} | {found['sent'] / seconds:.0f} | {found['rate']:.0f} | "
+                        f"{share:.0%} | {found['p50_ms']:.0f} | {found['p99_ms']:.0f} | {shown} |"
+                    )
+                    print(lines[-1], flush=True)
+                    before = after
+    for times, of_load in shares.items():
+        tail = tails[times]
+        lines.append(
+            f"\nAt {times} times the load: {statistics.median(of_load):.0%} of capacity (median; {min(of_load):.0%} to {max(of_load):.0%}), "
+            f"p99 {statistics.median(tail):.0f} ms ({min(tail):.0f} to {max(tail):.0f})."
+        )
     return lines
 
 
@@ -445,11 +506,11 @@ def run(arguments: argparse.Namespace) -> None:
             f"`python benchmarks/serving.py run --seconds {arguments.seconds:g} --repeats {arguments.repeats} --write`, "
             f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. The load tool and the contenders share the CPUs, and other "
             "work ran on the machine: compare CPU, and rows with the same number of clients; rates and latencies show no more than an order of magnitude.\n\n"
-            f"Each request has one row. All contenders run at once and are asked in turn. Medians of {arguments.repeats} runs of {arguments.seconds:g} s.\n"
+            f"Each request has one row. Those without Ray run at once and are asked in turn, those on Ray after them, one at a time. Medians of {arguments.repeats} runs of {arguments.seconds:g} s.\n"
         )
         side_by_side = head + "\n".join(measure(arguments.seconds, arguments.repeats)) + "\n"
     if arguments.only != "measure":
-        overloaded = "\n".join(overload(arguments.seconds)) + "\n"
+        overloaded = "\n".join(overload(arguments.seconds, arguments.repeats)) + "\n"
     if arguments.write:
         RESULTS.write_text(side_by_side + overloaded)
     print(side_by_side + overloaded)

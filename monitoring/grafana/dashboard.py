@@ -46,17 +46,23 @@ PANELS = (
 """(title, description, unit, type, query, legend)."""
 
 
-def dashboard() -> dict[str, Any]:
-    """The dashboard's JSON model."""
+def dashboard(
+    panels_of: tuple[tuple[str, str, str, str, str, str], ...] = PANELS,
+    *,
+    uid: str = "penstock",
+    title: str = "Penstock",
+    named_by: str = "penstock_pipeline_loads",
+) -> dict[str, Any]:
+    """A dashboard's JSON model; tenants and pipelines to choose from are those of the metric `named_by`."""
     panels, x, y, below = [], 0, 0, 0
-    for number, (title, description, unit, kind, query, legend) in enumerate(PANELS, 1):
+    for number, (name, description, unit, kind, query, legend) in enumerate(panels_of, 1):
         width, height = (6, 5) if kind == "stat" else (12, 8)
         if x + width > 24:
             x, y = 0, y + below
         below = height
         panel: dict[str, Any] = {
             "id": number,
-            "title": title,
+            "title": name,
             "description": description,
             "type": kind,
             "datasource": {"type": "prometheus", "uid": "${datasource}"},
@@ -69,8 +75,8 @@ def dashboard() -> dict[str, Any]:
         panels.append(panel)
         x += width
     return {
-        "uid": "penstock",
-        "title": "Penstock",
+        "uid": uid,
+        "title": title,
         "tags": ["penstock"],
         "timezone": "utc",
         "schemaVersion": 39,
@@ -79,8 +85,8 @@ def dashboard() -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus"},
-                _variable("tenant", "label_values(penstock_pipeline_loads, tenant)"),
-                _variable("pipeline", 'label_values(penstock_pipeline_loads{tenant=~"$tenant"}, pipeline)'),
+                _variable("tenant", f"label_values({named_by}, tenant)"),
+                _variable("pipeline", f'label_values({named_by}{{tenant=~"$tenant"}}, pipeline)'),
             ]
         },
         "panels": panels,

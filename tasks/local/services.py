@@ -114,6 +114,21 @@ def start_services(settings: Settings, progress: Progress) -> Settings:
     return local
 
 
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """The variables by which a program joins this installation's Ray; empty when it does not run."""
+    if not any(state.name == "ray" and state.running for state in survey(settings)):
+        return {}
+    return _joining_ray(_load_ports(settings))
+
+
+def _joining_ray(ports: dict[str, int]) -> dict[str, str]:
+    return {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": f"{_LOOPBACK}:{ports['ray_gcs']}",
+    }
+
+
 def stop_services(settings: Settings, progress: Progress, *, grace_s: float = 20.0) -> int:
     """End every process of this installation's services by pid; returns how many there were.
 
@@ -287,9 +302,7 @@ def _environment(local: Settings) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "NO_PROXY": "127.0.0.1,localhost",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ADDRESS": f"{_LOOPBACK}:{ports['ray_gcs']}",
+        **_joining_ray(ports),
     }
 
 

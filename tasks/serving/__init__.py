@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         ServedModel,
         Source,
     )
+    from tasks.serving.ray_serve import RayServe
     from tasks.serving.running import Running, listen
+    from tasks.serving.scaling import Scale
     from tasks.serving.server import ModelServer
     from tasks.serving.signature import Signature
 
@@ -38,9 +40,11 @@ _HOME = {
     "ModelServer": "server",
     "PredictionApp": "app",
     "Quality": "models",
+    "RayServe": "ray_serve",
     "Recorded": "models",
     "RowFailure": "models",
     "Running": "running",
+    "Scale": "scaling",
     "Scores": "models",
     "ServedModel": "models",
     "ServingLimits": "limits",
@@ -60,9 +64,11 @@ __all__ = [
     "ModelServer",
     "PredictionApp",
     "Quality",
+    "RayServe",
     "Recorded",
     "RowFailure",
     "Running",
+    "Scale",
     "Scores",
     "ServedModel",
     "ServingLimits",

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tasks.core.clock import utc_now
 from tasks.serving.batching import Ticket
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import CONTENT_TYPE
@@ -42,10 +44,12 @@ class PredictionApp:
 
     Args:
         server: What answers; it is started and stopped with the application's lifespan.
+        metrics: What `/metrics` answers; None: the server's own.
     """
 
-    def __init__(self, server: ModelServer) -> None:
+    def __init__(self, server: ModelServer, *, metrics: Callable[[], bytes] | None = None) -> None:
         self.server = server
+        self.metrics = metrics or server.metrics.text
         self._native_path = f"/v1/pipelines/{server.pipeline}/predictions"
         self._hot: dict[str, Callable[[Scope, Receive], Any]] = {
             self._native_path: self.predictions,
@@ -90,7 +94,7 @@ class PredictionApp:
                 server.refuse_late(arrived + (timeout_s or server.limits.default_timeout_s))
             request = parse(decode_json(body))
             if request_id is not None and request.request_id is None:
-                request = RawRequest(request.rows, request.where, request.timeout_s, request_id)
+                request = replace(request, request_id=request_id)
             ticket = await server.predict(request, arrived=arrived, timeout_s=timeout_s)
         except Refused as refused:
             return self.problem(refused)
@@ -145,6 +149,14 @@ class PredictionApp:
                     for name, value in zip(model.output_names, outputs, strict=True)
                 }
             predictions.append(one)
+        if ticket.inputs is not None:
+            now = utc_now()
+            for one, row in zip(predictions, ticket.inputs, strict=True):
+                one["input"] = {
+                    "snapshot_id": row.snapshot_id,
+                    "event_time": row.event_time.isoformat(),
+                    "age_s": round((now - row.event_time).total_seconds(), 3),
+                }
         return _compact(
             {"pipeline": self.server.pipeline, "request_id": ticket.request_id, "predictions": predictions}
         ).encode()
@@ -287,7 +299,7 @@ def _api(app: PredictionApp, native_path: str) -> FastAPI:
 
     @api.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
-        return Response(server.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(app.metrics(), media_type=CONTENT_TYPE)
 
     @api.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tasks.core.errors import PenstockError
 from tasks.serving.bounded_queue import BoundedQueue
+from tasks.serving.entities import FoundRow
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
 from tasks.serving.models import Answered, ServedModel
@@ -40,6 +41,7 @@ class Ticket:
         "error",
         "future",
         "handed",
+        "inputs",
         "models",
         "request_id",
         "rows",
@@ -70,6 +72,8 @@ class Ticket:
         self.enqueued = time.monotonic()
         self.answers: list[tuple[str, float, Any]] = [("", math.nan, None)] * len(rows)
         """By row: prediction id, score, and what the model says beside it."""
+        self.inputs: list[FoundRow] | None = None
+        """By row, when the request named entities and the server had their rows."""
         self.error: Refused | None = None
         self.handed = False
         """Whether its answer is on its way; nothing may be changed then."""
@@ -107,6 +111,8 @@ class MicroBatcher:
         self._loop: AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._rows_s, self._spent_s = 1.0, 0.001
+        self.busy_s = 0.0
+        """Time that the thread has spent on batches so far."""
         # Each counter has one writer, so none needs a lock.
         self.admitted_rows = 0
         self._finished_rows = 0
@@ -181,9 +187,11 @@ class MicroBatcher:
                         ticket.error = ticket.error or _internal()
                     self._deliver(left)
                 self._finished_rows += sum(len(ticket.rows) for ticket in chunk)
+                spent_s = time.perf_counter() - started
+                self.busy_s += spent_s
                 if scored_rows:
                     self._rows_s = _KEPT * self._rows_s + scored_rows
-                    self._spent_s = _KEPT * self._spent_s + time.perf_counter() - started
+                    self._spent_s = _KEPT * self._spent_s + spent_s
 
     def _chunks(self, tickets: list[Ticket]) -> Iterator[list[Ticket]]:
         """Whole tickets, together as many rows as are scored in about `batch_s`."""

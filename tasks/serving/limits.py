@@ -39,6 +39,10 @@ class ServingLimits:
     """How often answered rows are counted for the metrics of inputs and scores."""
     shadow_requests: int = 256
     """Copies that wait for a shadow challenger; more are not scored."""
+    entities_poll_s: float = 15.0
+    """How often it is asked whether new rows were published, for requests that name an entity alone."""
+    entity_max_age_s: float | None = None
+    """An entity whose newest row is older is refused; None: it is answered, and its age said."""
     poll_s: float = 2.0
     """How often the deployment log is asked."""
     quality_every_s: float = 60.0

@@ -13,6 +13,7 @@ from tasks.serving.signature import Signature
 
 _PROBLEMS = {
     "400": "The request cannot be read.",
+    "404": "No published row of an entity is known.",
     "408": "The client was too slow.",
     "413": "The request is too large.",
     "415": "The body is not JSON.",
@@ -41,10 +42,11 @@ def describe(
         "type": "object",
         "properties": {
             "rows": rows,
+            "entities": {**rows, "items": {"$ref": "#/components/schemas/EntityKey"}},
             "timeout_ms": {**timeout, "description": "Deadline; goes before the header's."},
             "request_id": {**_TEXT, "minLength": 1, "maxLength": MAX_REQUEST_ID, "pattern": "^[ -~]+$"},
         },
-        "required": ["rows"],
+        "oneOf": [{"required": ["rows"]}, {"required": ["entities"]}],
         "additionalProperties": False,
     }
     split = {
@@ -99,6 +101,7 @@ def describe(
         "components": {
             "schemas": {
                 "Row": row,
+                "EntityKey": signature.key_schema() if signature else {"type": "object"},
                 "Problem": _object({"type": _TEXT, "what": _TEXT, "which": _TEXT, "fix": _TEXT}),
             }
         },
@@ -135,6 +138,15 @@ def _answer() -> dict[str, Any]:
         }
     )
     one["properties"]["outputs"] = {"type": "object", "description": "What the model says beside the score."}
+    one["properties"]["input"] = {
+        "type": "object",
+        "description": "Of an entity that was looked up: the snapshot, event time and age of the row that was scored.",
+        "properties": {
+            "snapshot_id": _TEXT,
+            "event_time": {**_TEXT, "format": "date-time"},
+            "age_s": {"type": "number"},
+        },
+    }
     return _object({"pipeline": _TEXT, "request_id": _TEXT, "predictions": {"type": "array", "items": one}})
 
 

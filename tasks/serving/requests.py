@@ -24,6 +24,8 @@ class RawRequest:
     """Path of a row in the request, for messages."""
     timeout_s: float | None = None
     request_id: str | None = None
+    by_key: bool = False
+    """Its rows are entity keys, and the server has the rest."""
 
 
 def decode_json(body: bytes) -> Any:
@@ -45,26 +47,33 @@ def decode_json(body: bytes) -> Any:
 
 
 def native(raw: Any, limits: ServingLimits) -> RawRequest:
-    """`{"rows": [...], "timeout_ms": ..., "request_id": ...}`.
+    """`{"rows": [...], "timeout_ms": ..., "request_id": ...}`, or `entities` instead of `rows`.
 
     Raises:
         Refused: 400 or 422, naming the field.
     """
     if not isinstance(raw, dict):
         raise _bad("body", "is not an object", 'send {"rows": [{...}]}')
-    unknown = sorted(raw.keys() - {"rows", "timeout_ms", "request_id"})
+    unknown = sorted(raw.keys() - {"rows", "entities", "timeout_ms", "request_id"})
     if unknown:
-        raise _bad(unknown[0][:60], "is not known", "send rows, and if wanted timeout_ms and request_id")
-    rows = raw.get("rows")
+        raise _bad(
+            unknown[0][:60], "is not known", "send rows or entities, and if wanted timeout_ms and request_id"
+        )
+    if "rows" in raw and "entities" in raw:
+        raise _bad("entities", "stands beside rows", "send one of them in a request")
+    name = "entities" if "entities" in raw else "rows"
+    rows = raw.get(name)
     if not isinstance(rows, list):
-        raise _bad("rows", "is not a list" if "rows" in raw else "is missing", 'send {"rows": [{...}]}')
+        raise _bad(name, "is not a list" if name in raw else "is missing", f'send {{"{name}": [{{...}}]}}')
     timeout_s = None
     if raw.get("timeout_ms") is not None:
         timeout_s = timeout_of(raw["timeout_ms"], "timeout_ms", limits)
     identifier = raw.get("request_id")
     if identifier is not None:
         identifier = request_id_of(identifier, "request_id")
-    return RawRequest(rows, lambda index: f"rows[{index}]", timeout_s, identifier)
+    return RawRequest(
+        rows, lambda index: f"{name}[{index}]", timeout_s, identifier, by_key=name == "entities"
+    )
 
 
 def invocations(raw: Any) -> RawRequest:

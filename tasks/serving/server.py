@@ -8,7 +8,9 @@ import math
 import time
 import uuid
 
+from tasks.core.clock import utc_now
 from tasks.serving.batching import MicroBatcher, Ticket
+from tasks.serving.entities import EntityFollower, FoundRow, Newest
 from tasks.serving.following import Follower, Live
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
@@ -16,9 +18,11 @@ from tasks.serving.models import Journal, Loader, Quality, ServedModel, Source
 from tasks.serving.recording import Recorder, Shadow
 from tasks.serving.refusals import Refused
 from tasks.serving.requests import RawRequest
-from tasks.serving.signature import Row
+from tasks.serving.signature import Row, Signature
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 80
 
 
 class ModelServer:
@@ -31,6 +35,7 @@ class ModelServer:
         load: Makes a version answer.
         journal: The audit store; None: answers are not recorded.
         quality: What is known of a version's quality.
+        entities: Published rows, for requests that name an entity alone; None: such requests are refused.
         limits: See there.
     """
 
@@ -43,6 +48,7 @@ class ModelServer:
         load: Loader,
         journal: Journal | None,
         quality: Quality,
+        entities: Newest | None = None,
         limits: ServingLimits | None = None,
     ) -> None:
         self.pipeline = pipeline
@@ -56,6 +62,7 @@ class ModelServer:
         self._batcher = MicroBatcher(
             self.limits, self.metrics, record=self._recorder.offer, shadow=self._shadow.offer
         )
+        self._entities = EntityFollower(entities, self.limits.entities_poll_s) if entities else None
         self._follower = Follower(source, load, self._swap, quality, self.limits, self.metrics)
 
     def follow_once(self) -> None:
@@ -68,11 +75,15 @@ class ModelServer:
         self._recorder.start()
         self._shadow.start()
         self._follower.start()
+        if self._entities is not None:
+            self._entities.start()
 
     def stop(self) -> None:
         """Answer what was admitted, record what was answered, end the threads."""
         self.draining = True
         self._follower.close()
+        if self._entities is not None:
+            self._entities.close()
         self._batcher.close(self.limits.drain_timeout_s)
         self._shadow.close()
         self._recorder.close(self.limits.drain_timeout_s)
@@ -80,6 +91,16 @@ class ModelServer:
     @property
     def ready(self) -> bool:
         return self.live is not None and not self.draining
+
+    @property
+    def waiting_s(self) -> float:
+        """How long what was admitted and is not scored yet will take."""
+        return self._batcher.expected_s()
+
+    @property
+    def busy_s(self) -> float:
+        """Time that the scoring thread has worked so far."""
+        return self._batcher.busy_s
 
     def refuse_early(self) -> None:
         """Refuse what would be refused anyway, before it costs reading and decoding.
@@ -130,11 +151,12 @@ class ModelServer:
         assert live is not None, "refuse_early was not asked"
         deadline = arrived + (request.timeout_s or timeout_s or self.limits.default_timeout_s)
         self.refuse_late(deadline, len(request.rows))  # before its rows cost being checked
-        rows, models = self._routed(live, request)
+        rows, models, inputs = self._routed(live, request)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             rows, models, live.champion, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future
         )
+        ticket.inputs = inputs
         if not self._batcher.admit(ticket):
             if self._batcher.closed:
                 raise Refused(
@@ -146,25 +168,85 @@ class ModelServer:
             raise ticket.error
         return ticket
 
-    def _routed(self, live: Live, request: RawRequest) -> tuple[list[Row], list[ServedModel]]:
-        """Checked rows, and who answers each."""
+    def _routed(
+        self, live: Live, request: RawRequest
+    ) -> tuple[list[Row], list[ServedModel], list[FoundRow] | None]:
+        """Checked rows, who answers each, and where they came from when they were looked up."""
+        which = "entities" if request.by_key else "rows"
         if not request.rows:
-            raise Refused(422, "invalid_field", "there is no row", which="rows", fix="send at least one")
+            raise Refused(422, "invalid_field", "there is no row", which=which, fix="send at least one")
         if len(request.rows) > self.limits.max_rows:
             raise Refused(
                 413,
                 "too_large",
                 f"has {len(request.rows):,} rows, {self.limits.max_rows:,} may be",
-                which="rows",
+                which=which,
                 fix="send several requests, or score them in batch",
             )
         signature = live.champion.signature
-        rows = [signature.read(raw, request.where(index)) for index, raw in enumerate(request.rows)]
+        where = request.where
+        found = None
+        if request.by_key:
+            found = [self._looked_up(signature, raw, where(index)) for index, raw in enumerate(request.rows)]
+            rows = [
+                signature.of_source(one.values, one.entity, where(index)) for index, one in enumerate(found)
+            ]
+        else:
+            rows = [signature.read(raw, where(index)) for index, raw in enumerate(request.rows)]
         models = [live.model_for(self.pipeline, row.entity) for row in rows]
         for index, model in enumerate(models):
             if model is not live.champion and model.signature.schema != signature.schema:
-                rows[index] = model.signature.read(request.rows[index], request.where(index))
-        return rows, models
+                rows[index] = (
+                    model.signature.of_source(found[index].values, found[index].entity, where(index))
+                    if found
+                    else model.signature.read(request.rows[index], where(index))
+                )
+        return rows, models, found
+
+    def _looked_up(self, signature: Signature, raw: object, where: str) -> FoundRow:
+        """The newest published row of an entity."""
+        if self._entities is None:
+            raise Refused(
+                422,
+                "invalid_field",
+                "cannot be looked up: this server keeps no published rows",
+                which=where,
+                fix="send the whole row in `rows`, or start it with --entity-days",
+            )
+        entity, as_of = signature.read_key(raw, where)
+        rows = self._entities.rows
+        if rows is None:
+            raise Refused(
+                503,
+                "not_ready",
+                "the published rows are not read yet",
+                which=where,
+                fix="come again, or send the whole row in `rows`",
+                retry_after_s=1,
+            )
+        found = rows.newest(entity, as_of)
+        if found is None:
+            until = f" until {as_of.isoformat()}" if as_of else ""
+            raise Refused(
+                404,
+                "unknown_entity",
+                f"the entity {entity[:_SHOWN]!r} has no row{until} among the published days that are kept",
+                which=where,
+                fix="send the whole row in `rows`",
+            )
+        limit_s, age_s = (
+            self.limits.entity_max_age_s,
+            ((as_of or utc_now()) - found.event_time).total_seconds(),
+        )
+        if limit_s is not None and age_s > limit_s:
+            raise Refused(
+                422,
+                "entity_too_old",
+                f"the newest row of the entity {entity[:_SHOWN]!r} is {age_s:,.0f} s old, {limit_s:,.0f} s may be",
+                which=where,
+                fix="send the whole row in `rows`",
+            )
+        return found
 
     def _overloaded(self, cause: str, what: str) -> Refused:
         after_s = self._batcher.retry_after_s()

@@ -61,6 +61,7 @@ class Signature:
         self._names = frozenset(schema.names)
         self._checks = tuple((field.name, field.check) for field in self._fields)
         self._key = tuple(schema.get_field_index(name) for name in spec.entity_key)
+        self._event_time = spec.event_time
         self._afterwards = spec.label.known_afterwards
 
     def read(self, raw: Any, where: str) -> Row:
@@ -85,6 +86,50 @@ class Signature:
             raise self._wrong_value(raw, where) from None
         return Row(values, entity_id([values[index] for index in self._key]))
 
+    def read_key(self, raw: Any, where: str) -> tuple[str, datetime | None]:
+        """Check an entity key, and the event time if it is there; the entity and that time.
+
+        Raises:
+            Refused: 422, naming the field.
+        """
+        if type(raw) is not dict:
+            raise _invalid(where, f"is {_name_of(raw)}, not an object", "send one object for each entity")
+        known = {field.name: field for field in self._fields}
+        names = [self.schema.names[index] for index in self._key]
+        for name in raw:
+            if name not in names and name != self._event_time:
+                raise _invalid(
+                    f"{where}.{name[:_SHOWN]}",
+                    "does not belong to the entity key",
+                    f"send {', '.join(names)} and if wanted {self._event_time}; whole rows go into `rows`",
+                )
+        for name in names:
+            if name not in raw:
+                raise _invalid(f"{where}.{name}", "is missing", f"send all of: {', '.join(names)}")
+        values = {}
+        for name, value in raw.items():
+            try:
+                values[name] = known[name].check(value)
+            except ValueError as error:
+                raise _invalid(f"{where}.{name}", str(error), _how(known[name].kind)) from None
+        as_of = values.get(self._event_time)
+        if as_of is not None and as_of.tzinfo is None:
+            as_of = as_of.replace(tzinfo=UTC)
+        return entity_id([values[name] for name in names]), as_of
+
+    def of_source(self, values: dict[str, Any], entity: str, where: str) -> Row:
+        """A row that the source had.
+
+        Raises:
+            Refused: 422; the model knows a column that the source did not have then.
+        """
+        missing = [name for name in self.schema.names if name not in values]
+        if missing:
+            raise _invalid(
+                where, f"has a published row without {missing[0]}", "send the whole row, in `rows`"
+            )
+        return Row([values[name] for name in self.schema.names], entity)
+
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """The rows as batch scoring reads them from the source."""
         columns = zip(*(row.values for row in rows), strict=True)
@@ -97,6 +142,17 @@ class Signature:
             "type": "object",
             "properties": {field.name: field.schema for field in self._fields},
             "required": [field.name for field in self._fields],
+            "additionalProperties": False,
+        }
+
+    def key_schema(self) -> dict[str, Any]:
+        """An entity key, for the OpenAPI document."""
+        names = [self.schema.names[index] for index in self._key]
+        known = {field.name: field.schema for field in self._fields}
+        return {
+            "type": "object",
+            "properties": {name: known[name] for name in dict.fromkeys([*names, self._event_time])},
+            "required": names,
             "additionalProperties": False,
         }
 

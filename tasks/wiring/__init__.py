@@ -122,6 +122,7 @@ _OTHERS = {
     "overview": "pages",
     "read_report": "pages",
     "serve": "serving",
+    "serve_on_ray": "serving_on_ray",
     "send_alerts": "alerts",
     "cost_ledger": "tenancy",
     "tenancy_status": "tenancy",

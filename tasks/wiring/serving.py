@@ -31,6 +31,7 @@ from tasks.serving import (
     Signature,
 )
 from tasks.wiring.context import open_context
+from tasks.wiring.published_rows import PublishedRows
 
 if TYPE_CHECKING:
     from tasks.audit.hot import OnlineModel, OnlineRow
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOG_PATIENCE_S = 5.0
+ENTITY_DAYS = 7
+"""Published days whose rows can be asked for by entity key."""
 
 
 class ServedBundle:
@@ -323,11 +326,15 @@ def model_server(
     limits: ServingLimits | None = None,
     audit: bool = True,
     shadow: bool = False,
+    entity_days: int = ENTITY_DAYS,
     node: str | None = None,
 ) -> ModelServer:
     """The server of a pipeline, not started yet.
 
     Args:
+        audit: Whether answers are kept.
+        shadow: As `DeploymentLog`.
+        entity_days: As `PublishedRows`; 0: whoever asks brings the rows.
         node: Name under which it writes to the audit store; one for each process on a machine, and the same after a restart.
 
     Raises:
@@ -335,14 +342,29 @@ def model_server(
         HotLogInUse: Another process writes under this name.
     """
     spec = open_context(settings, pipeline).spec
+    journal = HotJournal(settings, spec, node or socket.gethostname()) if audit else None
+    return server_of(settings, spec, journal, limits=limits, shadow=shadow, entity_days=entity_days)
+
+
+def server_of(
+    settings: Settings,
+    spec: PipelineSpec,
+    journal: HotJournal | None,
+    *,
+    limits: ServingLimits | None,
+    shadow: bool,
+    entity_days: int,
+) -> ModelServer:
+    """A server that follows the pipeline's deployment log and writes to `journal`; not started yet."""
     deployments = DeploymentLog(settings, spec, shadow=shadow)
     return ModelServer(
         spec.name,
         spec.tenant,
         source=deployments.exposure,
         load=lambda deployed: ServedBundle(settings, spec, deployed),
-        journal=HotJournal(settings, spec, node or socket.gethostname()) if audit else None,
+        journal=journal,
         quality=deployments.quality,
+        entities=PublishedRows(settings, spec, days=entity_days) if entity_days else None,
         limits=limits,
     )
 
@@ -356,6 +378,7 @@ def serve(
     limits: ServingLimits | None = None,
     audit: bool = True,
     shadow: bool = False,
+    entity_days: int = ENTITY_DAYS,
     started: Callable[[str, int | None], None] | None = None,
 ) -> None:
     """Answer predictions until SIGTERM or SIGINT.
@@ -378,6 +401,7 @@ def serve(
             limits=limits,
             audit=audit,
             shadow=shadow,
+            entity_days=entity_days,
             node=f"{socket.gethostname()}-{port}",
         )
         server.follow_once()

@@ -26,6 +26,7 @@ JSON = st.recursive(
             st.sampled_from(
                 [
                     "rows",
+                    "entities",
                     "timeout_ms",
                     "request_id",
                     "instances",

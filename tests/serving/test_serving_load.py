@@ -145,6 +145,43 @@ def test_a_request_that_would_only_be_late_is_refused_before_it_waits(
         assert (first.result().status_code, second.result().status_code) == (200, 200)
 
 
+def test_retry_after_is_how_long_what_waits_now_will_take(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    with (
+        gated(installation, spec, bundles[1], QUICK) as (server, model, client),
+        ThreadPoolExecutor(3) as pool,
+    ):
+        server._batcher._rows_s, server._batcher._spent_s = 1.0, 2.0  # a slow model: two seconds a row
+        asked = [pool.submit(client.post, PATH, json={"rows": rows[:1]})]
+        assert model.entered.wait(60)
+        asked.append(pool.submit(client.post, PATH, json={"rows": rows[1:3]}))
+        until(lambda: server.waiting_s == 6.0)
+        refused = client.post(PATH, json={"rows": rows[3:4], "timeout_ms": 100})
+        model.open.set()
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "6")
+        assert refused.json()["fix"] == "retry after 6 s"
+        assert [one.result().status_code for one in asked] == [200, 200]
+        until(lambda: server.waiting_s == 0.0)
+        assert server.busy_s > 0
+
+
+def test_a_version_is_warm_before_it_is_asked(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    score = ServedBundle.score
+
+    def watched(model: ServedBundle, rows: pa.Table) -> Scores:
+        sizes.append(rows.num_rows)
+        return score(model, rows)
+
+    monkeypatch.setattr(ServedBundle, "score", watched)
+    ServedBundle(installation, spec, Deployed(1, *bundles[1], datetime(2024, 3, 1, tzinfo=UTC)))
+    assert sizes[:2] == [1, 2] and max(sizes) > 2  # a lone row, a pair, and all golden rows
+
+
 def test_clients_that_dribble_hold_nobody_up_and_are_let_go(
     installation: Settings, spec: PipelineSpec
 ) -> None:
