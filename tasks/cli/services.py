@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,23 +10,28 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tasks.cli.output import console, errors, show
-from tasks.core.errors import PenstockError
+from tasks.core.errors import ConfigError, PenstockError
 from tasks.core.settings import Settings
 from tasks.core.tenants import pools_of
-from tasks.local import AirflowClient, start_services, stop_services, survey
+from tasks.local import AirflowClient, credentials, profile_of, start_services, stop_services, survey
+from tasks.local.parts import PRODUCTION
+from tasks.local.production import secrets_folder
 from tasks.local.services import airflow_login, local_settings
 
 
-def start(settings: Settings) -> Settings:
+def start(settings: Settings, profile: str | None = None) -> Settings:
     """Start all services and Airflow's pools, and say where they are; ends what it started when interrupted."""
+    pools = pools_of(settings)
     try:
-        local = start_services(settings, _timed_progress())
+        local = start_services(settings, _timed_progress(), profile=profile)
         client = AirflowClient(local.airflow_url, *airflow_login(local))
-        for name, pool in pools_of(settings).items():
+        for name, pool in pools.items():
             client.ensure_pool(name, pool)
         client.close()
     except KeyboardInterrupt:
         stop_quietly(settings, "interrupted: ending the services")
+        raise
+    except ConfigError:  # nothing was started
         raise
     except (PenstockError, OSError):
         stop_quietly(settings)
@@ -70,15 +76,20 @@ def show_urls(settings: Settings) -> None:
     console.print(f"\n  Airflow  {local.airflow_url}   login [bold]{user}[/] / [bold]{password}[/]")
     console.print(f"  MLflow   {local.mlflow_url}")
     console.print(f"  Ray      {local.ray_jobs_url}")
+    if profile_of(settings) == PRODUCTION:
+        console.print(f"  S3       {local.s3_endpoint or 'AWS'}   {local.store_url}")
+        console.print(f"  Secrets  {_relative(secrets_folder(settings))}   Ray asks for its token")
     console.print("  make status shows them, make down ends them.\n")
 
 
 def cli_settings() -> Settings:
-    """Settings of this terminal: the environment's, and where it is silent the local services' URLs."""
+    """Settings of this terminal: the environment's, and where it is silent the local services' URLs and secrets."""
     settings = Settings.from_environment()
     local = local_settings(settings)
     if local.airflow_url.endswith(":0"):
         return settings
+    for name, value in credentials(local).items():
+        os.environ.setdefault(name, value)
     return Settings.from_environment(defaults=local)
 
 
