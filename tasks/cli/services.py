@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +20,12 @@ from tasks.local.services import airflow_login, local_settings
 
 
 def start(settings: Settings, profile: str | None = None) -> Settings:
-    """Start all services and Airflow's pools, and say where they are; ends what it started when interrupted."""
+    """Start all services and Airflow's pools, and say where they are.
+
+    When it fails or is interrupted, what did not run before is ended.
+    """
     pools = pools_of(settings)
+    ran = {state.name for state in survey(settings) if state.running}
     try:
         local = start_services(settings, _timed_progress(), profile=profile)
         client = AirflowClient(local.airflow_url, *airflow_login(local))
@@ -29,12 +33,12 @@ def start(settings: Settings, profile: str | None = None) -> Settings:
             client.ensure_pool(name, pool)
         client.close()
     except KeyboardInterrupt:
-        stop_quietly(settings, "interrupted: ending the services")
+        stop_quietly(settings, "interrupted: ending the services", keep=ran)
         raise
     except ConfigError:  # nothing was started
         raise
     except (PenstockError, OSError):
-        stop_quietly(settings)
+        stop_quietly(settings, keep=ran)
         raise
     show_urls(local)
     return local
@@ -45,8 +49,8 @@ def stop(settings: Settings) -> None:
     console.print("services ended" if ended else "no service was running")
 
 
-def stop_quietly(settings: Settings, message: str = "") -> None:
-    """End the services even when nobody can read what is said about it."""
+def stop_quietly(settings: Settings, message: str = "", *, keep: Collection[str] = ()) -> None:
+    """End the services, but not those of `keep`, even when nobody can read what is said about it."""
 
     def say(text: str) -> None:
         with suppress(OSError):
@@ -54,7 +58,7 @@ def stop_quietly(settings: Settings, message: str = "") -> None:
 
     if message:
         say(f"\n{message}")
-    stop_services(settings, say)
+    stop_services(settings, say, keep=keep)
 
 
 def show_status(settings: Settings, *, as_json: bool) -> bool:

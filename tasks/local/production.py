@@ -508,7 +508,12 @@ def _token(local: Settings) -> dict[str, str]:
 
 
 def _has_joined(local: Settings) -> bool:
-    """Whether the head counts the second node among the living."""
+    """Whether the second node says that it is well, and the head counts it among the living.
+
+    Not the head alone: of a node that has just died it does not know yet.
+    """
+    if not answers(f"http://{WORKER_ADDRESS}:{load_ports(local)['worker_agent']}/api/local_raylet_healthz")():
+        return False
     try:
         answer = httpx.get(
             f"{local.ray_jobs_url}/nodes?view=summary", headers=_token(local), timeout=5.0, trust_env=False

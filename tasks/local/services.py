@@ -144,20 +144,29 @@ def credentials(settings: Settings) -> dict[str, str]:
 
 
 def stop_services(
-    settings: Settings, progress: Progress, *, grace_s: float = 20.0, only: Collection[str] | None = None
+    settings: Settings,
+    progress: Progress,
+    *,
+    grace_s: float = 20.0,
+    only: Collection[str] | None = None,
+    keep: Collection[str] = (),
 ) -> int:
     """End every process of this installation's services by pid; returns how many there were.
 
     Airflow and Ray get a chance to end by themselves; what is left after `grace_s` seconds is killed. Those that keep
-    the others' state end last. With `only` the services of other names are left alone.
+    the others' state end last. Services of `keep`, and with `only` those of other names, are left alone.
     """
-    found = {process: name for process, name in _living(settings).items() if only is None or name in only}
+    found = {
+        process: name
+        for process, name in _living(settings).items()
+        if name not in keep and (only is None or name in only)
+    }
     if found:
         progress(f"ending {len(set(found.values()))} services ({len(found)} processes)")
     stores = {service.name: service for service in _services(settings) if service.keeps_state}
     for names in (set(found.values()) - set(stores), set(stores) & set(found.values())):
         _end(settings, names, {name: stores[name].ends_by for name in names if name in stores}, grace_s)
-    _forget_sessions(settings, only)
+    _forget_sessions(settings, set(found.values()) if keep or only is not None else None)
     return len(found)
 
 
@@ -324,11 +333,10 @@ def _record_session(settings: Settings, name: str, pid: int) -> None:
 
 def _forget_sessions(settings: Settings, names: Collection[str] | None) -> None:
     """Of services that have ended; None: of all."""
-    kept = {pid: name for pid, name in _load_sessions(settings).items() if names and name not in names}
-    if kept:
-        _write_sessions(settings, kept)
-    elif names is None:
+    if names is None:
         _sessions_file(settings).unlink(missing_ok=True)
+    elif known := _load_sessions(settings):
+        _write_sessions(settings, {pid: name for pid, name in known.items() if name not in names})
 
 
 def _write_sessions(settings: Settings, sessions: dict[int, str]) -> None:
