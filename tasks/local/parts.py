@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,8 @@ class Service:
     command: tuple[str, ...]
     url: str | None
     healthy: Callable[[], bool]
+    beat: Callable[[], datetime | None] | None = None
+    """When it last wrote into the database that it lives by; None where nobody can say."""
     timeout_s: float = 180.0
     keeps_state: bool = False
     """Whether others keep their state in it: it starts before them and ends after them."""
@@ -235,14 +238,33 @@ def _for_the_owner(file: str, flags: int) -> int:
 
 def airflow_services(local: Settings) -> list[Service]:
     health = f"{local.airflow_url}/api/v2/monitor/health"
+
+    def beat(part: str) -> Callable[[], datetime | None]:
+        def look() -> datetime | None:
+            try:
+                told = httpx.get(health, timeout=5.0, trust_env=False).json()
+                return datetime.fromisoformat(told[part][f"latest_{part}_heartbeat"])
+            except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
+                return None
+
+        return look
+
+    def command(part: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", "airflow", part)
+
+    server, *others = AIRFLOW_PARTS
     return [
-        Service(
-            f"airflow-{part}",
-            (sys.executable, "-m", "airflow", part),
-            local.airflow_url if part == "api-server" else None,
-            answers(health, part=None if part == "api-server" else part.replace("-", "_")),
-        )
-        for part in AIRFLOW_PARTS
+        Service(f"airflow-{server}", command(server), local.airflow_url, answers(health)),
+        *(
+            Service(
+                f"airflow-{part}",
+                command(part),
+                None,
+                answers(health, part=part.replace("-", "_")),
+                beat(part.replace("-", "_")),
+            )
+            for part in others
+        ),
     ]
 
 

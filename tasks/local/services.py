@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,7 @@ _RAY = ("ray", "ray-worker")
 _RAY_GRACE_S = 3.0
 """Ray's head waits half a minute for a server of its own that does not end; nothing durable is in it."""
 _KILL_ROUNDS = 5
+_OUTLIVE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ def start_services(settings: Settings, progress: Progress, *, profile: str | Non
     for folder in (state_folder(local) / "logs", *(s.cwd for s in _services(local) if s.cwd)):
         folder.mkdir(parents=True, exist_ok=True)
     _profile(local).prepare_stores(local, progress)
-    _start(local, [service for service in _services(local) if service.keeps_state], {}, progress)
-    env = _environment(local)
+    stores = [service for service in _services(local) if service.keeps_state]
     others = [service for service in _services(local) if not service.keeps_state]
+    if _start(local, stores, {}, progress):
+        _outlive(local, others)
+    env = _environment(local)
     if not _running(local, {service.name for service in others}):
         _prepare(local, env, progress)
     _start(local, others, env, progress)
@@ -111,8 +115,8 @@ def _settle_profile(settings: Settings, profile: str | None) -> None:
     choose_profile(settings, profile)
 
 
-def _start(local: Settings, services: Collection[Service], env: dict[str, str], progress: Progress) -> None:
-    """Start those of `services` that are not healthy, and wait for them."""
+def _start(local: Settings, services: Collection[Service], env: dict[str, str], progress: Progress) -> bool:
+    """Start those of `services` that are not healthy, and wait for them; whether there was any."""
     wanted = [service for service in services if not _well(local, service)]
     stop_services(local, progress, only={service.name for service in wanted})
     started = {}
@@ -121,6 +125,22 @@ def _start(local: Settings, services: Collection[Service], env: dict[str, str], 
         started[service.name] = _spawn(local, service, env)
     for service in wanted:
         _wait_healthy(local, service, started[service.name], progress)
+    return bool(wanted)
+
+
+def _outlive(local: Settings, services: Collection[Service]) -> None:
+    """Wait until each of `services` that runs has used its database again, or has ended.
+
+    Airflow's scheduler looks well for a while after it has lost its database, and then ends.
+    """
+    since = datetime.now(UTC)
+    deadline = time.monotonic() + _OUTLIVE_S
+    for service in services:
+        while service.beat and _running(local, {service.name}) and time.monotonic() < deadline:
+            last = service.beat()
+            if last is not None and last > since:
+                break
+            time.sleep(0.5)
 
 
 def _well(local: Settings, service: Service) -> bool:

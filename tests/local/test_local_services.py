@@ -7,9 +7,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -278,3 +279,25 @@ def test_a_long_home_gets_a_short_folder_for_rays_sockets(settings: Settings) ->
     assert parts.ray_folder(long) != parts.ray_folder(replace(settings, home=settings.home / ("y" * 90)))
     short = replace(settings, home=Path("/srv/p"))
     assert parts.ray_folder(short) == Path("/srv/p/ray")
+
+
+def test_a_service_whose_store_was_away_is_waited_for_until_it_ends_or_uses_it_again(
+    settings: Settings, started: list[subprocess.Popen[bytes]]
+) -> None:
+    settings.home.mkdir()
+    scheduler = start(started, SLEEP, **mark(settings, "airflow-scheduler"))
+    looks: list[int] = []
+
+    def silent_then_gone() -> None:
+        looks.append(scheduler.pid)
+        if len(looks) == 3:
+            scheduler.kill()
+            scheduler.wait()
+
+    def service(beat: Callable[[], datetime | None]) -> parts.Service:
+        return parts.Service("airflow-scheduler", tuple(SLEEP), None, lambda: True, beat)
+
+    services._outlive(settings, [service(lambda: datetime.now(UTC))])
+    assert scheduler.poll() is None
+    services._outlive(settings, [service(silent_then_gone)])
+    assert len(looks) == 3 and scheduler.poll() is not None
