@@ -266,6 +266,7 @@ def _said(struck: Struck, log: str, pattern: str) -> None:
 def _shortened(text: str) -> str:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     shown = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", shown)
+    shown = re.sub(r"/\S+/home/", "<home>/", shown)
     return shown if len(shown) <= 240 else f"{shown[:240]}…"
 
 
