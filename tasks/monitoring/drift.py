@@ -173,7 +173,7 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
         explained,
         _normals(leaning, grid.features) if len(leaning) >= MIN_DAYS else {},
         float(np.median(sizes)) if sizes else 0.0,
-        relations_of([*days.values()]),
+        relations_of(days),
     )
 
 
@@ -259,6 +259,7 @@ def channel_drift(
     pooled: Profile,
     recent: Sequence[Mapping[str, float]],
     confirmed: Mapping[str, Sequence[Profile]] = MappingProxyType({}),
+    earlier: Sequence[Profile] = (),
 ) -> tuple[ChannelDrift, ...]:
     """Every channel's distance and z, with its alarm.
 
@@ -269,12 +270,15 @@ def channel_drift(
     Args:
         recent: z by channel of the (at most) two days before.
         confirmed: By channel, days that a person has confirmed as normal: a day that is near any of them has not moved.
+        earlier: The days that `relations.days_before` names.
     """
     normal = baseline.normal[weekday_class(day)]
     kinds = {grid.name: "numeric" for grid in baseline.grid.numeric}
     kinds |= {grid.name: "categorical" for grid in baseline.grid.categorical}
     kinds |= {grid.name: "pair" for grid in baseline.grid.pairs}
-    shifts = {} if baseline.relations is None else baseline.relations.shifts(profile, _days_of(confirmed))
+    shifts = (
+        {} if baseline.relations is None else baseline.relations.shifts(profile, earlier, _days_of(confirmed))
+    )
     found = []
     for channel, moved in channel_distances(profile, pooled).items():
         counted = profile.histogram(channel)
