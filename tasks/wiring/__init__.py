@@ -129,6 +129,7 @@ _OTHERS = {
     "sync_pools": "tenancy",
     "trend_page": "trend",
     "batch_metrics": "exposition",
+    "rebuild_metadata": "rebuild",
     "create_backup": "recovery",
     "list_backups": "recovery",
     "remove_backup": "recovery",
