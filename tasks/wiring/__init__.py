@@ -129,6 +129,12 @@ _OTHERS = {
     "sync_pools": "tenancy",
     "trend_page": "trend",
     "batch_metrics": "exposition",
+    "rebuild_metadata": "rebuild",
+    "create_backup": "recovery",
+    "list_backups": "recovery",
+    "remove_backup": "recovery",
+    "restore_backup": "recovery",
+    "verify_backup": "recovery",
 }
 
 __all__ = sorted([*_STEPS, *_OTHERS, "step"])
