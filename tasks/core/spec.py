@@ -173,6 +173,8 @@ class TrainingSpec(_Record):
     seed: int = 7
     workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
+    placement_timeout_s: float = Field(900, gt=0, exclude=True)
+    """Then a training whose workers Ray has not placed ends with what is missing; no part of its identity."""
     triggers: tuple[Literal["new_data", "drift", "code"], ...] = Field((), exclude=True)
     """What starts a training by itself; no part of its identity: the same inputs are trained once, whoever asked."""
 
@@ -282,6 +284,8 @@ class InferenceSpec(_Record):
     """Whether workers compile the network with `torch.compile` before they score."""
     placement_timeout_s: float = Field(600, gt=0)
     """Then a run that Ray has placed no worker for ends with what is missing."""
+    deadline_hours: float | None = Field(None, gt=0)
+    """On a shared cluster: a run asks for as many workers as end it so long after it was planned; None: for one per two shards."""
     slow_shard_factor: float = Field(3.0, ge=0)
     """An idle worker scores a shard as well that takes this many times the median; 0: never."""
     max_dead_letter_share: Share = 0.01

@@ -27,6 +27,7 @@ class ShardOutcome:
     cpu_seconds: float
     gpu_seconds: float
     wall_s: float
+    bytes_written: int
 
     @classmethod
     def of(cls, record: ShardRecord) -> ShardOutcome:
@@ -38,6 +39,7 @@ class ShardOutcome:
             record.cpu_seconds,
             record.gpu_seconds,
             record.wall_s,
+            sum(file.size_bytes for file in (*record.files, *record.audit_files)),
         )
 
 

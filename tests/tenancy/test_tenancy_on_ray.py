@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from tasks.core import Settings, open_store, utc_now
 from tasks.inference import verify
 from tasks.inference.records import read_shard_records
 from tasks.metadata import MetadataStore
+from tasks.training.tracking import Tracked
+from tasks.training.trainer import train
+from tasks.wiring.context import open_context
+from tasks.wiring.gang import gang
 
 HERE = Path(__file__).parent
 PATH = os.pathsep.join([str(HERE), str(HERE.parent / "inference"), str(HERE.parents[1])])
@@ -80,6 +86,10 @@ class Ledger:
         self.seen.append(found)
         return found
 
+    def watch(self, over: threading.Event) -> None:
+        while not over.wait(0.05):
+            self.look()
+
     def until(self, what: Callable[[dict[str, tuple[int, int]]], bool], *, limit_s: float = 120) -> None:
         end_s = time.monotonic() + limit_s
         while not what(self.look()):
@@ -137,8 +147,64 @@ def test_an_idle_guarantee_is_lent_and_taken_back_at_a_shard_boundary_and_no_sha
     kept = MetadataStore.open(settings).allocation_rows(
         since=now - timedelta(hours=1), until=now + timedelta(hours=1)
     )
-    assert {row["tenant"]: row["outcome"] for row in kept} == {"red": "released", "blue": "released"}
+    assert {row["tenant"]: row["outcome"] for row in kept} == {"red": "finished", "blue": "finished"}
     for row in kept:
         assert row["allocated_s"] == pytest.approx(row["used_s"] + row["idle_s"] + row["wasted_s"])
         assert row["used_s"] > 0 and row["wasted_s"] == 0, "giving workers back wastes nothing"
     assert MetadataStore.open(settings).lease_rows() == []
+
+
+def test_a_training_gets_all_of_its_workers_from_a_run_that_borrows_them_and_keeps_them(
+    settings: Settings, tmp_path: Path, ray_address: str
+) -> None:
+    say(
+        settings,
+        "{cpus: 4, beat_s: 0.5}",
+        red="share: {guarantee: {cpus: 2}}",
+        blue="share: {guarantee: {cpus: 2}}",
+    )
+    red = pipeline_of(settings, "red", INFERENCE.replace("gpus_per_worker: 1, ", ""))
+    blue = pipeline_of(settings, "blue", "{}")
+    path = settings.pipelines_dir / blue.name / "pipeline.yaml"
+    path.write_text(path.read_text().replace("training: {epochs: 6", "training: {workers: 2, epochs: 2"))
+    context = open_context(settings, blue.name)
+    snapshot = wiring.step("snapshot_training")(settings, blue.name)
+    planned = plan_stub(settings, red, scoring_snapshot(settings, red, days=8))
+    gate = tmp_path / "go"
+    driver = start_driver(settings, ray_address, red.name, planned.run_id, gate)
+    ledger = Ledger(settings)
+    over = threading.Event()
+    try:
+        gate.touch()
+        ledger.until(lambda now: now.get("red") == (4, 4))
+        watch = threading.Thread(target=ledger.watch, args=(over,))
+        watch.start()
+        model = train(
+            settings,
+            context.spec,
+            context.snapshot(snapshot["snapshot_id"]),
+            validation_first_day=date.fromisoformat(snapshot["validation_first_day"]),
+            show=lambda *_, **__: Tracked("r", "e", "m"),
+            workers=partial(gang, context),
+        )
+        over.set()
+        watch.join()
+        report = result_of(driver)
+    finally:
+        over.set()
+        driver.kill()
+        driver.wait()
+    assert model.workers == 2 and model.epochs == 2
+    granted = [now.get("blue", (0, 0))[0] for now in ledger.seen]
+    assert set(granted) == {0, 2}, "all or none"
+    assert "020" not in "".join(map(str, granted)).replace("22", "2").strip("0"), "kept to the end"
+    for now in ledger.seen:
+        assert sum(max(one) for one in now.values()) <= 4, f"more than there is: {now}"
+    assert report.get("shards_committed") == len(planned.shards), report
+    assert verify(settings, red, planned.run_id).ok
+    lines = {line["kind"]: line for line in wiring.cost_ledger(settings)["lines"]}
+    for line in lines.values():
+        assert line["outcome"] == "finished" and line["used_s"] > 0
+        assert line["allocated_s"] == pytest.approx(line["used_s"] + line["idle_s"] + line["wasted_s"])
+    assert lines["scoring"]["rows"] == planned.rows and lines["scoring"]["bytes_written"] > 0
+    assert lines["training"]["cpu_seconds"] == pytest.approx(lines["training"]["allocated_s"])
