@@ -62,6 +62,45 @@ def tenancy_costs(
         show(found["stored"], as_json=False, title="Bytes in the predictions and audit tables now")
 
 
+@tenancy.command("render")
+def tenancy_render(
+    kind: Annotated[str, typer.Argument(help="`kueue` or `s3-policy`.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Folder; default: rendered/KIND of PENSTOCK_HOME.", show_default=False),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Container image; default: that of docker-compose.yml.", show_default=False),
+    ] = None,
+    services_namespace: Annotated[
+        str, typer.Option(help="Where Airflow, MLflow and the databases are.")
+    ] = "penstock",
+    operator_namespace: Annotated[
+        str, typer.Option(help="Where KubeRay's operator is.")
+    ] = "kuberay-operator",
+    run: Annotated[
+        str | None,
+        typer.Option(help="As PIPELINE/RUN_ID: also a RayJob that finishes this run.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Shares as Kueue and KubeRay manifests, or as policies of the object store, one file a tenant."""
+    from tasks import wiring
+
+    settings = cli_settings()
+    found = wiring.render_tenancy(
+        settings,
+        kind,
+        to or settings.home / "rendered" / kind,
+        image=image or "",
+        services_namespace=services_namespace,
+        operator_namespace=operator_namespace,
+        run=run,
+    )
+    show(found, as_json=as_json, title="Rendered")
+
+
 @tenancy.command("sync")
 def tenancy_sync(as_json: Json = False) -> None:
     """Make Airflow's pools what the tenants' files say; needs Airflow."""

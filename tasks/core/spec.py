@@ -173,6 +173,8 @@ class TrainingSpec(_Record):
     seed: int = 7
     workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
+    memory_gib_per_worker: float | None = Field(None, gt=0, exclude=True)
+    """Asked of Ray, and the most that a worker may have; no part of its identity."""
     placement_timeout_s: float = Field(900, gt=0, exclude=True)
     """Then a training whose workers Ray has not placed ends with what is missing; no part of its identity."""
     triggers: tuple[Literal["new_data", "drift", "code"], ...] = Field((), exclude=True)
@@ -278,6 +280,8 @@ class InferenceSpec(_Record):
     max_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
+    memory_gib_per_worker: float | None = Field(None, gt=0)
+    """Asked of Ray, and the most that a worker may have: beyond it the worker fails, and no other process."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products. bfloat16 is faster on a GPU and moves probabilities in the third digit."""
     compile: bool = False

@@ -92,6 +92,9 @@ class _Pool:
         self._actor = ray.remote(ShardActor).options(
             num_cpus=self._spec.cpus_per_worker,
             num_gpus=self._spec.gpus_per_worker or None,
+            memory=int(self._spec.memory_gib_per_worker * 2**30)
+            if self._spec.memory_gib_per_worker
+            else None,
             scheduling_strategy="SPREAD",
             max_restarts=0,
         )
@@ -293,8 +296,14 @@ class _Pool:
         each = f"{self._spec.cpus_per_worker:g} CPU"
         if self._spec.gpus_per_worker:
             each += f" and {self._spec.gpus_per_worker:g} GPU"
+        if self._spec.memory_gib_per_worker:
+            each += f" and {self._spec.memory_gib_per_worker:g} GiB"
         total, free = (
-            {name: round(found.get(name, 0.0), 2) for name in ("CPU", "GPU")}
+            {
+                "CPU": round(found.get("CPU", 0.0), 2),
+                "GPU": round(found.get("GPU", 0.0), 2),
+                "GiB": round(found.get("memory", 0.0) / 2**30, 1),
+            }
             for found in (ray.cluster_resources(), ray.available_resources())
         )
         return ServiceUnavailable(

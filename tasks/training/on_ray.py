@@ -27,6 +27,7 @@ from tasks.core.errors import (
     TransientError,
     error_from_record,
 )
+from tasks.core.memory_limit import limit_memory
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -86,6 +87,7 @@ def fit_on_ray(
         "model_source": model_source,
         "model_origin": model_origin,
         "error_key": error_key,
+        "memory_gib": spec.training.memory_gib_per_worker,
     }
     try:
         _run_trainer(settings, spec, config, attempt)
@@ -121,6 +123,8 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
     resources = {"CPU": 1.0}
     if training.gpus_per_worker:
         resources["GPU"] = training.gpus_per_worker
+    if training.memory_gib_per_worker:
+        resources["memory"] = training.memory_gib_per_worker * 2**30
     logger.info(
         "fitting on Ray: %d worker(s), each %s",
         training.workers,
@@ -197,6 +201,8 @@ def _worker(config: dict[str, Any]) -> None:
     settings = Settings.from_environment(config["environment"])
     store = open_store(settings, prefix=config["prefix"])
     try:
+        if config["memory_gib"]:
+            limit_memory(config["memory_gib"], field="training.memory_gib_per_worker")
         _fit_here(store, config)
     except TerminalError as error:
         store.put(config["error_key"], json.dumps(error.as_record()).encode())

@@ -126,6 +126,7 @@ _OTHERS = {
     "send_alerts": "alerts",
     "cost_ledger": "costs",
     "ledger_csv": "costs",
+    "render_tenancy": "rendering",
     "tenancy_status": "tenancy",
     "sync_pools": "tenancy",
     "trend_page": "trend",

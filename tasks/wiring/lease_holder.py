@@ -34,9 +34,9 @@ _GIB = 1 << 30
 def first_lease(context: Context, run_id: str, kind: str) -> Lease:
     """The attempt as it asks first."""
     scoring, training = context.spec.inference, context.spec.training
-    each = Resources(scoring.gpus_per_worker, scoring.cpus_per_worker)
+    each = Resources(scoring.gpus_per_worker, scoring.cpus_per_worker, scoring.memory_gib_per_worker or 0.0)
     if kind == "training":
-        each = Resources(training.gpus_per_worker, 1.0)
+        each = Resources(training.gpus_per_worker, 1.0, training.memory_gib_per_worker or 0.0)
     now = utc_now()
     return Lease(
         tenant=context.spec.tenant,

@@ -53,7 +53,7 @@ def ray_address() -> Iterator[str]:
 
 
 def start_driver(
-    settings: Settings, address: str, pipeline: str, run_id: str, gate: Path
+    settings: Settings, address: str, pipeline: str, run_id: str, gate: Path, *model: str
 ) -> subprocess.Popen[str]:
     env = {
         **os.environ,
@@ -63,7 +63,7 @@ def start_driver(
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    command = [sys.executable, str(HERE / "tenancy_support.py"), pipeline, run_id, str(gate)]
+    command = [sys.executable, str(HERE / "tenancy_support.py"), pipeline, run_id, str(gate), *model]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -208,3 +208,40 @@ def test_a_training_gets_all_of_its_workers_from_a_run_that_borrows_them_and_kee
         assert line["allocated_s"] == pytest.approx(line["used_s"] + line["idle_s"] + line["wasted_s"])
     assert lines["scoring"]["rows"] == planned.rows and lines["scoring"]["bytes_written"] > 0
     assert lines["training"]["cpu_seconds"] == pytest.approx(lines["training"]["allocated_s"])
+
+
+def test_a_worker_that_takes_more_memory_than_its_own_fails_and_its_neighbour_goes_on(
+    settings: Settings, tmp_path: Path, ray_address: str
+) -> None:
+    limited = INFERENCE.replace("max_workers: 4", "max_workers: 1, memory_gib_per_worker: GIB")
+    runs = {}
+    gate = tmp_path / "go"
+    for tenant, gib, model in (
+        ("red", 2, "load_hungry"),
+        ("blue", 4, "load_slow"),
+        ("green", 4, "load_hungry"),
+    ):
+        spec = pipeline_of(
+            settings,
+            tenant,
+            limited.replace("GIB", str(gib)).replace("gpus_per_worker: 1", "gpus_per_worker: 0"),
+        )
+        planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1))
+        runs[tenant] = (
+            spec,
+            planned,
+            start_driver(settings, ray_address, spec.name, planned.run_id, gate, model),
+        )
+    try:
+        gate.touch()
+        reports = {tenant: result_of(driver) for tenant, (_, _, driver) in runs.items()}
+    finally:
+        for _, _, driver in runs.values():
+            driver.kill()
+            driver.wait()
+    assert reports["red"]["type"] == "TransientError", reports["red"]
+    assert "needs more memory than its 2 GiB (inference.memory_gib_per_worker)" in reports["red"]["what"]
+    for tenant in ("blue", "green"):  # green eats as much as red, and may
+        spec, planned, _ = runs[tenant]
+        assert reports[tenant].get("shards_committed") == len(planned.shards), reports[tenant]
+        assert verify(settings, spec, planned.run_id).ok
