@@ -35,6 +35,7 @@ from plugins.rendering import (
     said,
 )
 from plugins.rest_api import API, create_api
+from plugins.tenancy_page import add_tenancy_pages
 from plugins.trend_page import add_trend_pages
 from tasks.core.errors import PenstockError
 
@@ -85,6 +86,7 @@ def create_app() -> FastAPI:
     add_case_pages(app)
     add_deployment_pages(app)
     add_metrics(app, readable_pipelines)
+    add_tenancy_pages(app)
     add_trend_pages(app)
     app.add_exception_handler(StarletteHTTPException, refusal)  # of an address without a page too
     app.add_exception_handler(PenstockError, failure)

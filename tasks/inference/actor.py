@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 
 from tasks.core.errors import PenstockError, TransientError
+from tasks.core.memory_limit import limit_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -27,6 +28,7 @@ class ShardOutcome:
     cpu_seconds: float
     gpu_seconds: float
     wall_s: float
+    bytes_written: int
 
     @classmethod
     def of(cls, record: ShardRecord) -> ShardOutcome:
@@ -38,6 +40,7 @@ class ShardOutcome:
             record.cpu_seconds,
             record.gpu_seconds,
             record.wall_s,
+            sum(file.size_bytes for file in (*record.files, *record.audit_files)),
         )
 
 
@@ -81,6 +84,8 @@ class ShardActor:
             return json.dumps({"ok": ShardOutcome.of(self._ready().run(shard, then=then)).__dict__})
         except PenstockError as error:
             return failed(shard, error)
+        except MemoryError as error:
+            return failed(shard, self._too_large(shard, error))
         except Exception as error:
             log.exception("Shard %d failed.", shard)
             wrapped = TransientError(
@@ -90,10 +95,22 @@ class ShardActor:
             )
             return failed(shard, wrapped)
 
+    def _too_large(self, shard: int, error: MemoryError) -> TransientError:
+        limit = self._arguments.spec.inference.memory_gib_per_worker
+        had = f"its {limit:g} GiB (inference.memory_gib_per_worker)" if limit else "what this machine has"
+        return TransientError(
+            f"needs more memory than {had}: {error or 'an allocation failed'}",
+            which=f"shard {shard:05d}",
+            fix="lower inference.shard_rows or batch_rows, or give a worker more memory",
+        )
+
     def _ready(self) -> ShardWorker:
         """The worker, made at the first shard so that its errors are shard outcomes too."""
         if self._worker is None:
             asked = self._arguments
+            limit = asked.spec.inference.memory_gib_per_worker
+            if limit is not None and self._own_process:
+                limit_memory(limit, field="inference.memory_gib_per_worker")
             planned = read_plan(open_store(asked.settings, prefix=asked.spec.prefix), asked.run_id)
             self._worker = ShardWorker(
                 asked.settings,

@@ -104,6 +104,12 @@ class Checkpoints:
     def load_refit(self) -> dict[str, Any] | None:
         return self._read(self._refit)
 
+    def worked_s(self) -> float:
+        """Wall seconds of all epochs that are kept."""
+        fitted, latest, refit = self._read(self._fitted), self.load() or {}, self.load_refit() or {}
+        history = (fitted or latest).get("history", ())
+        return float(sum(item["wall_s"] for item in history) + refit.get("wall_s", 0.0))
+
     def save_fitted(self, fitted: Fitted) -> None:
         history = [item.to_json() for item in fitted.history]
         state = {"weights": fitted.state_dict, "tuned": fitted.tuned, "history": history}
@@ -245,12 +251,12 @@ def _refit(
 ) -> None:
     """Train `network`, fresh, for `epochs` epochs on all training rows; continues from its own checkpoint."""
     optimizer = _optimizer(network, training)
-    done = 0
+    done, spent_s = 0, 0.0
     state = checkpoints.load_refit()
     if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        done = int(state["epochs"])
+        done, spent_s = int(state["epochs"]), float(state["wall_s"])
     if peers.mean(done) != done:
         raise TransientError(
             "the workers loaded checkpoints of different epochs",
@@ -268,8 +274,14 @@ def _refit(
                 fix="lower training.learning_rate in pipeline.yaml",
             )
         if peers.rank == 0:
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch}
-            checkpoints.save_refit(state)
+            checkpoints.save_refit(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epochs": epoch,
+                    "wall_s": spent_s + time.monotonic() - started,
+                }
+            )
     if peers.rank == 0:
         logger.info(
             "fitted again on all %d training rows for %d epochs, %.1f s",
