@@ -110,9 +110,8 @@ def _copied_ahead(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tens
         with torch.inference_mode():  # a thread has a mode of its own
             _fill(staged[number % 2], encoded[ranges[number]])
 
-    with ThreadPoolExecutor(
-        1, thread_name_prefix="fill-block"
-    ) as filler:  # no thread starts for a single block
+    # It starts its thread with the second block: a single one, as a request's, needs none.
+    with ThreadPoolExecutor(1, thread_name_prefix="fill-block") as filler:
         ahead = None
         for number, rows in enumerate(ranges):
             at = number % 2
