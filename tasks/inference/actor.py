@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import dataclass
 
 from tasks.core.errors import PenstockError, TransientError
+from tasks.core.log_lines import bound, handler
 from tasks.core.memory_limit import limit_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
@@ -29,6 +31,8 @@ class ShardOutcome:
     gpu_seconds: float
     wall_s: float
     bytes_written: int
+    node: str
+    committed_at_utc: str
 
     @classmethod
     def of(cls, record: ShardRecord) -> ShardOutcome:
@@ -41,6 +45,8 @@ class ShardOutcome:
             record.gpu_seconds,
             record.wall_s,
             sum(file.size_bytes for file in (*record.files, *record.audit_files)),
+            record.node,
+            record.committed_at_utc,
         )
 
 
@@ -70,6 +76,11 @@ class ShardActor:
         self._own_process = own_process
         self._arguments = arguments
         self._worker: ShardWorker | None = None
+        if (
+            own_process and arguments.settings.log_format == "json"
+        ):  # else Ray's own way with log lines is as good
+            lines = handler(sys.stderr, arguments.settings.log_format)
+            logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
 
     def where(self) -> str:
         """Id of the Ray node that this actor runs on; answers as soon as the process runs."""
@@ -80,8 +91,23 @@ class ShardActor:
 
     def outcome(self, shard: int, then: int | None = None) -> str:
         """Score one shard: JSON with either `ok`, a `ShardOutcome`, or `error`, a `PenstockError` record."""
+        asked = self._arguments
+        with bound(
+            tenant=asked.spec.tenant,
+            pipeline=asked.spec.name,
+            run_id=asked.run_id,
+            token=asked.token,
+            shard=shard,
+        ):
+            return self._outcome(shard, then)
+
+    def _outcome(self, shard: int, then: int | None) -> str:
         try:
-            return json.dumps({"ok": ShardOutcome.of(self._ready().run(shard, then=then)).__dict__})
+            done = ShardOutcome.of(self._ready().run(shard, then=then))
+            if self._own_process:  # the driver tells of its own
+                with bound(attempt=done.attempt):
+                    log.info("Shard %d: %d rows in %.2f s.", shard, done.rows, done.wall_s)
+            return json.dumps({"ok": done.__dict__})
         except PenstockError as error:
             return failed(shard, error)
         except MemoryError as error:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Generator
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.core.clock import Clock, utc_now
@@ -29,6 +30,7 @@ from tasks.core.errors import (
 from tasks.core.object_store import open_store, probe
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.core.traces import Span, current
 from tasks.inference.actor import ActorArguments, ShardActor, ShardOutcome
 from tasks.inference.commit import take_token
 from tasks.inference.planning import check_unchanged
@@ -114,18 +116,41 @@ def run_plan(
     outcomes: list[ShardOutcome] = []
     failures = _Failures(planned)
     progress = _Progress(planned, missing)
+    around = current(settings)
     score = _score_here if local else score_on_ray
     with closing(score(arguments, missing, width)) as texts:  # its workers end with the first error
         for text in texts:
             found = json.loads(text)
             if "error" in found:
+                now = clock()
+                around.child(
+                    "shard", now, now, failed=found["error"]["what"], run_id=run_id, shard=found["shard"]
+                )
                 failures.add(int(found["shard"]), error_from_record(found["error"]))
                 continue
             failures.reset()
             outcomes.append(ShardOutcome(**found["ok"]))
+            _trace(around, run_id, outcomes[-1])
             progress.add(outcomes[-1])
     failures.raise_if_any(len(done) + len(outcomes))
     return _report(planned, store, token, outcomes, len(done), started, spec)
+
+
+def _trace(around: Span, run_id: str, done: ShardOutcome) -> None:
+    """A shard's span, told by its outcome: workers send nothing and load nothing for it."""
+    ended = datetime.fromisoformat(done.committed_at_utc)
+    around.child(
+        "shard",
+        ended - timedelta(seconds=done.wall_s),
+        ended,
+        run_id=run_id,
+        shard=done.shard,
+        attempt=done.attempt,
+        rows=done.rows,
+        dead_letters=done.dead_letters,
+        cpu_seconds=done.cpu_seconds,
+        node=done.node,
+    )
 
 
 def refuse_dead_letters(spec: PipelineSpec, planned: Plan, records: list[ShardRecord]) -> None:

@@ -8,6 +8,7 @@ records those are left out that are newer than the moment; of a table's log all 
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from tasks.core.object_store import ObjectInfo, ObjectStore, store_now
 
 _RECORDS = re.compile(
     r"/(snapshots|runs|archive|audit|triggers|holds|waivers|monitoring/cases|monitoring/holds|evaluation)/.*\.json$"
-    r"|/bundles/[^/]+/bundle\.json$|/training/[^/]+/result\.json$"
+    r"|/bundles/[^/]+/bundle\.json$|/training/[^/]+/result\.json$|^jobs/.*\.json$"
 )
 """Created once and never changed, or only to what says the same; their being there means that other objects are."""
 LOG_ENTRY = re.compile(
     r"(?P<table>.+)/_delta_log/(?P<version>\d{20})\.(?P<kind>json|checkpoint[^/]*\.parquet)$"
 )
 _LOG = "/_delta_log/"
+_TICK_S = 0.05
 _NOT_KEPT = ("_probe/", "_restoring.json")
 
 
@@ -38,12 +40,17 @@ class Cut:
 
 
 def cut(store: ObjectStore) -> Cut:
-    """What a backup takes of `store` now.
+    """What a backup takes of `store` now; every object that was there when it was called is older than the moment.
 
     Raises:
         StoreUnavailable, AccessDenied: The store cannot be listed.
     """
-    at = store_now(store)  # before the listing: what is older is seen
+    called = store_now(store)
+    while (
+        at := store_now(store)
+    ) <= called:  # S3 tells whole seconds: what was just written must be older than it
+        time.sleep(_TICK_S)
+    # The listing comes after: what is older is seen.
     return cut_at(at, store.list())
 
 

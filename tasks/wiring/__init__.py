@@ -146,12 +146,14 @@ def step(name: str) -> Step:
     """The step of that name. Raises `NotFound`, listing those there are."""
     if name not in _STEPS:
         raise NotFound("is not a step", which=name, fix=f"use one of: {', '.join(sorted(_STEPS))}")
-    found: Step = getattr(import_module(f"tasks.wiring.{_STEPS[name]}"), name)
-    return found
+    from tasks.wiring.observing import observed
+
+    return observed(name, getattr(import_module(f"tasks.wiring.{_STEPS[name]}"), name))
 
 
 def __getattr__(name: str) -> Any:
-    room = _STEPS.get(name) or _OTHERS.get(name)
-    if room is None:
+    if name in _STEPS:
+        return step(name)
+    if name not in _OTHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"tasks.wiring.{room}"), name)
+    return getattr(import_module(f"tasks.wiring.{_OTHERS[name]}"), name)

@@ -14,15 +14,16 @@ from inference_support import (
     scoring_snapshot,
     table_rows,
 )
+from metadata_support import held
 from recovery_support import fill, in_a_child, objects, seen, was_killed
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.errors import ConfigError, DigestMismatch, NotFound, TransientError
-from tasks.core.object_store import LocalStore, ObjectInfo, S3Store
+from tasks.core.object_store import LocalStore, ObjectInfo, ObjectStore
 from tasks.inference import publish, verify
 from tasks.metadata import MetadataStore
-from tasks.recovery import BackupPlace, back_up, restore, verify_backup
-from tasks.recovery.cut import cut_at
+from tasks.recovery import BackupPlace, back_up, backing_up, restore, verify_backup
+from tasks.recovery.cut import Cut, cut, cut_at
 
 T = datetime(2024, 3, 1, 12, tzinfo=UTC)
 DIE_AT_THE_NTH_COPY = """
@@ -98,10 +99,10 @@ def test_a_backup_beside_writers_is_whole_and_what_was_under_way_is_finished_exa
 
     def write() -> None:
         store = MetadataStore.open(store_settings)
-        for number, plan in enumerate(planned):
+        for plan in planned:
             run_stub(store_settings, spec, plan.run_id)
             publish(store_settings, spec, plan.run_id)
-            store.record_link(spec, dag_id="d", dag_run_id=f"r{number}", task_id="t", kind="k")
+            store.record_link(spec, dag_id="d", dag_run_id=plan.run_id, task_id="t", kind="published")
         stop.set()
 
     writer = threading.Thread(target=write)
@@ -119,12 +120,49 @@ def test_a_backup_beside_writers_is_whole_and_what_was_under_way_is_finished_exa
         else:
             other = elsewhere
         restore(other, place, backup_id)
+        known = MetadataStore.open(other)
         for plan in planned:
-            if (open_store(other, prefix=spec.prefix)).exists(f"runs/{plan.run_id}/plan.json"):
+            if known.links(
+                spec, dag_id="d", dag_run_id=plan.run_id
+            ):  # what the database names is in the store
+                assert verify(other, spec, plan.run_id).ok
+        for plan in planned:
+            if open_store(other, prefix=spec.prefix).exists(f"runs/{plan.run_id}/plan.json"):
                 run_stub(other, spec, plan.run_id)
                 publish(other, spec, plan.run_id)
                 assert verify(other, spec, plan.run_id).ok
         assert table_rows(other, spec) == table_rows(store_settings, spec)
+
+
+@pytest.mark.parametrize("moment", ["before the cut", "after the cut"])
+def test_the_database_of_a_backup_names_nothing_that_its_store_lacks(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A run that is published while the store is looked at may be in the store alone, never in the database alone."""
+    fill(settings, toy)
+    real = backing_up.cut
+
+    def publish_one() -> None:
+        run_id = score_and_publish(settings, toy, scoring_snapshot(settings, toy, days=3))
+        store = MetadataStore.open(settings)
+        store.record_link(toy, dag_id="d", dag_run_id=run_id, task_id="t", kind="published")
+
+    def cut_beside_a_writer(store: ObjectStore) -> Cut:
+        if moment == "before the cut":
+            publish_one()
+        found = real(store)
+        if moment == "after the cut":
+            publish_one()
+        return found
+
+    before = table_rows(settings, toy)
+    monkeypatch.setattr(backing_up, "cut", cut_beside_a_writer)
+    back_up(settings, str(tmp_path / "backups"))
+    other = Settings.at_home(tmp_path / "other", project=settings.project)
+    restore(other, str(tmp_path / "backups"))
+    assert held(other.metadata_url)["penstock_dag_links"] == 2  # those of `fill`
+    expected = before if moment == "after the cut" else table_rows(settings, toy)
+    assert table_rows(other, toy) == expected
 
 
 @pytest.mark.parametrize(
@@ -274,6 +312,7 @@ def test_a_cut_leaves_out_newer_records_and_keeps_newer_data() -> None:
             ("t/p/monitoring/cases/c1/00001.json", 2),
             ("t/p/bundles/d/bundle.json", 1),
             ("t/p/bundles/d/encoder.json", 1),
+            ("jobs/penstock-score-g0-0.json", 1),
             ("_probe/1/now", -1),
         ),
     )
@@ -319,18 +358,18 @@ def test_a_table_whose_log_has_a_checkpoint_comes_back(
     assert table_rows(other, toy) == table_rows(settings, toy)
 
 
-def test_both_stores_stamp_what_they_list_with_the_time_that_a_cut_asks_for(store_settings: Settings) -> None:
-    """An object that was there before a cut is in it, and a record that came after it is not."""
-    from tasks.core.object_store import store_now
-    from tasks.recovery.cut import cut
-
+def test_what_is_there_is_in_a_cut_however_young_and_a_record_that_comes_after_is_not(
+    store_settings: Settings,
+) -> None:
+    """S3 tells whole seconds: the database may name what was written in this very one."""
     store = open_store(store_settings)
-    store.put_exclusive("t/p/runs/a/plan.json", b"{}")
-    first = store_now(store)
-    while store_now(store) == first:  # S3 tells whole seconds
-        pass
-    now = cut(store)
-    store.put_exclusive("t/p/runs/b/plan.json", b"{}")
-    assert isinstance(store, LocalStore | S3Store)
-    assert [info.key for info in now.objects] == ["t/p/runs/a/plan.json"]
-    assert [info.key for info in cut_at(now.at, store.list()).objects] == ["t/p/runs/a/plan.json"]
+    for number in range(3):
+        store.put_exclusive(f"t/p/runs/{number}/plan.json", b"{}")
+        now = cut(store)
+        assert len(now.objects) == number + 1
+        store.put_exclusive(f"t/p/runs/late-{number}/plan.json", b"{}")
+        store.put(f"t/p/data/2024-03-01/late-{number}.parquet", b"rows")
+        found = [info.key for info in cut_at(now.at, store.list()).objects if "/runs/" in info.key]
+        assert f"t/p/runs/{number}/plan.json" in found and f"t/p/runs/late-{number}/plan.json" not in found
+        store.delete(f"t/p/runs/late-{number}/plan.json")
+        store.delete(f"t/p/data/2024-03-01/late-{number}.parquet")
