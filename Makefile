@@ -45,8 +45,8 @@ sbom: $(DEV_READY) ## the lock as a CycloneDX document, in .penstock/sbom.json
 secrets: ## random secrets for docker-compose.yml, in secrets/; what is there stays
 	@$(PYTHON) docker/make_secrets.py
 
-up: $(RUN_READY) ## start Airflow, MLflow and Ray on this machine
-	@$(BIN)/penstock up
+up: $(RUN_READY) $(if $(filter production,$(PROFILE)),$(S3_READY)) ## start Airflow, MLflow and Ray on this machine; PROFILE=production: on PostgreSQL, S3 and two Ray nodes
+	@$(BIN)/penstock up $(if $(PROFILE),--profile $(PROFILE))
 
 down: $(RUN_READY) ## end them
 	@$(BIN)/penstock down

@@ -52,6 +52,9 @@ PASSED_ON = (
 )
 """Variables of the worker that the job gets too, next to `Settings.as_environment()`."""
 
+SECRET = frozenset({"PENSTOCK_METADATA_URL"})
+"""Settings that may hold a password."""
+
 
 class PenstockRayJobOperator(WiredOperator):
     """Run `penstock job <step> <pipeline>` on the Ray cluster at `PENSTOCK_RAY_JOBS_URL`.
@@ -261,7 +264,13 @@ def result_key(submission_id: str) -> str:
 
 
 def job_environment(settings: Settings) -> dict[str, str]:
-    """The variables a job needs to see the same installation; holds credentials, so it is never logged."""
+    """The variables a job needs to see the same installation.
+
+    They may hold credentials, and Ray writes them into a log of its own. Where the nodes of the cluster have their
+    credentials themselves (`[penstock] ray_has_secrets`), those are left out.
+    """
+    if conf.getboolean("penstock", "ray_has_secrets", fallback=False):
+        return {name: value for name, value in settings.as_environment().items() if name not in SECRET}
     passed = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     return {**settings.as_environment(), **passed}
 

@@ -89,11 +89,11 @@ class InFlight:
 
 
 class FaultProxy:
-    """A proxy on a free port of loopback, to be used as a context manager."""
+    """A proxy on a free port of loopback, or on `port`, to be used as a context manager."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, port: int = 0) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, upstream], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            [sys.executable, __file__, upstream, str(port)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().decode().strip()
@@ -321,7 +321,7 @@ def _what(method: str, path: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    server = _Server(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", int(sys.argv[2])), _Handler)
     server.upstream, server.doing = sys.argv[1], _Misbehaviour()
     sys.stdout.write(f"http://127.0.0.1:{server.server_address[1]}\n")
     sys.stdout.flush()

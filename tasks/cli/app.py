@@ -91,13 +91,22 @@ def _start(
 
 
 @app.command()
-def up() -> None:
-    """Start Airflow, MLflow and a Ray head on loopback, and wait until they are healthy."""
+def up(
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="embedded (SQLite, folders, one Ray node) or production (PostgreSQL, S3, two Ray nodes); "
+            "default: the one that was started last, at first embedded.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Start Airflow, MLflow and Ray on loopback, and wait until they are healthy."""
     from tasks.cli.interrupts import one_interrupt
     from tasks.cli.services import start
 
     with one_interrupt():
-        start(cli_settings())
+        start(cli_settings(), profile)
 
 
 @app.command()

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from tasks.cli.output import console, errors, show
-from tasks.core.errors import PenstockError
+from tasks.core.errors import ConfigError, PenstockError
 from tasks.core.settings import Settings
 from tasks.core.tenants import pools_of
-from tasks.local import AirflowClient, start_services, stop_services, survey
+from tasks.local import AirflowClient, credentials, profile_of, start_services, stop_services, survey
+from tasks.local.parts import PRODUCTION
+from tasks.local.production import secrets_folder
 from tasks.local.services import airflow_login, local_settings
 
 
-def start(settings: Settings) -> Settings:
-    """Start all services and Airflow's pools, and say where they are; ends what it started when interrupted."""
+def start(settings: Settings, profile: str | None = None) -> Settings:
+    """Start all services and Airflow's pools, and say where they are.
+
+    When it fails or is interrupted, what did not run before is ended.
+    """
+    pools = pools_of(settings)
+    ran = {state.name for state in survey(settings) if state.running}
     try:
-        local = start_services(settings, _timed_progress())
+        local = start_services(settings, _timed_progress(), profile=profile)
         client = AirflowClient(local.airflow_url, *airflow_login(local))
-        for name, pool in pools_of(settings).items():
+        for name, pool in pools.items():
             client.ensure_pool(name, pool)
         client.close()
     except KeyboardInterrupt:
-        stop_quietly(settings, "interrupted: ending the services")
+        stop_quietly(settings, "interrupted: ending the services", keep=ran)
+        raise
+    except ConfigError:  # nothing was started
         raise
     except (PenstockError, OSError):
-        stop_quietly(settings)
+        stop_quietly(settings, keep=ran)
         raise
     show_urls(local)
     return local
@@ -39,8 +49,8 @@ def stop(settings: Settings) -> None:
     console.print("services ended" if ended else "no service was running")
 
 
-def stop_quietly(settings: Settings, message: str = "") -> None:
-    """End the services even when nobody can read what is said about it."""
+def stop_quietly(settings: Settings, message: str = "", *, keep: Collection[str] = ()) -> None:
+    """End the services, but not those of `keep`, even when nobody can read what is said about it."""
 
     def say(text: str) -> None:
         with suppress(OSError):
@@ -48,7 +58,7 @@ def stop_quietly(settings: Settings, message: str = "") -> None:
 
     if message:
         say(f"\n{message}")
-    stop_services(settings, say)
+    stop_services(settings, say, keep=keep)
 
 
 def show_status(settings: Settings, *, as_json: bool) -> bool:
@@ -70,15 +80,20 @@ def show_urls(settings: Settings) -> None:
     console.print(f"\n  Airflow  {local.airflow_url}   login [bold]{user}[/] / [bold]{password}[/]")
     console.print(f"  MLflow   {local.mlflow_url}")
     console.print(f"  Ray      {local.ray_jobs_url}")
+    if profile_of(settings) == PRODUCTION:
+        console.print(f"  S3       {local.s3_endpoint or 'AWS'}   {local.store_url}")
+        console.print(f"  Secrets  {_relative(secrets_folder(settings))}   Ray asks for its token")
     console.print("  make status shows them, make down ends them.\n")
 
 
 def cli_settings() -> Settings:
-    """Settings of this terminal: the environment's, and where it is silent the local services' URLs."""
+    """Settings of this terminal: the environment's, and where it is silent the local services' URLs and secrets."""
     settings = Settings.from_environment()
     local = local_settings(settings)
     if local.airflow_url.endswith(":0"):
         return settings
+    for name, value in credentials(local).items():
+        os.environ.setdefault(name, value)
     return Settings.from_environment(defaults=local)
 
 

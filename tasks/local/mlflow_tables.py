@@ -1,8 +1,11 @@
-"""`python -m tasks.local.mlflow_tables URL`: MLflow's tables in an empty database, as its server makes them."""
+"""`python -m tasks.local.mlflow_tables`: MLflow's tables in the empty database at `MLFLOW_BACKEND_STORE_URI`.
+
+As MLflow's server makes them. The URL may hold a password, so it is not an argument that a list of processes shows.
+"""
 
 from __future__ import annotations
 
-import sys
+import os
 
 
 def main(url: str) -> None:
@@ -15,4 +18,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(os.environ["MLFLOW_BACKEND_STORE_URI"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shlex
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -271,6 +272,18 @@ def test_the_token_is_sent_and_an_installation_without_one_sends_none(
 
 def test_a_job_sees_the_same_installation(installed: Settings) -> None:
     assert Settings.from_environment(job_environment(installed)) == installed
+
+
+def test_a_job_gets_credentials_only_where_the_cluster_has_none_itself(
+    installed: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(installed, metadata_url="postgresql+psycopg://penstock:s3cr3t@db/penstock")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    assert "s3cr3t" in str(job_environment(settings))
+    monkeypatch.setenv("AIRFLOW__PENSTOCK__RAY_HAS_SECRETS", "True")
+    given = job_environment(settings)
+    assert "s3cr3t" not in str(given)
+    assert given["PENSTOCK_STORE"] == settings.store_url
 
 
 # -- the trigger

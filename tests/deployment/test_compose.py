@@ -18,7 +18,10 @@ import pytest
 import s3_endpoint
 import yaml
 
+from tasks.core import Settings
 from tasks.core.pools import POOLS
+from tasks.local import production
+from tasks.local.parts import PRODUCTION, choose_ports, choose_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -143,6 +146,49 @@ def test_secrets_are_made_once_and_can_be_read_by_a_container_only(tmp_path: Pat
     from cryptography.fernet import Fernet
 
     Fernet(values["airflow_fernet_key"])
+
+
+def image_environment() -> set[str]:
+    """Names of what the image sets for every container of ours."""
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return set(re.findall(r"(\w+)=", block))
+
+
+def test_the_profile_production_has_the_settings_and_secrets_of_the_containers(tmp_path: Path) -> None:
+    settings = Settings.at_home(tmp_path / "home")
+    choose_profile(settings, PRODUCTION)
+    choose_ports(settings)
+    local = production.settings_of(settings)
+    environment = production.environment(local)
+    composed: dict[str, str] = OURS["mlflow"]["environment"]
+    script = (ROOT / "docker" / "entrypoint.sh").read_text()
+    exported = set(re.findall(r"\b[A-Z_]{6,}\b", script[script.index("export ") :]))
+    names = set(composed) | exported | image_environment()
+    ours = {
+        name for name in environment if name.startswith(("PENSTOCK_", "AIRFLOW_", "MLFLOW_", "RAY_", "AWS_"))
+    }
+    assert names - {"PATH", "PYTHONUNBUFFERED"} == ours - production.ON_THIS_MACHINE
+    assert {"PATH", "PYTHONUNBUFFERED"} | production.ON_THIS_MACHINE <= set(environment)
+    theirs_alone = {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER"}
+    for name, value in composed.items():
+        if "//" not in value and "$" not in value and name not in theirs_alone:
+            assert environment[name] == value, name
+    assert composed["PENSTOCK_STORE"] == environment["PENSTOCK_STORE"]
+    read = set(re.findall(r"secret (\w+)\)", script))
+    assert (
+        set(production.SECRETS) == read == {path.name for path in production.secrets_folder(local).iterdir()}
+    )
+    for name in ("mlflow", "penstock", "airflow"):
+        assert f"$(database {name})" in script
+
+
+def test_the_profile_production_starts_the_services_of_the_compose_file(tmp_path: Path) -> None:
+    settings = Settings.at_home(tmp_path / "home")
+    choose_profile(settings, PRODUCTION)
+    names = {service.name for service in production.services(production.settings_of(settings))}
+    once = {"objects-init", "airflow-init"}
+    others = {"ray-gpu-worker", "model-server", "batch-metrics", "node-exporter", "prometheus", "grafana"}
+    assert names == set(SERVICES) - once - others
 
 
 def entry(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import pytest
 from damaged import add_damaged_pipelines
 from installation import Installation
 
-from tasks.local.services import _ray_folder
+from tasks.local.parts import ray_folder
 
 HOLD = """
 
@@ -38,7 +38,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     yield made
     made.penstock("down")
     assert not made.leftovers()
-    shutil.rmtree(_ray_folder(made.settings), ignore_errors=True)
+    shutil.rmtree(ray_folder(made.settings), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

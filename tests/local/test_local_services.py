@@ -7,9 +7,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ import pytest
 
 from tasks.core import Settings
 from tasks.core.errors import ServiceUnavailable, TerminalError
-from tasks.local import services, start_services, stop_services, survey
+from tasks.local import embedded, parts, services, start_services, stop_services, survey
 
 SLEEP = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)"]
 STUBBORN = [
@@ -65,27 +66,27 @@ def mark(settings: Settings, service: str = "mlflow") -> dict[str, str]:
 
 
 def test_ports_stay_as_they_were_while_they_are_free(settings: Settings) -> None:
-    services._choose_ports(settings)
-    first = services._load_ports(settings)
-    services._choose_ports(settings)
-    assert services._load_ports(settings) == first
+    parts.choose_ports(settings)
+    first = parts.load_ports(settings)
+    parts.choose_ports(settings)
+    assert parts.load_ports(settings) == first
     assert len(set(first.values())) == len(first)
     assert all(first.values())
 
 
 def test_only_a_port_that_is_taken_changes(settings: Settings) -> None:
-    services._choose_ports(settings)
-    before = services._load_ports(settings)
+    parts.choose_ports(settings)
+    before = parts.load_ports(settings)
     with listening(before["airflow"]):
-        services._choose_ports(settings)
-    after = services._load_ports(settings)
+        parts.choose_ports(settings)
+    after = parts.load_ports(settings)
     assert [name for name in before if before[name] != after[name]] == ["airflow"]
     assert services.local_settings(settings).airflow_url == f"http://127.0.0.1:{after['airflow']}"
 
 
 def test_a_port_is_kept_while_closed_connections_linger_on_it(settings: Settings) -> None:
-    services._choose_ports(settings)
-    before = services._load_ports(settings)
+    parts.choose_ports(settings)
+    before = parts.load_ports(settings)
     with socket.socket() as server, socket.socket() as client:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as every server here does
         server.bind(("127.0.0.1", before["airflow"]))
@@ -96,15 +97,15 @@ def test_a_port_is_kept_while_closed_connections_linger_on_it(settings: Settings
         client.recv(1)
     with socket.socket() as probe, pytest.raises(OSError, match="in use"):
         probe.bind(("127.0.0.1", before["airflow"]))
-    services._choose_ports(settings)
-    assert services._load_ports(settings) == before
+    parts.choose_ports(settings)
+    assert parts.load_ports(settings) == before
 
 
 def test_a_damaged_ports_file_is_replaced(settings: Settings) -> None:
-    services._choose_ports(settings)
-    services._ports_file(settings).write_text('{"airflow": 80')
-    services._choose_ports(settings)
-    assert all(services._load_ports(settings).values())
+    parts.choose_ports(settings)
+    parts._ports_file(settings).write_text('{"airflow": 80')
+    parts.choose_ports(settings)
+    assert all(parts.load_ports(settings).values())
 
 
 def test_sessions_of_before_a_reboot_are_ignored(
@@ -212,11 +213,11 @@ def test_a_service_that_ends_is_told_with_the_end_of_its_log(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = "print('line one'); print('cannot open the database'); raise SystemExit(3)"
-    broken = services._Service("mlflow", (sys.executable, "-c", script), None, "http://127.0.0.1:1/health")
-    monkeypatch.setattr(services, "_services", lambda _local: [broken])
-    monkeypatch.setattr(
-        services, "_prepare_databases", lambda *_: (settings.home / "logs").mkdir(parents=True)
+    broken = parts.Service(
+        "mlflow", (sys.executable, "-c", script), None, parts.answers("http://127.0.0.1:1/health")
     )
+    monkeypatch.setattr(services, "_services", lambda _local: [broken])
+    monkeypatch.setattr(services, "_prepare", lambda *_: None)
     with pytest.raises(ServiceUnavailable) as raised:
         start_services(settings, quiet)
     told = str(raised.value)
@@ -230,13 +231,11 @@ def test_a_service_that_never_gets_healthy_is_told_with_the_end_of_its_log(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = "import time; print('waiting for a lock', flush=True); time.sleep(600)"
-    slow = services._Service(
-        "mlflow", (sys.executable, "-c", script), None, "http://127.0.0.1:1/", timeout_s=1.0
+    slow = parts.Service(
+        "mlflow", (sys.executable, "-c", script), None, parts.answers("http://127.0.0.1:1/"), timeout_s=1.0
     )
     monkeypatch.setattr(services, "_services", lambda _local: [slow])
-    monkeypatch.setattr(
-        services, "_prepare_databases", lambda *_: (settings.home / "logs").mkdir(parents=True)
-    )
+    monkeypatch.setattr(services, "_prepare", lambda *_: None)
     with pytest.raises(ServiceUnavailable, match=r"(?s)was not healthy after .*waiting for a lock"):
         start_services(settings, quiet)
     assert stop_services(settings, quiet, grace_s=5) == 1
@@ -254,14 +253,14 @@ def test_a_damaged_airflow_database_is_told_with_the_file_to_remove(settings: Se
 
 
 def test_databases_whose_making_was_interrupted_are_made_anew(settings: Settings) -> None:
-    services._choose_ports(settings)
+    parts.choose_ports(settings)
     local = services.local_settings(settings)
     databases = [settings.home / "airflow" / "airflow.db", settings.home / "mlflow" / "mlflow.db"]
     for path in databases:
         path.parent.mkdir(exist_ok=True)
-        services._unfinished(path).write_bytes(b"half of a database")
-        services._unfinished(path).with_name(f"{services._unfinished(path).name}-journal").write_bytes(b"x")
-    services._prepare_databases(local, services._environment(local), quiet)
+        embedded.unfinished(path).write_bytes(b"half of a database")
+        embedded.unfinished(path).with_name(f"{embedded.unfinished(path).name}-journal").write_bytes(b"x")
+    embedded.prepare(local, embedded.environment(local), quiet)
     for path, table in zip(databases, ["dag_run", "review_queues"], strict=True):
         with closing(sqlite3.connect(path)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master")}
@@ -276,9 +275,29 @@ def test_the_login_is_unknown_before_the_first_start(settings: Settings) -> None
 
 def test_a_long_home_gets_a_short_folder_for_rays_sockets(settings: Settings) -> None:
     long = replace(settings, home=settings.home / ("x" * 90))
-    assert len(str(services._ray_folder(long))) <= 60
-    assert services._ray_folder(long) != services._ray_folder(
-        replace(settings, home=settings.home / ("y" * 90))
-    )
+    assert len(str(parts.ray_folder(long))) <= 60
+    assert parts.ray_folder(long) != parts.ray_folder(replace(settings, home=settings.home / ("y" * 90)))
     short = replace(settings, home=Path("/srv/p"))
-    assert services._ray_folder(short) == Path("/srv/p/ray")
+    assert parts.ray_folder(short) == Path("/srv/p/ray")
+
+
+def test_a_service_whose_store_was_away_is_waited_for_until_it_ends_or_uses_it_again(
+    settings: Settings, started: list[subprocess.Popen[bytes]]
+) -> None:
+    settings.home.mkdir()
+    scheduler = start(started, SLEEP, **mark(settings, "airflow-scheduler"))
+    looks: list[int] = []
+
+    def silent_then_gone() -> None:
+        looks.append(scheduler.pid)
+        if len(looks) == 3:
+            scheduler.kill()
+            scheduler.wait()
+
+    def service(beat: Callable[[], datetime | None]) -> parts.Service:
+        return parts.Service("airflow-scheduler", tuple(SLEEP), None, lambda: True, beat)
+
+    services._outlive(settings, [service(lambda: datetime.now(UTC))])
+    assert scheduler.poll() is None
+    services._outlive(settings, [service(silent_then_gone)])
+    assert len(looks) == 3 and scheduler.poll() is not None

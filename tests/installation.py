@@ -18,12 +18,12 @@ import psutil
 import pyarrow as pa
 
 from tasks.core import Settings, load_pipeline, open_store
-from tasks.local import AirflowClient
+from tasks.local import AirflowClient, credentials
 from tasks.local.services import airflow_login, local_settings
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[1]
 TOY_PROJECT = CHECKOUT / "tests" / "toy_project"
-_PATIENCE_S = 150.0  # a busy machine may be slow; only a broken one waits this long
+_PATIENCE_S = 400.0  # a busy machine may be slow; only a broken one waits this long
 
 T = TypeVar("T")
 
@@ -58,12 +58,15 @@ class Airflow(AirflowClient):
 
 
 class Installation:
-    """One home and one project under `root`."""
+    """One home and one project under `root`; the project has the pipelines and suites of `source`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, source: Path = TOY_PROJECT) -> None:
         self.home = root / "home"
         self.project = root / "project"
-        shutil.copytree(TOY_PROJECT, self.project)
+        for folder in ("pipelines", "great_expectations"):
+            shutil.copytree(
+                source / folder, self.project / folder, ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copytree(
             CHECKOUT / "dags", self.project / "dags", ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -147,7 +150,8 @@ class Installation:
         from deltalake import DeltaTable
 
         store = open_store(self.settings, prefix=load_pipeline(self.settings, pipeline).prefix)
-        table = DeltaTable(store.url("tables/predictions").removeprefix("file://"))
+        url = store.url("tables/predictions").removeprefix("file://")
+        table = DeltaTable(url, storage_options=store.storage_options() or None)
         return pa.table(table.to_pyarrow_table())
 
     # -- DAG runs
@@ -214,7 +218,10 @@ class Installation:
 
     def ray_jobs(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Ray's own list of the jobs of a DAG run, oldest first."""
-        jobs = httpx.get(f"{self.settings.ray_jobs_url}/api/jobs/", timeout=30, trust_env=False).json()
+        token = credentials(self.settings).get("RAY_AUTH_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        url = f"{self.settings.ray_jobs_url}/api/jobs/"
+        jobs = httpx.get(url, headers=headers, timeout=30, trust_env=False).json()
         mine = [
             job
             for job in jobs

@@ -1,0 +1,186 @@
+"""The profile `embedded`: Airflow and MLflow on SQLite, folders as the store, and a Ray head of one node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tasks.core.errors import TerminalError
+from tasks.core.settings import Settings
+from tasks.local.parts import (
+    LOOPBACK,
+    Progress,
+    Service,
+    airflow_addresses,
+    airflow_home,
+    airflow_services,
+    answers,
+    inherited,
+    load_ports,
+    make_login,
+    own_programs,
+    ray_folder,
+    ray_head,
+    secret,
+    tail,
+    url_at,
+)
+
+
+def settings_of(settings: Settings) -> Settings:
+    """`settings` with the URLs of the local services."""
+    ports = load_ports(settings)
+    return replace(
+        settings,
+        mlflow_url=url_at(ports["mlflow"]),
+        ray_jobs_url=url_at(ports["ray_dashboard"]),
+        airflow_url=url_at(ports["airflow"]),
+    )
+
+
+def services(local: Settings) -> list[Service]:
+    ports = load_ports(local)
+    mlflow_server = (
+        *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports["mlflow"])),
+        *("--backend-store-uri", _sqlite(_mlflow_database(local))),
+        *("--artifacts-destination", str(local.home / "mlflow" / "artifacts"), "--workers", "1"),
+    )
+    return [
+        Service(
+            "ray",
+            ray_head(local, cpus=max(2, os.cpu_count() or 2)),
+            local.ray_jobs_url,
+            answers(f"{local.ray_jobs_url}/api/version"),
+        ),
+        Service("mlflow", mlflow_server, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
+        *airflow_services(local),
+    ]
+
+
+def environment(local: Settings) -> dict[str, str]:
+    """What every service is given."""
+    home = airflow_home(local)
+    return {
+        **inherited("PENSTOCK_", "AIRFLOW_"),
+        **local.as_environment(),
+        **own_programs(),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(local.project / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{local.airflow_url}/execution/",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": _sqlite(_airflow_database(local)),
+        **airflow_addresses(local),
+        "AIRFLOW__API__BASE_URL": local.airflow_url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": secret(home / "api_secret"),
+        "AIRFLOW__API_AUTH__JWT_SECRET": secret(home / "jwt_secret"),
+        "AIRFLOW__CORE__FERNET_KEY": "",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+        "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "NO_PROXY": "127.0.0.1,localhost",
+        **joining_ray(local),
+    }
+
+
+def joining_ray(local: Settings) -> dict[str, str]:
+    """The variables by which a program joins this Ray."""
+    return {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": f"{LOOPBACK}:{load_ports(local)['ray_gcs']}",
+    }
+
+
+def credentials(local: Settings) -> dict[str, str]:  # noqa: ARG001
+    """None: its store is a folder, and its Ray asks for no token."""
+    return {}
+
+
+def prepare_stores(local: Settings, progress: Progress) -> None:
+    """Nothing: its stores are files."""
+
+
+def prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
+    """Bring Airflow's database up to date, and make both databases where there is none yet.
+
+    A database is made under another name and then renamed: neither service can go on from one whose making was
+    interrupted half-way. Both at once, since each spends its time on imports.
+    """
+    airflow, mlflow = _airflow_database(local), _mlflow_database(local)
+    for folder in (airflow.parent, mlflow.parent / "artifacts", ray_folder(local)):
+        folder.mkdir(parents=True, exist_ok=True)
+    make_login(local)
+    progress("preparing Airflow's database")
+    python = sys.executable
+    made: dict[Path, tuple[str, ...]] = {airflow: (python, "-m", "airflow", "db", "migrate")}
+    if not mlflow.exists():
+        made[mlflow] = (python, "-m", "tasks.local.mlflow_tables")
+    running: dict[Path, subprocess.Popen[str]] = {}
+    try:
+        for path, command in made.items():
+            running[path] = _make_database(path, command, env)
+        for path, process in running.items():
+            output, _ = process.communicate()
+            if process.returncode != 0:
+                raise TerminalError(
+                    f"its database could not be prepared:\n{tail(output)}",
+                    which=f"{'Airflow' if path == airflow else 'MLflow'} at {path.parent}",
+                    fix=f"read the message; if the database is damaged, remove {path}",
+                )
+            if not path.exists():
+                unfinished(path).replace(path)
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _make_database(path: Path, command: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[str]:
+    for left in path.parent.glob(f"{unfinished(path).name}*"):  # of an interrupted start, with its journal
+        left.unlink()
+    target = path if path.exists() else unfinished(path)
+    return subprocess.Popen(
+        command,
+        env={
+            **env,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": _sqlite(target),
+            "MLFLOW_BACKEND_STORE_URI": _sqlite(target),
+            "PENSTOCK_SERVICE": "database-preparation",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _airflow_database(settings: Settings) -> Path:
+    return airflow_home(settings) / "airflow.db"
+
+
+def _mlflow_database(settings: Settings) -> Path:
+    return settings.home / "mlflow" / "mlflow.db"
+
+
+def unfinished(path: Path) -> Path:
+    """The name of a database while it is made."""
+    return path.with_name(f"{path.stem}-unfinished{path.suffix}")
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite:///{path}"

@@ -1,0 +1,344 @@
+"""What a set of services is made of: a service, the ports, folders and secrets of this installation, Airflow's parts.
+
+A home has one profile at a time. `embedded` keeps everything in SQLite files and folders under the home; `production`
+runs what docker-compose.yml runs, with its state under `<home>/production`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pwd
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from tasks.core.ids import digest_bytes
+from tasks.core.settings import Settings
+
+Progress = Callable[[str], None]
+
+EMBEDDED, PRODUCTION = "embedded", "production"
+PROFILES = (EMBEDDED, PRODUCTION)
+LOOPBACK = "127.0.0.1"
+AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+HEAD_PORTS = (
+    "ray_gcs",
+    "ray_dashboard",
+    "ray_agent",
+    "ray_agent_grpc",
+    "ray_client",
+    "ray_metrics",
+    "ray_runtime_env",
+    "ray_node_manager",
+    "ray_object_manager",
+)
+PORTS = {
+    EMBEDDED: ("airflow", "airflow_worker_log", "airflow_trigger_log", "mlflow", *HEAD_PORTS),
+    PRODUCTION: (
+        *("postgres", "objects", "mlflow", *HEAD_PORTS),
+        *("worker_agent", "worker_agent_grpc", "worker_metrics", "worker_runtime_env"),
+        *("worker_node_manager", "worker_object_manager"),
+        *("airflow", "airflow_worker_log", "airflow_trigger_log", "airflow_scheduler_health"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program that is kept running."""
+
+    name: str
+    command: tuple[str, ...]
+    url: str | None
+    healthy: Callable[[], bool]
+    beat: Callable[[], datetime | None] | None = None
+    """When it last wrote into the database that it lives by; None where nobody can say."""
+    timeout_s: float = 180.0
+    keeps_state: bool = False
+    """Whether others keep their state in it: it starts before them and ends after them."""
+    env: Mapping[str, str] | None = None
+    """All it is given, where it is not to have what the others have."""
+    cwd: Path | None = None
+    user: pwd.struct_passwd | None = None
+    """Who runs it, where that is not who runs this."""
+    ends_by: signal.Signals = signal.SIGTERM
+
+
+class Profile(Protocol):
+    """A set of services, and what its members and their users are given."""
+
+    def settings_of(self, settings: Settings) -> Settings:
+        """`settings` with the URLs of the local services."""
+
+    def services(self, local: Settings) -> list[Service]:
+        """All of them, in the order in which they start."""
+
+    def prepare_stores(self, local: Settings, progress: Progress) -> None:
+        """What has to be there before those start that keep state."""
+
+    def prepare(self, local: Settings, env: dict[str, str], progress: Progress) -> None:
+        """What has to be there before the others start."""
+
+    def environment(self, local: Settings) -> dict[str, str]:
+        """What every service is given that has no environment of its own."""
+
+    def credentials(self, local: Settings) -> dict[str, str]:
+        """The secrets by which a program of this machine uses store and cluster."""
+
+    def joining_ray(self, local: Settings) -> dict[str, str]:
+        """The variables by which a program joins this Ray."""
+
+
+def answers(
+    url: str, *, part: str | None = None, headers: Mapping[str, str] | None = None
+) -> Callable[[], bool]:
+    """Whether `url` answers 200 and, where `part` is given, Airflow's health document calls that part healthy."""
+
+    def look() -> bool:
+        try:
+            answer = httpx.get(url, timeout=5.0, trust_env=False, headers=headers)
+            if answer.status_code != 200:
+                return False
+            return part is None or bool(answer.json().get(part, {}).get("status") == "healthy")
+        except (httpx.HTTPError, json.JSONDecodeError):
+            return False
+
+    return look
+
+
+# -- the profile and its folders
+
+
+def profile_of(settings: Settings) -> str:
+    """The profile that was started last; `embedded` where none was."""
+    try:
+        found = (settings.home / "profile").read_text().strip()
+    except FileNotFoundError:
+        return EMBEDDED
+    return found if found in PROFILES else EMBEDDED
+
+
+def choose_profile(settings: Settings, profile: str) -> None:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    _replace(settings.home / "profile", profile)
+
+
+def state_folder(settings: Settings) -> Path:
+    """Where the profile keeps its logs and the state of its services."""
+    return settings.home / PRODUCTION if profile_of(settings) == PRODUCTION else settings.home
+
+
+def airflow_home(settings: Settings) -> Path:
+    return state_folder(settings) / "airflow"
+
+
+def log_of(settings: Settings, name: str) -> Path:
+    return state_folder(settings) / "logs" / f"{name}.log"
+
+
+def ray_folder(settings: Settings) -> Path:
+    """Ray's sessions; its socket paths must stay below 107 bytes, so a long home gets a short folder."""
+    inside = settings.home / "ray"
+    if len(str(inside)) <= 40:
+        return inside
+    return (
+        Path(tempfile.gettempdir())
+        / f"penstock-{os.getuid()}-{digest_bytes(str(settings.home).encode())[:8]}"
+    )
+
+
+# -- ports
+
+
+def url_at(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
+
+
+def load_ports(settings: Settings) -> dict[str, int]:
+    """The ports that were chosen last; 0 where none was."""
+    try:
+        ports = json.loads(_ports_file(settings).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        ports = {}
+    return {name: int(ports.get(name, 0)) for name in PORTS[profile_of(settings)]}
+
+
+def choose_ports(settings: Settings) -> None:
+    """Keep the ports of last time where they are free, so that bookmarks stay good; else take free ones."""
+    before = load_ports(settings)
+    taken: list[socket.socket] = []
+    chosen: dict[str, int] = {}
+    try:
+        for name in before:
+            held = _bind(before[name]) or _bind(0)
+            assert held is not None
+            taken.append(held)
+            chosen[name] = held.getsockname()[1]
+    finally:
+        for held in taken:
+            held.close()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    _replace(_ports_file(settings), json.dumps(chosen, indent=1))
+
+
+def _ports_file(settings: Settings) -> Path:
+    return settings.home / "ports.json"
+
+
+def _bind(port: int) -> socket.socket | None:
+    held = socket.socket()
+    if port:  # connections that a service of before has closed linger on its port; they are in nobody's way
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((LOOPBACK, port))
+    except OSError:
+        held.close()
+        return None
+    return held
+
+
+def _replace(path: Path, text: str) -> None:
+    staged = path.with_suffix(".part")
+    staged.write_text(text)
+    staged.replace(path)
+
+
+# -- secrets
+
+
+def secret(path: Path, *, fernet: bool = False) -> str:
+    """The secret in the file at `path`, which only its owner may read; a random one when there is none yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = base64.urlsafe_b64encode(os.urandom(32)).decode() if fernet else secrets.token_hex(24)
+    try:
+        with open(path, "x", opener=_for_the_owner) as created:
+            created.write(key)
+    except FileExistsError:
+        pass
+    return path.read_text()
+
+
+def _for_the_owner(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)
+
+
+# -- Airflow and Ray, as both profiles run them
+
+
+def airflow_services(local: Settings) -> list[Service]:
+    health = f"{local.airflow_url}/api/v2/monitor/health"
+
+    def beat(part: str) -> Callable[[], datetime | None]:
+        def look() -> datetime | None:
+            try:
+                told = httpx.get(health, timeout=5.0, trust_env=False).json()
+                return datetime.fromisoformat(told[part][f"latest_{part}_heartbeat"])
+            except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
+                return None
+
+        return look
+
+    def command(part: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", "airflow", part)
+
+    server, *others = AIRFLOW_PARTS
+    return [
+        Service(f"airflow-{server}", command(server), local.airflow_url, answers(health)),
+        *(
+            Service(
+                f"airflow-{part}",
+                command(part),
+                None,
+                answers(health, part=part.replace("-", "_")),
+                beat(part.replace("-", "_")),
+            )
+            for part in others
+        ),
+    ]
+
+
+def airflow_addresses(local: Settings) -> dict[str, str]:
+    """Where Airflow's parts listen on this machine."""
+    ports = load_ports(local)
+    return {
+        "AIRFLOW__API__HOST": LOOPBACK,
+        "AIRFLOW__API__PORT": str(ports["airflow"]),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(ports["airflow_worker_log"]),
+        # Airflow's triggerer listens on the first of these and its API server reads the second.
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports["airflow_trigger_log"]),
+        "AIRFLOW__LOGGING__TRIGGERER_LOG_SERVER_PORT": str(ports["airflow_trigger_log"]),
+    }
+
+
+def make_login(settings: Settings) -> None:
+    """Give Airflow's admin a password in a file of the owner's, or Airflow makes one and prints it into its log."""
+    path = login_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with open(path, "w", opener=_for_the_owner) as created:
+            created.write(json.dumps({"admin": secrets.token_urlsafe(12)}))
+
+
+def login_file(settings: Settings) -> Path:
+    return airflow_home(settings) / "simple_auth_manager_passwords.json.generated"
+
+
+def ray_start(*options: str) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *("--min-worker-port=0", "--max-worker-port=0"),  # any free port: a fixed range may hold a chosen one
+        f"--object-store-memory={256 * 1024 * 1024}",
+        *options,
+    )
+
+
+def ray_head(local: Settings, *, cpus: int) -> tuple[str, ...]:
+    ports = load_ports(local)
+    return ray_start(
+        "--head",
+        f"--node-ip-address={LOOPBACK}",
+        f"--port={ports['ray_gcs']}",
+        f"--dashboard-host={LOOPBACK}",
+        "--include-dashboard=true",
+        f"--dashboard-port={ports['ray_dashboard']}",
+        f"--dashboard-agent-listen-port={ports['ray_agent']}",
+        f"--dashboard-agent-grpc-port={ports['ray_agent_grpc']}",
+        f"--ray-client-server-port={ports['ray_client']}",
+        f"--metrics-export-port={ports['ray_metrics']}",
+        f"--runtime-env-agent-port={ports['ray_runtime_env']}",
+        f"--node-manager-port={ports['ray_node_manager']}",
+        f"--object-manager-port={ports['ray_object_manager']}",
+        f"--temp-dir={ray_folder(local)}",
+        f"--num-cpus={cpus}",
+    )
+
+
+def own_programs() -> dict[str, str]:
+    """What a program needs to find this installation's Python first."""
+    venv_bin = str(Path(sys.executable).parent)
+    return {"PATH": f"{venv_bin}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+
+
+def inherited(*left_out: str) -> dict[str, str]:
+    """This process's environment without variables that begin so."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+
+
+def tail(text: str, lines: int = 25) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+
+
+def marks(settings: Settings, name: str) -> dict[str, str]:
+    """What every process of a service carries, so that it is found again (docs/adr/0007)."""
+    return {"PENSTOCK_HOME": str(settings.home), "PENSTOCK_SERVICE": name}
