@@ -4,8 +4,8 @@
 
 It starts PostgreSQL, an S3 endpoint, MLflow, a Ray head with a second node and Airflow (`penstock up --profile production`) in a
 folder of its own, trains and scores real flights, and then strikes one scoring run after the other. Exit code 1 when a row
-is lost, doubled or changed, or a run does not end well; results/production_faults.md has the table. Names of faults as arguments
-strike these only, and write nothing.
+is lost, doubled or changed, or a run does not end well; results/production_faults.md has the table. With names of faults as arguments
+it strikes with these only, and replaces their rows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +45,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="penstock-faults-"))
     root.chmod(0o755)  # PostgreSQL may run as another user
     line = Line(root)
-    told: list[str] = []
+    told = dict(_known())
     failed = 0
     try:
         line.up()
@@ -61,18 +62,25 @@ def main() -> int:
                 traceback.print_exc()
                 struck.rows = f"**failed**: {str(error).splitlines()[0]}"
                 line.up()
-            told.append(
+            told[blow.fault] = (
                 f"| {blow.fault} | {'<br>'.join(part.replace('|', '/') for part in struck.seen)} | {struck.rows} | {blow.do} |"
             )
-            print(told[-1], flush=True)
+            print(told[blow.fault], flush=True)
     finally:
         line.installation.penstock("down")
         shutil.rmtree(ray_folder(line.installation.settings), ignore_errors=True)
         shutil.rmtree(root, ignore_errors=True)
-    if not sys.argv[1:]:
-        machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-        RESULTS.write_text(HEADER.format(rows=rows, machine=machine) + "\n".join(told) + "\n")
+    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    table = [told[blow.fault] for blow in FAULTS if blow.fault in told]
+    RESULTS.write_text(HEADER.format(rows=rows, machine=machine) + "\n".join(table) + "\n")
     return 1 if failed else 0
+
+
+def _known() -> Iterator[tuple[str, str]]:
+    """The rows of the table that is there, by their fault."""
+    for row in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
+        if row.startswith("| ") and not row.startswith("| fault "):
+            yield row.split(" | ")[0].removeprefix("| "), row
 
 
 if __name__ == "__main__":

@@ -338,10 +338,11 @@ def store_slow(line: Line, first: int, struck: Struck) -> None:
         run = line.score(first)
         with line.held_in_the_middle(run):
             proxy.add(
-                Fault("GetObject", "", "delay", delay_s=0.5, times=60),
-                Fault("PutObject", "", "trickle", delay_s=2.0, times=60),
+                Fault("GetObject", "", "delay", delay_s=0.5, times=20),
+                Fault("PutObject", "", "trickle", delay_s=2.0, times=20),
             )
-        _ends_well(line, first, struck, run)
+        log = _ends_well(line, first, struck, run)
+        _said(struck, log, r"scored [\d,]+ rows in \d+ shards")
         assert proxy.met("delay") and proxy.met("trickle")
 
 
@@ -383,7 +384,7 @@ def disk_full(line: Line, first: int, struck: Struck) -> None:
     line.installation.task_in(SCORE, run, "inference.plan", "running")
     with line.full_disk():
         _is_retried(line, first, struck, run)
-        _said(struck, line.log(SCORE, run, SCORE_TASK), r"(No space left|no space)")
+        _said(struck, line.log(SCORE, run, SCORE_TASK), r"DiskFull: .*the disk is full")
     _ends_well(line, first, struck, run)
 
 
@@ -408,7 +409,7 @@ def mlflow_down(line: Line, first: int, struck: Struck) -> None:
     line.train("without-mlflow")
     line.installation.task_in(TRAIN, "without-mlflow", "model.train", "up_for_retry")
     struck.seen.append(_attempt(line, TRAIN, "without-mlflow", "model.train"))
-    _said(struck, line.log(TRAIN, "without-mlflow", "model.train"), r"MLflow at")
+    _said(struck, line.log(TRAIN, "without-mlflow", "model.train"), r"MLflow does not answer as it should")
     assert line.live_version() == live
     line.up()
     line.installation.ended(TRAIN, "without-mlflow")

@@ -6,15 +6,18 @@ Each test goes on where the one before it stopped. `benchmarks/production_faults
 from __future__ import annotations
 
 import json
+import subprocess
 
 import httpx
 import psutil
 import pytest
-from installation import until
+import yaml
+from installation import CHECKOUT, until
 from production_line import FAULTS, FIRST_DAY, MONITOR, PIPELINE, SCORE, Line, Struck, days
 
 from tasks.core import open_store
-from tasks.local import credentials, survey
+from tasks.local import credentials, production, survey
+from tasks.local.parts import AIRFLOW_PARTS, load_ports
 from tasks.local.production import BUCKET, WORKER_ADDRESS, secrets_folder
 from tasks.local.services import _processes
 
@@ -43,6 +46,30 @@ class TestTheSet:
         alive = [node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"]
         assert sorted(alive) == ["127.0.0.1", WORKER_ADDRESS]
         assert ray(line, "/api/jobs/", token=False).status_code == 401
+
+    def test_the_health_checks_of_the_containers_pass(self, line: Line) -> None:
+        ports = load_ports(line.installation.settings)
+        here = {
+            "localhost:5000": ports["mlflow"],
+            "localhost:8080": ports["airflow"],
+            "localhost:8974": ports["airflow_scheduler_health"],
+            "ray:6379": ports["ray_gcs"],
+        }
+        services = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"]
+        for name in ("mlflow", "ray-worker", *(f"airflow-{part}" for part in AIRFLOW_PARTS)):
+            _, *command = services[name]["healthcheck"]["test"]
+            words = [word for word in command if not word.endswith("entrypoint.sh")]
+            for address, port in here.items():
+                words = [word.replace(address, f"127.0.0.1:{port}") for word in words]
+            done = subprocess.run(
+                words,
+                env=production.environment(line.installation.settings),
+                cwd=line.installation.home,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (name, words, done.stdout, done.stderr)
 
     def test_the_other_profile_waits_until_this_one_was_ended(self, line: Line) -> None:
         done = line.installation.penstock("up", "--profile", "embedded")
