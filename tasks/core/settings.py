@@ -133,7 +133,7 @@ class Settings:
             airflow_url=(env.get("PENSTOCK_AIRFLOW_URL") or base.airflow_url).rstrip("/"),
             s3_endpoint=env.get("PENSTOCK_S3_ENDPOINT") or base.s3_endpoint,
             s3_region=env.get("PENSTOCK_S3_REGION") or base.s3_region,
-            log_format=log_format(env),
+            log_format=log_format(env, default=base.log_format),
             otlp_url=env.get("PENSTOCK_OTLP_URL") or base.otlp_url,
             lineage=env.get("PENSTOCK_LINEAGE") or base.lineage,
             trace_parent=env.get("PENSTOCK_TRACE_PARENT") or base.trace_parent,
@@ -163,13 +163,13 @@ class Settings:
         return {**env, **{name: value for name, value in further.items() if value}}
 
 
-def log_format(environ: Mapping[str, str] | None = None) -> str:
+def log_format(environ: Mapping[str, str] | None = None, *, default: str = LOG_FORMATS[0]) -> str:
     """How log lines are written; asked before there are any settings.
 
     Raises:
         ConfigError: It is neither of `LOG_FORMATS`.
     """
-    found = (os.environ if environ is None else environ).get("PENSTOCK_LOG_FORMAT") or LOG_FORMATS[0]
+    found = (os.environ if environ is None else environ).get("PENSTOCK_LOG_FORMAT") or default
     if found not in LOG_FORMATS:
         raise ConfigError(
             "is not a format of log lines",
