@@ -44,7 +44,7 @@ class TestTheSet:
     def test_ray_has_two_nodes_at_different_addresses_and_asks_for_its_token(self, line: Line) -> None:
         nodes = ray(line, "/nodes?view=summary").json()["data"]["summary"]
         alive = [node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"]
-        assert sorted(alive) == ["127.0.0.1", WORKER_ADDRESS]
+        assert len(set(alive)) == 2 and WORKER_ADDRESS in alive
         assert ray(line, "/api/jobs/", token=False).status_code == 401
 
     def test_the_health_checks_of_the_containers_pass(self, line: Line) -> None:
@@ -115,7 +115,7 @@ class TestTheChain:
             "audit", "window", PIPELINE, "--start", start, "--end", "2013-02-07", "--limit", "3", "--json"
         )
         assert window.returncode == 0, window.stdout
-        found = json.loads(window.stdout[window.stdout.index("{") :])["predictions"]
+        found = json.loads(window.stdout[window.stdout.index("{") :])["records"]
         again = line.installation.penstock("audit", "reproduce", PIPELINE, found[0]["prediction_id"])
         assert again.returncode == 0, again.stdout
 
