@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from tasks.core.records import JsonRecord
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
@@ -59,6 +60,13 @@ class Lease(JsonRecord):
     gpu_seconds: float
     asked_at_utc: datetime
     beat_at_utc: datetime
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Lease:
+        """A lease from a row of the ledger, which has these fields; there may be ten thousand, so nothing is looked at twice."""
+        lease = cls.__new__(cls)
+        lease.__dict__.update(row)
+        return lease
 
     @property
     def key(self) -> str:
@@ -149,7 +157,10 @@ def beat(
     if width == 0 and mine.most:
         reason = why_waiting(cluster, shares, queue, found, queue.runs[mine.key], now_s)
         ends = {one.key: one.ends_in_s for one in alive if one.ends_in_s is not None and one.width}
-        wait_s = expected_wait_s(cluster, shares, queue, queue.runs[mine.key], now_s, ends)
+        if target:
+            wait_s = 0.0
+        elif ends:
+            wait_s = expected_wait_s(cluster, shares, queue, queue.runs[mine.key], now_s, ends)
     return Step(replace(mine, width=width, reason=reason, starts_in_s=wait_s), expired)
 
 

@@ -90,7 +90,8 @@ class Admission:
         now_s, cluster = self._monotonic(), self.holder.cluster
         since_s = None if self._beat_s is None else now_s - self._beat_s
         soon = boundary or demand.workers != self._workers
-        if since_s is not None and since_s < (_LEAST_PAUSE_S if soon else cluster.beat_s):
+        pause_s = cluster.beat_s if demand.workers else self.holder.pause_s
+        if since_s is not None and since_s < (_LEAST_PAUSE_S if soon else pause_s):
             return min(self._width, self._wants(demand, now_s))
         try:
             mine = self.holder.beat(

@@ -115,7 +115,7 @@ def _wait(
                 which=f"training {training_id}",
                 fix="run it again when there is room, ask for fewer workers, or raise the tenant's share.guarantee",
             )
-        sleep(min(holder.cluster.beat_s, max(0.0, holder.cluster.gang_wait_s - waited_s)))
+        sleep(min(holder.pause_s, max(0.0, holder.cluster.gang_wait_s - waited_s)))
 
 
 def _worked(worked_s: Callable[[], float], otherwise: float) -> float:

@@ -27,6 +27,7 @@ NOTHING: Mapping[str, Any] = {
 _PATIENCE_S = 5.0
 """For the ledger's lock: the driver hands out no shards while it waits."""
 _SAY_AGAIN_S = 60.0
+_PAUSE_EACH_S = 0.02
 _RAY_AGAIN_S = 10.0
 _GIB = 1 << 30
 
@@ -96,6 +97,12 @@ class LeaseHolder:
         self._ray: Resources | None = None
         self._ray_s: float | None = None
         self._told: tuple[Resources, Resources] | None = None
+        self._leases = 0
+
+    @property
+    def pause_s(self) -> float:
+        """How long an attempt without workers waits before it asks again: longer among many, which all read the whole ledger."""
+        return max(self.cluster.beat_s, min(self.cluster.lease_s / 4, self._leases * _PAUSE_EACH_S))
 
     def refuse_unplaceable(self, what: str, fields: str) -> None:
         """Raises `TerminalError` with limit and figure when no waiting would give the attempt its first workers."""
@@ -135,7 +142,7 @@ class LeaseHolder:
         with self._open().lease_ledger() as ledger:
             now_s = ledger_time(ledger.clock_s, ledger.clock_at, ledger.now, lease_s=self.cluster.lease_s)
             ledger.set_clock(now_s, there)
-            found = {lease.key: lease for lease in (Lease(**row) for row in ledger.rows)}
+            found = {lease.key: lease for lease in map(Lease.of_row, ledger.rows)}
             mine = self._asked()
             before = found.get(mine.key)
             if before is not None and before.holder != mine.holder:
@@ -175,7 +182,7 @@ class LeaseHolder:
                 )
                 ledger.end(lease_row(lease), "expired")
             ledger.put(lease_row(step.mine))
-        self._known = True
+        self._known, self._leases = True, len(found)
         self._say(step.mine)
         return step.mine
 
