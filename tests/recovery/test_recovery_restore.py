@@ -22,6 +22,7 @@ from tasks.metadata import MetadataStore, Scope, copying
 from tasks.metadata.checking import check_metadata
 from tasks.metadata.snapshot import snapshot_metadata
 from tasks.recovery import back_up, restore
+from tasks.recovery.backing_up import WORKERS
 
 TOY = Scope("toy")
 DIE_AT_THE_NTH_PUT = """
@@ -75,7 +76,7 @@ def test_a_restore_that_is_killed_shows_nothing_and_goes_on(
     if moment == "database":
         assert set(held(other.metadata_url).values()) == {0}
     brought = restore(other, backed_up)
-    assert brought.found > 0 or moment == "1"
+    assert brought.found > 0 or int(moment) <= WORKERS  # so many may be under way before one is there
     assert seen(other, toy) == seen(settings, toy)
     assert not open_store(other).exists("_restoring.json")
 
