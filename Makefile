@@ -11,7 +11,7 @@ DEV_READY := $(VENV)/.ready-dev
 S3_READY := $(STATE)/venv-s3/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo challengers test test-fast check lint docs secrets up down status lock clean
+.PHONY: help demo challengers test test-fast check lint docs audit sbom secrets up down status lock clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ lint: $(DEV_READY) ## format, lint, types, and who may import whom
 
 docs: $(DEV_READY) ## the book as a site, in .penstock/site
 	@$(BIN)/python scripts/site.py && echo "open $(STATE)/site/index.html"
+
+audit: $(DEV_READY) ## known vulnerabilities of the locked packages; needs the vulnerability service, and says when it is not reachable
+	@$(BIN)/python scripts/supply_chain.py audit
+
+sbom: $(DEV_READY) ## the lock as a CycloneDX document, in .penstock/sbom.json
+	@$(BIN)/python scripts/supply_chain.py sbom
 
 secrets: ## random secrets for docker-compose.yml, in secrets/; what is there stays
 	@$(PYTHON) docker/make_secrets.py

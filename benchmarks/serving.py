@@ -358,8 +358,8 @@ def litserve_python() -> str:
 def contenders(root: Path, env: dict[str, str]) -> Iterator[tuple[str, list[str], int, str, str, str]]:
     """Name, command, port, path, form of the rows, and where it says that it is ready."""
     for name, options in (
-        ("Penstock, max wait 0", ["--no-audit"]),
-        ("Penstock, max wait 2 ms", ["--no-audit", "--max-wait-ms", "2"]),
+        ("Penstock, max wait 0", ["--no-audit", "--max-wait-ms", "0"]),
+        ("Penstock, max wait 2 ms", ["--no-audit"]),
         ("Penstock, every answer audited and explained", []),
     ):
         port = free_port()

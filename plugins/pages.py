@@ -34,7 +34,9 @@ from plugins.rendering import (
     refusal,
     said,
 )
+from plugins.request_limits import BodyLimit, request_counter
 from plugins.rest_api import API, create_api
+from plugins.tenancy_page import add_tenancy_pages
 from plugins.trend_page import add_trend_pages
 from tasks.core.errors import PenstockError
 
@@ -70,7 +72,9 @@ def checked_report_key(pipeline: str, key: str) -> str:
 
 def create_app() -> FastAPI:
     """The application that Airflow mounts under `/penstock`."""
-    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
+    counted = [Depends(request_counter())]
+    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, dependencies=counted)
+    app.add_middleware(BodyLimit)
     app.add_api_route(
         "/", overview, dependencies=[Depends(requires_authenticated())], response_class=HTMLResponse
     )
@@ -85,10 +89,11 @@ def create_app() -> FastAPI:
     add_case_pages(app)
     add_deployment_pages(app)
     add_metrics(app, readable_pipelines)
+    add_tenancy_pages(app)
     add_trend_pages(app)
     app.add_exception_handler(StarletteHTTPException, refusal)  # of an address without a page too
     app.add_exception_handler(PenstockError, failure)
-    api = create_api()
+    api = create_api(counted)
     api.dependency_overrides = app.dependency_overrides
     app.mount(API, api)
     return app

@@ -60,6 +60,7 @@ class PenstockPlugin(AirflowPlugin):
             "destination": "dag_run",
             "url_route": "penstock-case",
         },
+        {"name": "Tenancy", "href": f"{PREFIX}/tenancy/", "destination": "nav", "category": "browse"},
         {"name": "Trend", "href": f"{PREFIX}/trend/", "destination": "nav", "category": "browse"},
         {"name": "Audit", "href": f"{PREFIX}/audit/", "destination": "nav", "category": "browse"},
         {

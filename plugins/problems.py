@@ -106,6 +106,8 @@ _REFUSALS = {
         "ask for read access to the runs of <pipeline>.score, or get a new token if yours is too old",
     ),
     404: ("NotFound", "see openapi.json for what there is"),
+    413: ("TooLarge", "send less in a request"),
+    429: ("TooManyRequests", "wait as long as Retry-After says"),
     405: ("MethodNotAllowed", "see openapi.json for what may be done there"),
 }
 

@@ -19,6 +19,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -29,10 +30,12 @@ from plugins.errors import airflow_error, airflow_error_of_record
 from plugins.links import dag_run_url, links_of, ray_job_url
 from plugins.ray_job_trigger import RayJobTrigger
 from plugins.ray_jobs_api import RayJob, RayJobs
+from plugins.seen import task_ids, with_lineage_parent
 from plugins.steps import WiredOperator, conclude, in_words, step_arguments
 from tasks.core.errors import NotFound, PenstockError, TransientError
 from tasks.core.ids import digest_json
 from tasks.core.settings import Settings
+from tasks.core.traces import span
 
 PASSED_ON = (
     "AWS_ACCESS_KEY_ID",
@@ -92,9 +95,13 @@ class PenstockRayJobOperator(WiredOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         try:
-            settings = Settings.from_environment()
+            settings = with_lineage_parent(Settings.from_environment(), context["ti"])
             arguments = step_arguments(self, context, settings)
-            with RayJobs(settings.ray_jobs_url) as jobs:
+            with (
+                span(settings, "submit Ray job", step=self.step, **task_ids(context["ti"])) as around,
+                RayJobs(settings.ray_jobs_url) as jobs,
+            ):
+                settings = replace(settings, trace_parent=around.parent_of_others or settings.trace_parent)
                 submission_id, record, adopted = self._place(context, settings, jobs, arguments)
                 if record is not None:
                     for line in _log_of(jobs, submission_id).splitlines():

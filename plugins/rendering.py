@@ -148,15 +148,17 @@ def page_headers(policy: str) -> dict[str, str]:
 
 
 def refusal(request: Request, error: Exception) -> Response:
-    """401, 403 and 404 as pages; a browser that is not logged in is sent to the login page and back."""
+    """401, 403, 404 and 429 as pages; a browser that is not logged in is sent to the login page and back."""
     assert isinstance(error, StarletteHTTPException)  # of which FastAPI's own is one
     wants_page = "text/html" in request.headers.get("accept", "")
     if error.status_code == 401 and wants_page and not is_framed(request):
         login = get_auth_manager().get_url_login()
         target = quote(str(request.url.replace(fragment=None)), safe="")
         return RedirectResponse(f"{login}{'&' if '?' in login else '?'}next={target}", status_code=303)
-    titles = {401: "Log in first", 403: "Not for this user", 404: "Not found"}
-    return _message(request, error.status_code, titles.get(error.status_code, "Refused"), str(error.detail))
+    titles = {401: "Log in first", 403: "Not for this user", 404: "Not found", 429: "Too many requests"}
+    answer = _message(request, error.status_code, titles.get(error.status_code, "Refused"), str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 _TITLES = {

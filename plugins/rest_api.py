@@ -6,6 +6,9 @@ a store. Errors are problem documents (`plugins.problems`); `openapi.json` is ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from airflow.api_fastapi.core_api.security import requires_authenticated
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
@@ -18,9 +21,14 @@ from plugins.rest import API, document
 __all__ = ["API", "create_api"]
 
 
-def create_api() -> FastAPI:
-    """The application that the pages mount."""
+def create_api(dependencies: Sequence[Any] = ()) -> FastAPI:
+    """The application that the pages mount.
+
+    Args:
+        dependencies: Of every endpoint, before its own.
+    """
     api = FastAPI(
+        dependencies=dependencies,
         title="Penstock API",
         version="1.1",
         description="Why was this prediction made, what is live, and who decided? Log in with `POST /auth/token` and "

@@ -17,8 +17,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from plugins.errors import airflow_error
 from plugins.links import links_of, operator_links
 from plugins.run_context import check_names, values
+from plugins.seen import task_ids, with_lineage_parent
 from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
+from tasks.core.traces import span
 
 PROCEED = frozenset({"pass", "skipped"})
 """Canary outcomes after which a challenger may be promoted; `skipped` means there is no champion to compare."""
@@ -90,12 +92,13 @@ class PenstockStepOperator(WiredOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         require_promotable(self.canary, self.log)
         try:
-            settings = Settings.from_environment()
+            settings = with_lineage_parent(Settings.from_environment(), context["ti"])
             arguments = step_arguments(self, context, settings)
             self.links = self._links(settings, arguments, {})
             self.log.info("%s of %s with %s", self.step, self.pipeline, in_words(arguments) or "no arguments")
             function = getattr(importlib.import_module("tasks.wiring"), self.step)
-            result: dict[str, Any] = function(settings, self.pipeline, **arguments)
+            with span(settings, f"task {self.task_id}", step=self.step, **task_ids(context["ti"])):
+                result: dict[str, Any] = function(settings, self.pipeline, **arguments)
         except PenstockError as error:
             self.log.error("%s", error)
             raise airflow_error(error) from None

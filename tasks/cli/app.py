@@ -10,6 +10,7 @@ import typer
 from tasks.cli.alerts import alerts
 from tasks.cli.audit_online import add_online_commands
 from tasks.cli.audit_upkeep import audit
+from tasks.cli.backup import backup
 from tasks.cli.cases import add_case_commands
 from tasks.cli.ci import ci
 from tasks.cli.inference import inference
@@ -75,6 +76,7 @@ add_case_commands(monitoring)
 app.add_typer(tenancy, name="tenancy")
 app.add_typer(audit, name="audit")
 app.add_typer(metadata, name="metadata")
+app.add_typer(backup, name="backup")
 app.add_typer(alerts, name="alerts")
 
 

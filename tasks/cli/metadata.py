@@ -69,6 +69,32 @@ def metadata_check(
         raise typer.Exit(2)
 
 
+@metadata.command("rebuild")
+def metadata_rebuild(as_json: Json = False) -> None:
+    """Enter what the object store and MLflow know and the database does not: after it was lost, or an older backup restored.
+
+    Rows that are there stay. The deployment log, people's bars and rejections, alerts and costs of leases cannot be rebuilt.
+    """
+    from tasks import wiring
+
+    found = wiring.rebuild_metadata(cli_settings())
+    if as_json:
+        show(found, as_json=True)
+        return
+    hidden = ("problems", "next_steps")
+    show(
+        [{key: value for key, value in line.items() if key not in hidden} for line in found],
+        as_json=False,
+        title="Rows entered",
+    )
+    for key, title in zip(hidden, ("Problems", "Next"), strict=True):
+        show(
+            [f"{line['pipeline']}: {said}" for line in found for said in line[key]],
+            as_json=False,
+            title=title,
+        )
+
+
 @metadata.command("series")
 def metadata_series(
     pipeline: Pipeline,

@@ -27,7 +27,7 @@ def serve(
         typer.Option(
             min=0, max=1000, help="Most that a batch waits for as many requests as came together before it."
         ),
-    ] = 0,
+    ] = 2,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 1024,
     poll_s: Annotated[
         float, typer.Option(min=0.05, help="How often the deployment log is asked what is live.")

@@ -13,6 +13,12 @@ from tasks.cli.services import cli_settings
 
 tenancy = typer.Typer(help="Quotas, budgets and costs of teams that share the cluster.", no_args_is_help=True)
 
+_SHOWN = (
+    *("tenant", "pipeline", "kind", "runs", "attempts", "failed", "rows", "bytes_written"),
+    *("allocated_s", "used_s", "idle_s", "wasted_s", "cost"),
+)
+"""Of the sums; --json has all of them."""
+
 
 @tenancy.command("status")
 def tenancy_status(as_json: Json = False) -> None:
@@ -23,6 +29,8 @@ def tenancy_status(as_json: Json = False) -> None:
     title = f"Tenants, {found['month']}{', ' + found['currency'] if found['currency'] else ''}"
     show(found if as_json else found["tenants"], as_json=as_json, title=title)
     if found["cluster"] and not as_json:
+        if found["short"]:
+            console.print(found["short"])
         show(found["shares"], as_json=False, title=f"Shares of {found['cluster']}")
         show(found["runs"], as_json=False, title="Runs with workers, and runs that wait")
 
@@ -35,21 +43,62 @@ def tenancy_costs(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.", show_default=False)] = None,
     to_csv: Annotated[
         Path | None,
-        typer.Option("--csv", help="Write every run and training to this file.", show_default=False),
+        typer.Option("--csv", help="Write every attempt to this file.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What scoring and training used and cost in a month, by tenant and pipeline."""
+    """What scoring and training had and cost in a month, by tenant and pipeline; with --csv, a line for each attempt."""
     from tasks import wiring
-    from tasks.wiring.tenancy import ledger_csv
 
-    found = wiring.cost_ledger(cli_settings(), month=month, tenant=tenant)
+    found = wiring.cost_ledger(cli_settings(), month=month, tenant=tenant, stored=True)
     if to_csv is not None:
-        to_csv.write_text(ledger_csv(found), encoding="utf-8")
+        to_csv.write_text(wiring.ledger_csv(found), encoding="utf-8")
         if not as_json:
             console.print(f"{len(found['lines'])} lines in {to_csv}")
     title = f"Costs of {found['month']}{', ' + found['currency'] if found['currency'] else ''}"
-    show(found if as_json else found["by_pipeline"], as_json=as_json, title=title)
+    shown = [{name: line[name] for name in _SHOWN if name in line} for line in found["by_pipeline"]]
+    show(found if as_json else shown, as_json=as_json, title=title)
+    if found["stored"] and not as_json:
+        show(found["stored"], as_json=False, title="Bytes in the predictions and audit tables now")
+
+
+@tenancy.command("render")
+def tenancy_render(
+    kind: Annotated[str, typer.Argument(help="`kueue` or `s3-policy`.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Folder; default: rendered/KIND of PENSTOCK_HOME.", show_default=False),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Container image; default: that of docker-compose.yml.", show_default=False),
+    ] = None,
+    services_namespace: Annotated[
+        str, typer.Option(help="Where Airflow, MLflow and the databases are.")
+    ] = "penstock",
+    operator_namespace: Annotated[
+        str, typer.Option(help="Where KubeRay's operator is.")
+    ] = "kuberay-operator",
+    run: Annotated[
+        str | None,
+        typer.Option(help="As PIPELINE/RUN_ID: also a RayJob that finishes this run.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Shares as Kueue and KubeRay manifests, or as policies of the object store, one file a tenant."""
+    from tasks import wiring
+
+    settings = cli_settings()
+    found = wiring.render_tenancy(
+        settings,
+        kind,
+        to or settings.home / "rendered" / kind,
+        image=image or "",
+        services_namespace=services_namespace,
+        operator_namespace=operator_namespace,
+        run=run,
+    )
+    show(found, as_json=as_json, title="Rendered")
 
 
 @tenancy.command("sync")

@@ -11,6 +11,10 @@
 | `PENSTOCK_PROJECT` | this checkout | folder with `pipelines/` and `great_expectations/` |
 | `PENSTOCK_S3_ENDPOINT` | unset | endpoint URL of an S3-compatible store |
 | `PENSTOCK_S3_REGION` | `us-east-1` | region of the store |
+| `PENSTOCK_LOG_FORMAT` | `text` | log lines of commands, jobs and workers: `text` or `json` |
+| `PENSTOCK_OTLP_URL` | unset | OpenTelemetry collector that gets traces over HTTP, such as `http://host:4318` |
+| `PENSTOCK_LINEAGE` | unset | who gets OpenLineage events: a file to append to, or the URL of an HTTP endpoint |
+| `PENSTOCK_TRACE_PARENT`, `PENSTOCK_LINEAGE_PARENT` | unset | set by Penstock for its jobs: the span and the lineage run that they belong to |
 | `PENSTOCK_SERVICE` | unset | set by `penstock up` in the services that it starts, so that it finds them again |
 
 S3 credentials come from the usual AWS variables or instance profile; Penstock never stores them.
@@ -35,8 +39,14 @@ _KNOWN = {
     "PENSTOCK_PROJECT",
     "PENSTOCK_S3_ENDPOINT",
     "PENSTOCK_S3_REGION",
+    "PENSTOCK_LOG_FORMAT",
+    "PENSTOCK_OTLP_URL",
+    "PENSTOCK_LINEAGE",
+    "PENSTOCK_TRACE_PARENT",
+    "PENSTOCK_LINEAGE_PARENT",
     "PENSTOCK_SERVICE",
 }
+LOG_FORMATS = ("text", "json")
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -53,6 +63,14 @@ class Settings:
     airflow_url: str = "http://127.0.0.1:8080"
     s3_endpoint: str | None = None
     s3_region: str = "us-east-1"
+    log_format: str = "text"
+    """One of `LOG_FORMATS`."""
+    otlp_url: str | None = None
+    lineage: str | None = None
+    trace_parent: str | None = None
+    """W3C `traceparent` of the span that this process's work belongs to."""
+    lineage_parent: str | None = None
+    """`namespace/job/run id` of the OpenLineage run that it belongs to."""
 
     @property
     def pipelines_dir(self) -> Path:
@@ -115,6 +133,11 @@ class Settings:
             airflow_url=(env.get("PENSTOCK_AIRFLOW_URL") or base.airflow_url).rstrip("/"),
             s3_endpoint=env.get("PENSTOCK_S3_ENDPOINT") or base.s3_endpoint,
             s3_region=env.get("PENSTOCK_S3_REGION") or base.s3_region,
+            log_format=log_format(env, default=base.log_format),
+            otlp_url=env.get("PENSTOCK_OTLP_URL") or base.otlp_url,
+            lineage=env.get("PENSTOCK_LINEAGE") or base.lineage,
+            trace_parent=env.get("PENSTOCK_TRACE_PARENT") or base.trace_parent,
+            lineage_parent=env.get("PENSTOCK_LINEAGE_PARENT") or base.lineage_parent,
         )
 
     def as_environment(self) -> dict[str, str]:
@@ -129,6 +152,28 @@ class Settings:
             "PENSTOCK_AIRFLOW_URL": self.airflow_url,
             "PENSTOCK_S3_REGION": self.s3_region,
         }
-        if self.s3_endpoint:
-            env["PENSTOCK_S3_ENDPOINT"] = self.s3_endpoint
-        return env
+        further = {
+            "PENSTOCK_S3_ENDPOINT": self.s3_endpoint,
+            "PENSTOCK_LOG_FORMAT": None if self.log_format == LOG_FORMATS[0] else self.log_format,
+            "PENSTOCK_OTLP_URL": self.otlp_url,
+            "PENSTOCK_LINEAGE": self.lineage,
+            "PENSTOCK_TRACE_PARENT": self.trace_parent,
+            "PENSTOCK_LINEAGE_PARENT": self.lineage_parent,
+        }
+        return {**env, **{name: value for name, value in further.items() if value}}
+
+
+def log_format(environ: Mapping[str, str] | None = None, *, default: str = LOG_FORMATS[0]) -> str:
+    """How log lines are written; asked before there are any settings.
+
+    Raises:
+        ConfigError: It is neither of `LOG_FORMATS`.
+    """
+    found = (os.environ if environ is None else environ).get("PENSTOCK_LOG_FORMAT") or default
+    if found not in LOG_FORMATS:
+        raise ConfigError(
+            "is not a format of log lines",
+            which=f"PENSTOCK_LOG_FORMAT={found}",
+            fix=f"use one of: {', '.join(LOG_FORMATS)}",
+        )
+    return found

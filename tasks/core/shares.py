@@ -106,10 +106,20 @@ class ClusterSpec(_Record):
     """A step of priority is worth so many seconds of waiting."""
     patience_s: float = Field(3600.0, gt=0)
     """A run that has waited longer gets its first workers before anything more is lent."""
+    gang_wait_s: float = Field(86_400.0, gt=0)
+    """A training that has waited longer for its workers ends, and says for what."""
+    autoscaled: bool = False
+    """Whether Ray's autoscaler brings nodes until there is so much; it is told what is asked for."""
 
     @property
     def resources(self) -> Resources:
         return Resources(self.gpus, self.cpus, self.memory_gib or 0.0)
+
+    def at_most(self, there: Resources) -> ClusterSpec:
+        """The same, no larger than `there`; of memory it counts what it counted."""
+        gpus, cpus = min(self.gpus, there.gpus), min(self.cpus, there.cpus)
+        memory = None if self.memory_gib is None else min(self.memory_gib, there.memory_gib)
+        return self.model_copy(update={"gpus": gpus, "cpus": cpus, "memory_gib": memory})
 
     def counted(self, amount: Resources) -> Resources:
         """`amount` without what this cluster does not count."""

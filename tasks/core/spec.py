@@ -173,6 +173,10 @@ class TrainingSpec(_Record):
     seed: int = 7
     workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
+    memory_gib_per_worker: float | None = Field(None, gt=0, exclude=True)
+    """Asked of Ray, and the most that a worker may have; no part of its identity."""
+    placement_timeout_s: float = Field(900, gt=0, exclude=True)
+    """Then a training whose workers Ray has not placed ends with what is missing; no part of its identity."""
     triggers: tuple[Literal["new_data", "drift", "code"], ...] = Field((), exclude=True)
     """What starts a training by itself; no part of its identity: the same inputs are trained once, whoever asked."""
 
@@ -276,12 +280,16 @@ class InferenceSpec(_Record):
     max_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0.0, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
+    memory_gib_per_worker: float | None = Field(None, gt=0)
+    """Asked of Ray, and the most that a worker may have: beyond it the worker fails, and no other process."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products. bfloat16 is faster on a GPU and moves probabilities in the third digit."""
     compile: bool = False
     """Whether workers compile the network with `torch.compile` before they score."""
     placement_timeout_s: float = Field(600, gt=0)
     """Then a run that Ray has placed no worker for ends with what is missing."""
+    deadline_hours: float | None = Field(None, gt=0)
+    """On a shared cluster: a run asks for as many workers as end it so long after it was planned; None: for one per two shards."""
     slow_shard_factor: float = Field(3.0, ge=0)
     """An idle worker scores a shard as well that takes this many times the median; 0: never."""
     max_dead_letter_share: Share = 0.01

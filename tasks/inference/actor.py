@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import dataclass
 
 from tasks.core.errors import PenstockError, TransientError
+from tasks.core.log_lines import bound, handler
+from tasks.core.memory_limit import limit_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -27,6 +30,9 @@ class ShardOutcome:
     cpu_seconds: float
     gpu_seconds: float
     wall_s: float
+    bytes_written: int
+    node: str
+    committed_at_utc: str
 
     @classmethod
     def of(cls, record: ShardRecord) -> ShardOutcome:
@@ -38,6 +44,9 @@ class ShardOutcome:
             record.cpu_seconds,
             record.gpu_seconds,
             record.wall_s,
+            sum(file.size_bytes for file in (*record.files, *record.audit_files)),
+            record.node,
+            record.committed_at_utc,
         )
 
 
@@ -67,6 +76,11 @@ class ShardActor:
         self._own_process = own_process
         self._arguments = arguments
         self._worker: ShardWorker | None = None
+        if (
+            own_process and arguments.settings.log_format == "json"
+        ):  # else Ray's own way with log lines is as good
+            lines = handler(sys.stderr, arguments.settings.log_format)
+            logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
 
     def where(self) -> str:
         """Id of the Ray node that this actor runs on; answers as soon as the process runs."""
@@ -77,10 +91,27 @@ class ShardActor:
 
     def outcome(self, shard: int, then: int | None = None) -> str:
         """Score one shard: JSON with either `ok`, a `ShardOutcome`, or `error`, a `PenstockError` record."""
+        asked = self._arguments
+        with bound(
+            tenant=asked.spec.tenant,
+            pipeline=asked.spec.name,
+            run_id=asked.run_id,
+            token=asked.token,
+            shard=shard,
+        ):
+            return self._outcome(shard, then)
+
+    def _outcome(self, shard: int, then: int | None) -> str:
         try:
-            return json.dumps({"ok": ShardOutcome.of(self._ready().run(shard, then=then)).__dict__})
+            done = ShardOutcome.of(self._ready().run(shard, then=then))
+            if self._own_process:  # the driver tells of its own
+                with bound(attempt=done.attempt):
+                    log.info("Shard %d: %d rows in %.2f s.", shard, done.rows, done.wall_s)
+            return json.dumps({"ok": done.__dict__})
         except PenstockError as error:
             return failed(shard, error)
+        except MemoryError as error:
+            return failed(shard, self._too_large(shard, error))
         except Exception as error:
             log.exception("Shard %d failed.", shard)
             wrapped = TransientError(
@@ -90,10 +121,22 @@ class ShardActor:
             )
             return failed(shard, wrapped)
 
+    def _too_large(self, shard: int, error: MemoryError) -> TransientError:
+        limit = self._arguments.spec.inference.memory_gib_per_worker
+        had = f"its {limit:g} GiB (inference.memory_gib_per_worker)" if limit else "what this machine has"
+        return TransientError(
+            f"needs more memory than {had}: {error or 'an allocation failed'}",
+            which=f"shard {shard:05d}",
+            fix="lower inference.shard_rows or batch_rows, or give a worker more memory",
+        )
+
     def _ready(self) -> ShardWorker:
         """The worker, made at the first shard so that its errors are shard outcomes too."""
         if self._worker is None:
             asked = self._arguments
+            limit = asked.spec.inference.memory_gib_per_worker
+            if limit is not None and self._own_process:
+                limit_memory(limit, field="inference.memory_gib_per_worker")
             planned = read_plan(open_store(asked.settings, prefix=asked.spec.prefix), asked.run_id)
             self._worker = ShardWorker(
                 asked.settings,

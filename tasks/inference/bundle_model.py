@@ -21,8 +21,8 @@ from tasks.model.execution import Execution
 
 log = logging.getLogger(__name__)
 
-_MEMORY_SHARE = 0.5
-"""Of the part of an accelerator that a worker has; the rest is for explanations and for torch itself."""
+_MEMORY_SHARE = 0.3
+"""Of the part of an accelerator that a worker has. Explaining a block takes three times the memory of scoring it."""
 
 
 class BundleModel:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
+from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.core.clock import Clock, utc_now
@@ -28,6 +30,7 @@ from tasks.core.errors import (
 from tasks.core.object_store import open_store, probe
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.core.traces import Span, current
 from tasks.inference.actor import ActorArguments, ShardActor, ShardOutcome
 from tasks.inference.commit import take_token
 from tasks.inference.planning import check_unchanged
@@ -43,7 +46,7 @@ from tasks.inference.records import (
 )
 from tasks.inference.scoring import describe
 from tasks.inference.shard import DEFAULT_MODEL
-from tasks.inference.width import Width
+from tasks.inference.width import Demand, Made, Width, WorkerTime
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,8 @@ def run_plan(
         local: Score in this process, without Ray.
         audit_table: `module:function` that builds the audit rows, `tasks.audit:audit_table`; None writes none.
         load_model: `module:function` that loads the model.
-        width: How many workers on Ray the run may have at a time; None: as many as the pipeline says.
+        width: How many workers on Ray the run may have at a time; None: as many as the pipeline says. Of a run in this
+            process it hears the end alone.
         clock: The time.
 
     Raises:
@@ -112,16 +116,41 @@ def run_plan(
     outcomes: list[ShardOutcome] = []
     failures = _Failures(planned)
     progress = _Progress(planned, missing)
-    for text in _score_here(arguments, missing) if local else score_on_ray(arguments, missing, width):
-        found = json.loads(text)
-        if "error" in found:
-            failures.add(int(found["shard"]), error_from_record(found["error"]))
-            continue
-        failures.reset()
-        outcomes.append(ShardOutcome(**found["ok"]))
-        progress.add(outcomes[-1])
+    around = current(settings)
+    score = _score_here if local else score_on_ray
+    with closing(score(arguments, missing, width)) as texts:  # its workers end with the first error
+        for text in texts:
+            found = json.loads(text)
+            if "error" in found:
+                now = clock()
+                around.child(
+                    "shard", now, now, failed=found["error"]["what"], run_id=run_id, shard=found["shard"]
+                )
+                failures.add(int(found["shard"]), error_from_record(found["error"]))
+                continue
+            failures.reset()
+            outcomes.append(ShardOutcome(**found["ok"]))
+            _trace(around, run_id, outcomes[-1])
+            progress.add(outcomes[-1])
     failures.raise_if_any(len(done) + len(outcomes))
     return _report(planned, store, token, outcomes, len(done), started, spec)
+
+
+def _trace(around: Span, run_id: str, done: ShardOutcome) -> None:
+    """A shard's span, told by its outcome: workers send nothing and load nothing for it."""
+    ended = datetime.fromisoformat(done.committed_at_utc)
+    around.child(
+        "shard",
+        ended - timedelta(seconds=done.wall_s),
+        ended,
+        run_id=run_id,
+        shard=done.shard,
+        attempt=done.attempt,
+        rows=done.rows,
+        dead_letters=done.dead_letters,
+        cpu_seconds=done.cpu_seconds,
+        node=done.node,
+    )
 
 
 def refuse_dead_letters(spec: PipelineSpec, planned: Plan, records: list[ShardRecord]) -> None:
@@ -266,7 +295,22 @@ class _Progress:
         )
 
 
-def _score_here(arguments: ActorArguments, shards: list[int]) -> Iterator[str]:
+def _score_here(
+    arguments: ActorArguments, shards: list[int], width: Width | None
+) -> Generator[str, None, None]:
     actor = ShardActor(arguments, own_process=False)
-    for shard, then in zip(shards, [*shards[1:], None], strict=True):
-        yield actor.outcome(shard, then)
+    spent, made, left = WorkerTime(), Made(), len(shards)
+    spent.begin("here", time.monotonic())
+    try:
+        for shard, then in zip(shards, [*shards[1:], None], strict=True):
+            spent.work("here", time.monotonic())
+            text = actor.outcome(shard, then)
+            scored = json.loads(text).get("ok")
+            spent.done("here", time.monotonic(), counts=scored is not None)
+            made, left = made.less() if scored is None else made.plus(scored), left - 1
+            yield text
+    finally:
+        spent.end("here", time.monotonic())
+        if width is not None:
+            allocated_s = spent.allocated_s(time.monotonic())
+            width.leave(Demand(0, 0, left, None, allocated_s, spent.used_s, spent.wasted_s, made))

@@ -6,18 +6,19 @@ leaves when there is nothing for it (docs/adr/0008).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any
 
 from tasks.core.errors import ServiceUnavailable, TransientError
 from tasks.inference.actor import ActorArguments, ShardActor, failed
 from tasks.inference.dispatch import Dispatch, wanted_workers
-from tasks.inference.width import Demand, Width, WorkerTime
+from tasks.inference.width import Demand, Made, Width, WorkerTime
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ _OBJECT_STORE_BYTES = 80 << 20
 """Of a Ray that this process starts for itself: only shard numbers and a few figures pass through it."""
 
 
-def score_on_ray(arguments: ActorArguments, shards: list[int], width: Width | None = None) -> Iterator[str]:
+def score_on_ray(
+    arguments: ActorArguments, shards: list[int], width: Width | None = None
+) -> Generator[str, None, None]:
     """The outcome of each shard as it comes, from actors on the Ray cluster, or on one started for this call.
 
     With `width` the pool never has more actors than that allows, asks again after each shard, and waits while it allows none.
@@ -76,6 +79,7 @@ class _Pool:
         self._allowed: int | None = None if width is None else 0
         """Workers that it may have; None: as many as it wants."""
         self._time = WorkerTime()
+        self._made = Made()
         self._began_s = time.monotonic()
         self._shards = len(shards)
 
@@ -88,6 +92,9 @@ class _Pool:
         self._actor = ray.remote(ShardActor).options(
             num_cpus=self._spec.cpus_per_worker,
             num_gpus=self._spec.gpus_per_worker or None,
+            memory=int(self._spec.memory_gib_per_worker * 2**30)
+            if self._spec.memory_gib_per_worker
+            else None,
             scheduling_strategy="SPREAD",
             max_restarts=0,
         )
@@ -148,6 +155,7 @@ class _Pool:
             allocated_s=self._time.allocated_s(now_s),
             used_s=self._time.used_s,
             wasted_s=self._time.wasted_s,
+            made=self._made,
         )
 
     def _ask(self, *, boundary: bool) -> None:
@@ -173,7 +181,7 @@ class _Pool:
         return list(done)
 
     def _grow(self) -> None:
-        wanted = self._wanted() if self._allowed is None else min(self._wanted(), self._allowed)
+        wanted = self._wanted() if self._allowed is None else min(self._dispatch.unsettled, self._allowed)
         while len(self._handles) < wanted:
             worker = next(self._names)
             self._time.begin(worker, time.monotonic())
@@ -197,8 +205,10 @@ class _Pool:
         self._deaths_in_a_row = 0
         now_s = time.monotonic()
         first = self._dispatch.settle(worker, now_s) is not None
-        self._time.done(worker, now_s, counts=first and text.startswith('{"ok"'))
+        scored = json.loads(text).get("ok")
+        self._time.done(worker, now_s, counts=first and scored is not None)
         if first:
+            self._made = self._made.less() if scored is None else self._made.plus(scored)
             yield text
 
     def _lost(self, worker: str, error: Exception) -> Iterator[str]:
@@ -208,6 +218,7 @@ class _Pool:
         self._deaths_in_a_row += 1
         shard = self._dispatch.lose(worker, counts=died)
         if shard is not None:
+            self._made = self._made.less()
             yield failed(shard, self._deadly(shard, error))
         if self._deaths_in_a_row > self._spec.max_workers + self._spec.shard_attempts:
             raise ServiceUnavailable(
@@ -285,8 +296,14 @@ class _Pool:
         each = f"{self._spec.cpus_per_worker:g} CPU"
         if self._spec.gpus_per_worker:
             each += f" and {self._spec.gpus_per_worker:g} GPU"
+        if self._spec.memory_gib_per_worker:
+            each += f" and {self._spec.memory_gib_per_worker:g} GiB"
         total, free = (
-            {name: round(found.get(name, 0.0), 2) for name in ("CPU", "GPU")}
+            {
+                "CPU": round(found.get("CPU", 0.0), 2),
+                "GPU": round(found.get("GPU", 0.0), 2),
+                "GiB": round(found.get("memory", 0.0) / 2**30, 1),
+            }
             for found in (ray.cluster_resources(), ray.available_resources())
         )
         return ServiceUnavailable(

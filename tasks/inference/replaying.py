@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -45,6 +46,7 @@ from tasks.inference.records import (
     replay_key,
 )
 from tasks.inference.shard import DEFAULT_MODEL
+from tasks.inference.width import Width
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ def replay(
     local: bool = False,
     audit_table: str | None,
     load_model: str = DEFAULT_MODEL,
+    width_of: Callable[[str], Width] | None = None,
     clock: Clock = utc_now,
 ) -> Replayed:
     """Score a published run's dead letters again and add those that can be scored now. Safe at any moment.
@@ -108,6 +111,7 @@ def replay(
         local: Score in this process, without Ray.
         audit_table: As in `run_plan`.
         load_model: As in `run_plan`.
+        width_of: The `width` of the follow-up run, by its id.
         clock: The time.
 
     Raises:
@@ -121,7 +125,7 @@ def replay(
     store = open_store(settings, prefix=spec.prefix)
     parent = read_plan(store, run_id)
     _refuse_unfit(store, spec, parent, corrected)
-    arguments = (settings, spec, store, parent, local, audit_table, load_model, clock)
+    arguments = (settings, spec, store, parent, local, audit_table, load_model, width_of, clock)
     wanted = corrected.snapshot_id if corrected is not None else None
     while True:
         replays = read_replays(store, run_id)
@@ -243,6 +247,7 @@ def _finish(
     local: bool,
     audit_table: str | None,
     load_model: str,
+    width_of: Callable[[str], Width] | None,
     clock: Clock,
 ) -> Replayed:
     """Plan, score and publish a replay that was decided: each part finds what is done already."""
@@ -251,7 +256,14 @@ def _finish(
     fingerprint = _fingerprint(parent, made)
     create_plan(store, Plan(made.run_id, fingerprint, snapshot.partitions, shards, iso_utc(clock())))
     run_plan(
-        settings, spec, made.run_id, local=local, audit_table=audit_table, load_model=load_model, clock=clock
+        settings,
+        spec,
+        made.run_id,
+        local=local,
+        audit_table=audit_table,
+        load_model=load_model,
+        width=width_of(made.run_id) if width_of is not None else None,
+        clock=clock,
     )
     published = publish(settings, spec, made.run_id, clock=clock)
     return _replayed(store, made, published.table_version if published.files else None)

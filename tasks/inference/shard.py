@@ -28,6 +28,7 @@ from tasks.core.errors import (
     TerminalError,
     TransientError,
 )
+from tasks.core.log_lines import bound
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.scored import COMPLETENESS_TOLERANCE, ScoredRows
@@ -219,10 +220,14 @@ class ShardWorker:
         if committed is not None:
             return committed
         check_fence(self.store, self.plan.run_id, self.token)
+        attempt = f"a{self.token:04d}-{secrets.token_hex(5)}"
+        with bound(attempt=attempt):
+            return self._attempt(shard, attempt, then)
+
+    def _attempt(self, shard: int, attempt: str, then: int | None) -> ShardRecord:
         started, cpu_started = time.monotonic(), time.process_time()
         limit_s = self.spec.inference.shard_timeout_s
         task = self.plan.shards[shard]
-        attempt = f"a{self.token:04d}-{secrets.token_hex(5)}"
         own: list[str] = []
         try:
             grace_s = max(_GRACE_S, limit_s) if self._own_process else None

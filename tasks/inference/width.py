@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the shards of an attempt came to."""
+
+    rows: int = 0
+    bytes_written: int = 0
+    """Of predictions and audit rows."""
+    cpu_seconds: float = 0.0
+    """Measured in the workers, as `gpu_seconds`."""
+    gpu_seconds: float = 0.0
+    failed: int = 0
+    """Shards that could not be scored."""
+
+    def plus(self, outcome: dict[str, Any]) -> Made:
+        """With one more `ShardOutcome`."""
+        return Made(
+            self.rows + outcome["rows"],
+            self.bytes_written + outcome["bytes_written"],
+            self.cpu_seconds + outcome["cpu_seconds"],
+            self.gpu_seconds + outcome["gpu_seconds"],
+            self.failed,
+        )
+
+    def less(self) -> Made:
+        """With one more shard that could not be scored."""
+        return replace(self, failed=self.failed + 1)
 
 
 @dataclass(frozen=True)
@@ -21,6 +49,7 @@ class Demand:
     """Of these, in shards that were committed or found committed."""
     wasted_s: float
     """Of these, in attempts that came to nothing."""
+    made: Made = Made()
 
 
 class Width(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tasks.metadata.records import (
+    UNDER_WAY,
     AuditAction,
     CanaryStep,
     DagLink,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tasks.metadata.store import MetadataStore
 
 __all__ = [
+    "UNDER_WAY",
     "AuditAction",
     "CanaryStep",
     "DagLink",

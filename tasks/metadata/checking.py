@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 
 from tasks.core.records import JsonRecord
 from tasks.metadata.content import (
@@ -16,7 +16,7 @@ from tasks.metadata.content import (
     unknown_tables,
 )
 from tasks.metadata.database import Database
-from tasks.metadata.schema import HEAD, VERSION_TABLE
+from tasks.metadata.schema import HEAD, revision
 from tasks.metadata.tables import HISTORY, metadata
 
 _SHOWN = 5
@@ -87,7 +87,7 @@ def check_metadata(
     with database.read() as connection:
         if not database.is_sqlite:  # every look below sees the same moment, whoever writes meanwhile
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
-        schema = _schema(connection)
+        schema = revision(connection)
         if schema != HEAD:
             problem = f"its schema is {schema or 'not there'}, this release has {HEAD}: open it with this release once"
             return MetadataCheck(database.shown_url, schema, 0, (), (problem,))
@@ -98,13 +98,6 @@ def check_metadata(
         problems += _differences(tables, other)
     rows = sum(table.rows for table in tables)
     return MetadataCheck(database.shown_url, schema, rows, tables, tuple(problems))
-
-
-def _schema(connection: Connection) -> str | None:
-    if not inspect(connection).has_table(VERSION_TABLE):
-        return None
-    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
-    return found
 
 
 def _structure(connection: Connection, database: Database) -> Iterator[str]:

@@ -74,7 +74,7 @@ def copy_metadata(source_url: str, target_url: str, *, patience_s: float = 30.0)
     with source.write() as reading:
         _claim(reading, source)
         _lock_tables(reading, source, mode="SHARE")
-        _refuse_unknown(reading, source)
+        refuse_unknown_tables(reading, source)
         with target.read() as there:  # before it is migrated: what holds rows is left as it is
             _claim(there, target)
             _refuse_rows(there, target)
@@ -85,7 +85,7 @@ def copy_metadata(source_url: str, target_url: str, *, patience_s: float = 30.0)
                 _lock_tables(writing, target, mode="SHARE ROW EXCLUSIVE")
                 _refuse_rows(writing, target)
                 tables = tuple(
-                    _copied(reading, writing, table, which=target.shown_url)
+                    copied_table(reading, writing, table, which=target.shown_url)
                     for table in metadata.sorted_tables
                 )
                 _number_on(writing, target)
@@ -112,7 +112,7 @@ def plan_copy(source_url: str, target_url: str, *, patience_s: float = 30.0) -> 
     source.require()
     ensure_current(source)
     with source.read() as reading:
-        _refuse_unknown(reading, source)
+        refuse_unknown_tables(reading, source)
         found = counts(reading)
     if url.get_backend_name() != "sqlite" or Path(url.database or "").is_file():
         target = Database(target_url, patience_s=patience_s, named=_TARGET)
@@ -122,7 +122,7 @@ def plan_copy(source_url: str, target_url: str, *, patience_s: float = 30.0) -> 
     return MetadataCopy(source.shown_url, without_secrets(url), False, sum(found.values()), tables)
 
 
-def _copied(reading: Connection, writing: Connection, table: Table, *, which: str) -> TableContent:
+def copied_table(reading: Connection, writing: Connection, table: Table, *, which: str) -> TableContent:
     """Copy one table and read it back. Raises `DataError` or `DigestMismatch`."""
     read, into = ContentDigest(), insert(verbatim(table))
     try:
@@ -192,7 +192,7 @@ def _refuse_one_file(source: URL, target: URL) -> None:
         )
 
 
-def _refuse_unknown(connection: Connection, database: Database) -> None:
+def refuse_unknown_tables(connection: Connection, database: Database) -> None:
     if unknown := unknown_tables(connection):
         raise ConfigError(
             f"holds tables that this release does not know: {', '.join(unknown)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -10,7 +11,10 @@ from sqlalchemy import CTE, FromClause, Select, Table, and_, func, select, true
 
 from tasks.metadata.access import StorePart, without_owner
 from tasks.metadata.records import DeploymentEvent, ScoringRun, Training
-from tasks.metadata.tables import deployment_events, scoring_runs, trainings
+from tasks.metadata.tables import CLOCK, allocations, deployment_events, leases, scoring_runs, trainings
+
+_AT_ONCE = 500
+"""Ids in one statement."""
 
 
 class Fleet(StorePart):
@@ -59,6 +63,20 @@ class Fleet(StorePart):
             rows = connection.execute(query.order_by(table.c.planned_at_utc, table.c.run_id)).mappings()
             return [(row["pipeline"], ScoringRun(**without_owner(row))) for row in rows]
 
+    def versions_of_runs(self, tenant: str, run_ids: Sequence[str]) -> dict[tuple[str, str], int]:
+        """(pipeline, run) -> model version of those runs that have one."""
+        table = scoring_runs
+        found: dict[tuple[str, str], int] = {}
+        wanted = sorted(set(run_ids))
+        with self._database.read() as connection:
+            for start in range(0, len(wanted), _AT_ONCE):
+                some = wanted[start : start + _AT_ONCE]
+                query = select(table.c.pipeline, table.c.run_id, table.c.model_version).where(
+                    table.c.tenant == tenant, table.c.run_id.in_(some), table.c.model_version.is_not(None)
+                )
+                found |= {(row.pipeline, row.run_id): row.model_version for row in connection.execute(query)}
+        return found
+
     def trainings_everywhere(
         self, tenant: str, *, since: datetime, until: datetime
     ) -> list[tuple[str, Training]]:
@@ -72,14 +90,14 @@ class Fleet(StorePart):
             return [(row["pipeline"], Training(**without_owner(row))) for row in rows]
 
     def tenants(self) -> list[str]:
-        """Every tenant that has planned a run or trained a model."""
+        """Every tenant that has planned a run, trained a model, or had workers."""
         with self._database.read() as connection:
             names = {
                 name
-                for table in (scoring_runs, trainings)
+                for table in (scoring_runs, trainings, allocations, leases)
                 for (name,) in connection.execute(select(table.c.tenant).distinct())
             }
-        return sorted(names)
+        return sorted(names - {CLOCK["tenant"]})
 
     def events_everywhere(
         self, tenant: str = "default", *, since: datetime, until: datetime | None = None, limit: int = 1000

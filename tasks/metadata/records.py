@@ -33,6 +33,10 @@ class Scope(NamedTuple):
     tenant: str = "default"
 
 
+UNDER_WAY = "under way"
+"""Outcome of an attempt that has not said that it ended."""
+
+
 @dataclass(frozen=True)
 class DeploymentEvent(JsonRecord):
     """One line of a pipeline's deployment log. Lines are only ever added."""

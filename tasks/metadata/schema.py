@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from tasks.core.errors import ConfigError
 from tasks.metadata.database import Database
 
-HEAD = "0006"
+HEAD = "0007"
 """Revision of the newest file in `migrations/versions`."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "penstock_schema_version"
@@ -29,21 +29,22 @@ def ensure_current(database: Database) -> None:
         ServiceUnavailable: The database does not answer.
     """
     with database.read() as connection:
-        if _revision(connection) == HEAD:
+        if revision(connection) == HEAD:
             return
     with database.write() as connection:
         if not database.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        found = _revision(connection)
+        found = revision(connection)
         if found != HEAD:  # another process may have been first
             _migrate(connection, found, shown_url=database.shown_url)
 
 
-def _revision(connection: Connection) -> str | None:
+def revision(connection: Connection) -> str | None:
+    """The schema that a database has; None for one that Penstock never opened."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    revision: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
-    return revision
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    return found
 
 
 def _migrate(connection: Connection, found: str | None, *, shown_url: str) -> None:

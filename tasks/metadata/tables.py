@@ -321,11 +321,23 @@ alert_deliveries = Table(
     Index("ix_penstock_alert_deliveries_sent", "sent_at_utc"),
 )
 
+
+def _made() -> list[Column[Any]]:
+    """What the workers of an attempt have made."""
+    return [
+        Column("rows", BigId, nullable=False),
+        Column("bytes_written", BigId, nullable=False),
+        Column("cpu_seconds", Double, nullable=False),
+        Column("gpu_seconds", Double, nullable=False),
+    ]
+
+
 leases = Table(
     "penstock_leases",
     metadata,
     *_owner(key=True),
     Column("run_id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
     Column("holder", String(64), nullable=False),
     Column("gpus", Double, nullable=False),
     Column("cpus", Double, nullable=False),
@@ -339,10 +351,12 @@ leases = Table(
     Column("width", Integer, nullable=False),
     Column("workers", Integer, nullable=False),
     Column("ends_in_s", Double),
+    Column("starts_in_s", Double),
     Column("reason", Text, nullable=False),
     Column("allocated_s", Double, nullable=False),
     Column("used_s", Double, nullable=False),
     Column("wasted_s", Double, nullable=False),
+    *_made(),
     Column("asked_at_utc", UtcDateTime, nullable=False),
     Column("beat_at_utc", UtcDateTime, nullable=False),
 )
@@ -356,17 +370,30 @@ allocations = Table(
     *_owner(key=True),
     Column("run_id", String(64), primary_key=True),
     Column("holder", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
     Column("gpus", Double, nullable=False),
     Column("cpus", Double, nullable=False),
     Column("allocated_s", Double, nullable=False),
     Column("used_s", Double, nullable=False),
     Column("idle_s", Double, nullable=False),
     Column("wasted_s", Double, nullable=False),
+    *_made(),
     Column("outcome", String(16), nullable=False),
     Column("from_utc", UtcDateTime, nullable=False),
     Column("until_utc", UtcDateTime, nullable=False),
     Index("ix_penstock_allocations_recent", "tenant", "until_utc"),
 )
+
+reservations = Table(
+    "penstock_reservations",
+    metadata,
+    *_owner(key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("subject", String(64), primary_key=True),
+    Column("cost", Double),
+    Column("until_utc", UtcDateTime, nullable=False),
+)
+"""What has been begun under a budget and is not in the ledger of costs yet; no cost: it cannot be foreseen."""
 
 HISTORY = (
     "penstock_deployment_events",

@@ -15,6 +15,7 @@ averaged: its baseline is the mean of each numeric column and the most frequent 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from tasks.model.bundle import Calibration
 from tasks.model.encoder import FeatureEncoder
-from tasks.model.execution import Execution, blocks, one_thread
+from tasks.model.execution import Execution, blocks, undivided
 from tasks.model.network import TabularMLP
 
 EXPLAINER_VERSION = "1"
@@ -88,6 +89,7 @@ class Explainer:
             self.name = f"permutation-shapley-{_PERMUTATIONS}"
             self._attribute = self._shapley
 
+        self._rounds = columns_in_rounds(self._owner)
         with torch.inference_mode():
             split = cast(_EmbedHead, network)
             logit = (
@@ -121,8 +123,10 @@ class Explainer:
         return torch.tensor([[*encoder.baseline_numeric, *codes]], device=self._device)
 
     def _by_feature(self, parts: Tensor) -> Tensor:
-        out = torch.zeros(parts.shape[0], self.features, device=parts.device)
-        return out.index_add_(1, self._owner, parts)
+        """The sum of each feature's columns, in their order, so with the same bits each time."""
+        if parts.device.type == "cpu":
+            return torch.zeros(parts.shape[0], self.features).index_add_(1, self._owner, parts)
+        return added_in_rounds(parts, self._rounds, self.features)
 
     def _deeplift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """DeepLIFT's rescale rule in closed form (Shrikumar, Greenside & Kundaje 2017)."""
@@ -201,15 +205,41 @@ def explained(
     Like predictions, rows pass in blocks of one shape on one thread: a row's result does not depend on its neighbours.
     """
     how = execution or Execution()
-    parts = np.empty((len(encoded), explainer.features), dtype=np.float32)
-    residual = np.empty(len(encoded), dtype=np.float32)
-    with one_thread():
+    parts = torch.empty((len(encoded), explainer.features), device=how.device)
+    residual = torch.empty(len(encoded), device=how.device)
+    with undivided(how):
         for rows, block in blocks(encoded, how):
             found, error = explainer.attribute(block)
             kept = rows.stop - rows.start
-            parts[rows] = (found[:kept] * calibration.slope).cpu().numpy()
-            residual[rows] = (error[:kept] * calibration.slope).cpu().numpy()
-    return Attributions(parts, explainer.base_logit * calibration.slope + calibration.intercept, residual)
+            parts[rows] = found[:kept] * calibration.slope
+            residual[rows] = error[:kept] * calibration.slope
+    base_value = explainer.base_logit * calibration.slope + calibration.intercept
+    return Attributions(parts.cpu().numpy(), base_value, residual.cpu().numpy())
+
+
+def columns_in_rounds(owner: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(features, columns) of each round: the first columns of all features, then the second ones, and so on."""
+    rounds: list[tuple[list[int], list[int]]] = []
+    seen: Counter[int] = Counter()
+    for column, feature in enumerate(owner.tolist()):
+        if seen[feature] == len(rounds):
+            rounds.append(([], []))
+        features, columns = rounds[seen[feature]]
+        features.append(feature)
+        columns.append(column)
+        seen[feature] += 1
+    return [
+        (torch.tensor(features, device=owner.device), torch.tensor(columns, device=owner.device))
+        for features, columns in rounds
+    ]
+
+
+def added_in_rounds(parts: Tensor, rounds: list[tuple[Tensor, Tensor]], features: int) -> Tensor:
+    """What `index_add_` does on a CPU, for a GPU, where it adds in any order: each round adds one column to a feature."""
+    out = torch.zeros(parts.shape[0], features, device=parts.device)
+    for to, columns in rounds:
+        out.index_copy_(1, to, out.index_select(1, to) + parts.index_select(1, columns))
+    return out
 
 
 def _splits(network: nn.Module, encoder: FeatureEncoder, device: str) -> bool:

@@ -122,12 +122,6 @@ class AttributionSums:
         return self.magnitude / _ONE_LOGIT / max(self.rows, 1)
 
     @property
-    def signed_means(self) -> npt.NDArray[np.float64]:
-        """Mean attribution of each feature in logits, shape (F,)."""
-        sums = np.array([self.signed[part].sum() for part in self.parts], dtype=np.int64)
-        return sums / _ONE_LOGIT / max(self.rows, 1)
-
-    @property
     def parts(self) -> list[slice]:
         """Where each feature's cells are."""
         ends = np.cumsum(self.widths)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,7 @@ def predict(
     how = execution or Execution()
     # Results stay on the device until the last block is through: fetching each would wait for it.
     found = torch.empty(len(encoded), dtype=torch.float32, device=how.device)
-    with one_thread(), torch.inference_mode():
+    with undivided(how), torch.inference_mode():
         for rows, block in blocks(encoded, how):
             with _products(how):
                 logits = network(block)
@@ -68,7 +70,7 @@ def outputs(
     """What a network computes beside its logit, float32 `[n, len(names)]`, columns in the order of `names`."""
     how = execution or Execution()
     found = torch.empty((len(encoded), len(names)), dtype=torch.float32, device=how.device)
-    with one_thread(), torch.inference_mode():
+    with undivided(how), torch.inference_mode():
         for rows, block in blocks(encoded, how):
             with _products(how):
                 values = network.outputs(block)
@@ -87,29 +89,47 @@ def blocks(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _copied(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
-    block = np.zeros((how.block_rows, encoded.shape[1]), dtype=np.float32)
+    block = torch.zeros((how.block_rows, encoded.shape[1]), dtype=torch.float32)
     for rows in _ranges(len(encoded), how.block_rows):
         _fill(block, encoded[rows])
-        yield rows, torch.from_numpy(block).to(how.device)
+        yield rows, block.to(how.device)
 
 
 def _copied_ahead(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
-    """Two page-locked buffers in turn and a stream of its own for copies: the device computes one block while the
-    next one is filled and copied."""
-    shape = (how.block_rows, encoded.shape[1])
-    buffers = [torch.zeros(shape, dtype=torch.float32, pin_memory=True) for _ in range(2)]
-    copied = [torch.cuda.Event() for _ in buffers]
-    copies, computes = torch.cuda.Stream(how.device), torch.cuda.current_stream(how.device)
-    for number, rows in enumerate(_ranges(len(encoded), how.block_rows)):
-        buffer, over = buffers[number % 2], copied[number % 2]
-        over.synchronize()  # the copy out of this buffer, two blocks ago
-        _fill(buffer.numpy(), encoded[rows])
-        with torch.cuda.stream(copies):
-            block = buffer.to(how.device, non_blocking=True)
-            over.record(copies)
-        computes.wait_event(over)
-        block.record_stream(computes)
-        yield rows, block
+    """Two page-locked buffers and two on the device, in turn, and a stream for copies: while the device computes one
+    block, the next one is copied, and a thread fills the buffer of the one after that."""
+    shape, ranges = (how.block_rows, encoded.shape[1]), list(_ranges(len(encoded), how.block_rows))
+    staged = [torch.zeros(shape, dtype=torch.float32, pin_memory=True) for _ in range(2)]
+    found = [torch.empty(shape, dtype=torch.float32, device=how.device) for _ in range(2)]
+    copied, computed = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+    copies, computes = _copy_stream(how.device), torch.cuda.current_stream(how.device)
+    copies.wait_stream(computes)  # the memory of `found` may still be in use by what was computed before
+
+    def fill(number: int) -> None:
+        copied[number % 2].synchronize()  # the copy out of this buffer, two blocks ago
+        with torch.inference_mode():  # a thread has a mode of its own
+            _fill(staged[number % 2], encoded[ranges[number]])
+
+    # It starts its thread with the second block: a single one, as a request's, needs none.
+    with ThreadPoolExecutor(1, thread_name_prefix="fill-block") as filler:
+        ahead = None
+        for number, rows in enumerate(ranges):
+            at = number % 2
+            fill(number) if ahead is None else ahead.result()
+            with torch.cuda.stream(copies):
+                copies.wait_event(computed[at])
+                found[at].copy_(staged[at], non_blocking=True)
+                copied[at].record(copies)
+            ahead = filler.submit(fill, number + 1) if number + 1 < len(ranges) else None
+            computes.wait_event(copied[at])
+            yield rows, found[at]
+            computed[at].record(computes)
+
+
+@cache
+def _copy_stream(device: str) -> torch.cuda.Stream:
+    """One for all calls: memory that torch keeps for a stream serves no other one."""
+    return torch.cuda.Stream(device)
 
 
 def _ranges(n: int, size: int) -> Iterator[slice]:
@@ -117,8 +137,8 @@ def _ranges(n: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
-def _fill(block: Matrix, rows: Matrix) -> None:
-    block[: len(rows)] = rows
+def _fill(block: Tensor, rows: Matrix) -> None:
+    block[: len(rows)] = torch.from_numpy(np.require(rows, requirements="W"))
     block[len(rows) :] = 0.0
 
 
@@ -143,20 +163,20 @@ def tuned(network: nn.Module, width: int, how: Execution, *, memory_share: float
     neutral = Calibration(1.0, 0.0)
 
     def rows_per_s(size: int) -> float | None:
-        rows = np.zeros((2 * size, width), dtype=np.float32)
+        rows = np.zeros((size, width), dtype=np.float32)  # a block at a time, as a shard's batches come
         torch.cuda.reset_peak_memory_stats(how.device)
+        seconds = []
         try:
-            predict(network, rows, neutral, replace(how, block_rows=size))
-            started = time.perf_counter()
-            for _ in range(_TIMED_RUNS):
+            for _ in range(1 + _TIMED_RUNS):
+                started = time.perf_counter()
                 predict(network, rows, neutral, replace(how, block_rows=size))
+                seconds.append(time.perf_counter() - started)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return None
-        taken_s = time.perf_counter() - started
         if torch.cuda.max_memory_allocated(how.device) > limit:
             return None
-        return _TIMED_RUNS * len(rows) / taken_s
+        return len(rows) / min(seconds)
 
     return replace(how, block_rows=fastest_size(rows_per_s))
 
@@ -174,6 +194,11 @@ def fastest_size(rows_per_s: Callable[[int], float | None]) -> int:
             break
         best, best_rate = 2 * best, rate
     return best
+
+
+def undivided(how: Execution) -> AbstractContextManager[None]:
+    """`one_thread` where the CPU computes; beside a GPU it only copies, and may do that with all its threads."""
+    return nullcontext() if how.pinned else one_thread()
 
 
 @contextmanager

@@ -74,11 +74,12 @@ class Scorer:
         self._network = network.to(self.execution.device)
         with one_thread():
             self._explainer = Explainer(self._network, self.encoder, device=self.execution.device)
-        self._forward = self._compiled(origin) if compiled else self._network
         if memory_share is not None:
             self.execution = tuned(
-                self._forward, self.encoder.width, self.execution, memory_share=memory_share
+                self._network, self.encoder.width, self.execution, memory_share=memory_share
             )
+        # After the block size is known: each size would be compiled anew.
+        self._forward = self._compiled(origin) if compiled else self._network
 
     @property
     def explainer(self) -> str:

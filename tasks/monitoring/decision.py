@@ -338,7 +338,9 @@ def _moved(alarms: Sequence[ChannelDrift]) -> str:
         f"{c.channel} (z {c.z:.1f}{', two days in three' if c.alarm == 'persistent' else ''})" for c in alarms
     ]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    inside = "".join(f" {c.channel.capitalize()}: {c.detail}." for c in alarms if c.detail)
+    inside = "".join(
+        f" {'Attributions: ' if c.kind == 'attribution' else ''}{c.detail}." for c in alarms if c.detail
+    )
     return f"Moved: {', '.join(names[:4])}{more}.{inside}"
 
 

@@ -4,6 +4,9 @@ For every channel, S is the Jensen-Shannon distance of a day's histogram to the 
 weekdays, and z = (log S - median) / scale, with median and scale from the reference days of the same weekday
 class, each compared only with days before it. A raw distance or a p-value answers "did it move"; on
 thousands of rows the answer is always yes. z answers "did it move more than it does on a normal day".
+
+A numeric feature has a second way to move: its mean, beside what the means of the other features say (`relations`). Its z is the
+larger of the two.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from tasks.monitoring.leaning import (
     reasons,
     weighty,
 )
+from tasks.monitoring.relations import Relations, relations_of
 from tasks.monitoring.signals import ChannelDrift
 
 FloatArray = npt.NDArray[np.float64]
@@ -115,6 +119,8 @@ class Baseline:
     """By weekday class, then feature: how far its attributions are from those of other days with the same values."""
     pair_rows: float = 0.0
     """Explained rows behind a usual reference comparison, as `leaning.pair_rows` counts them."""
+    relations: Relations | None = None
+    """How the means of the features hang together; None when there are too few days."""
 
 
 def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Profile]) -> Baseline:
@@ -167,6 +173,7 @@ def calibrate(spec: PipelineSpec, grid: ProfileSpec, reference: Mapping[date, Pr
         explained,
         _normals(leaning, grid.features) if len(leaning) >= MIN_DAYS else {},
         float(np.median(sizes)) if sizes else 0.0,
+        relations_of(days),
     )
 
 
@@ -252,6 +259,7 @@ def channel_drift(
     pooled: Profile,
     recent: Sequence[Mapping[str, float]],
     confirmed: Mapping[str, Sequence[Profile]] = MappingProxyType({}),
+    earlier: Sequence[Profile] = (),
 ) -> tuple[ChannelDrift, ...]:
     """Every channel's distance and z, with its alarm.
 
@@ -262,29 +270,42 @@ def channel_drift(
     Args:
         recent: z by channel of the (at most) two days before.
         confirmed: By channel, days that a person has confirmed as normal: a day that is near any of them has not moved.
+        earlier: The days that `relations.days_before` names.
     """
     normal = baseline.normal[weekday_class(day)]
     kinds = {grid.name: "numeric" for grid in baseline.grid.numeric}
     kinds |= {grid.name: "categorical" for grid in baseline.grid.categorical}
     kinds |= {grid.name: "pair" for grid in baseline.grid.pairs}
+    shifts = (
+        {} if baseline.relations is None else baseline.relations.shifts(profile, earlier, _days_of(confirmed))
+    )
     found = []
     for channel, moved in channel_distances(profile, pooled).items():
         counted = profile.histogram(channel)
         near = (js_distance(counted, day.histogram(channel)) for day in confirmed.get(channel, ()))
         distance = min(moved, *near) if channel in confirmed else moved
         z = normal[channel].z(distance)
-        alarm = None if distance < SMALLEST_EFFECT else _alarm(spec, channel, z, recent)
+        alarm, detail = None if distance < SMALLEST_EFFECT else _alarm(spec, channel, z, recent), ""
+        shift = shifts.get(channel)
+        if shift is not None and (by_others := _alarm(spec, channel, shift.z, recent)):
+            alarm, detail = alarm or by_others, shift.in_words(channel)
         found.append(
             ChannelDrift(
                 channel=channel,
                 kind=kinds.get(channel, "score"),
                 distance=round(distance, 6),
                 expected=round(float(np.exp(normal[channel].median)), 6),
-                z=round(z, 4),
+                z=round(z if shift is None else max(z, shift.z), 4),
                 alarm=alarm,
+                detail=detail,
             )
         )
     return (*found, *_attribution_drift(spec, baseline, day, profile, pooled, recent))
+
+
+def _days_of(confirmed: Mapping[str, Sequence[Profile]]) -> list[Profile]:
+    """Every day of it once."""
+    return list({id(day): day for days in confirmed.values() for day in days}.values())
 
 
 def _attribution_drift(

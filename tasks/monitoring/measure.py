@@ -22,6 +22,7 @@ from tasks.monitoring.drift import (
     score_band,
 )
 from tasks.monitoring.leaning import not_judged
+from tasks.monitoring.relations import days_before
 from tasks.monitoring.signals import ChannelDrift, DaySignals
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,10 @@ def measure_day(
     if profile.rows >= spec.drift.min_rows and baseline.normal and len(pool) == POOL_DAYS:
         near = [s for s in recent if day - timedelta(days=3) < s.day < day]
         zs = [{c.channel: c.z for c in s.drift} for s in sorted(near, key=lambda s: s.day)]
-        drift = channel_drift(spec, baseline, day, profile, pooled, zs, monitor.confirmed)
+        earlier_days = [known[other] for other in days_before(day, known, min_rows=spec.drift.min_rows)]
+        drift = channel_drift(
+            spec, baseline, day, profile, pooled, zs, monitor.confirmed, earlier=earlier_days
+        )
         band = score_band(baseline, pooled)
         if leaning := not_judged(spec, baseline.attributions, profile, pooled):
             statements = (*statements, leaning)

@@ -43,7 +43,7 @@ class ChannelDrift(JsonRecord):
     expected: float
     """Median of that distance on reference days of the same class."""
     z: float
-    """(log distance - log expected) / scale; large means far."""
+    """(log distance - log expected) / scale; large means far. Of a numeric feature whose mean is not what the others' say, that z if it is larger."""
     alarm: str | None
     """`once`, `persistent` or None."""
     detail: str = ""

@@ -23,7 +23,7 @@ from tasks.registry import cards
 from tasks.registry.aliases import project
 from tasks.registry.mlflow_api import MlflowRegistry
 
-_BUNDLE_TAG = "penstock.bundle_digest"
+BUNDLE_TAG = "penstock.bundle_digest"
 _MOST_RETIRED_NUMBERS = 1000
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _register(
 
     # A tagged version without a record: a crash came between MLflow and the metadata store, or another process is
     # registering the same bundle right now. Its card and tags came with it in one call, so it is complete.
-    number = _unrecorded(store, spec, mlflow.versions_with_tag(name, _BUNDLE_TAG, digest))
+    number = _unrecorded(store, spec, mlflow.versions_with_tag(name, BUNDLE_TAG, digest))
     if number is None:
         number = _create(store, mlflow, spec, trained, description=card, tags=tags)
         _log.info("%s: created version %d in MLflow", spec.name, number)

@@ -131,6 +131,8 @@ class Follower:
     def _run(self) -> None:
         while not self._stop.wait(self._limits.poll_s):
             self.follow_once()
+            if (share := accelerator_share()) is not None:
+                self._metrics.accelerator_used(share)
             if self._live is not None and time.monotonic() >= self._quality_at:
                 self._quality_at = time.monotonic() + self._limits.quality_every_s
                 self._ask_quality(self._live)
@@ -142,16 +144,16 @@ class Follower:
                     self._metrics.measured(model, self._quality(model.deployed.version))
                 except Exception as error:
                     self._complain("quality", f"What is known of quality cannot be read: {error}")
-        share = _accelerator_share()
-        if share is not None:
-            self._metrics.accelerator_used(share)
 
 
-def _accelerator_share() -> float | None:
-    """How busy the GPU is; None without one, or without its driver's library."""
+def accelerator_share() -> float | None:
+    """How busy the GPU of this process is, 0 to 1; None when it uses none, or without the driver's library.
+
+    A process that computes on the CPU does not ask: that alone would take some of the GPU's memory.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized():
         return None
     try:
         return float(torch.cuda.utilization()) / 100

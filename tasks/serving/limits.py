@@ -18,7 +18,7 @@ class ServingLimits:
     from larger ones."""
     time_margin: float = 0.6
     """A request is admitted if it is expected to be answered within this part of the time that it has left."""
-    max_wait_s: float = 0.0
+    max_wait_s: float = 0.002
     """How long a batch waits for as many requests as came together before it; after a lone one it waits for nobody. 0: what gathers while
     a batch is scored is the next one."""
     default_timeout_s: float = 1.0

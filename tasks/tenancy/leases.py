@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from tasks.core.records import JsonRecord
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
@@ -25,6 +26,8 @@ class Lease(JsonRecord):
     tenant: str
     pipeline: str
     run_id: str
+    kind: str
+    """`scoring`, or `training`: a gang."""
     holder: str
     """The attempt that beats for it; a newer attempt of the run takes it over."""
     gpus: float
@@ -43,18 +46,47 @@ class Lease(JsonRecord):
     workers: int
     """Workers that it has."""
     ends_in_s: float | None
+    starts_in_s: float | None
+    """When it will have its first, if all goes as it looks now; None: not foreseen."""
     reason: str
     """Why it has none, or empty."""
     allocated_s: float
     """Worker-seconds, of which `used_s` went into committed shards and `wasted_s` into attempts that did not commit."""
     used_s: float
     wasted_s: float
+    rows: int
+    bytes_written: int
+    cpu_seconds: float
+    gpu_seconds: float
     asked_at_utc: datetime
     beat_at_utc: datetime
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Lease:
+        """A lease from a row of the ledger, which has these fields; there may be ten thousand, so nothing is looked at twice."""
+        lease = cls.__new__(cls)
+        lease.__dict__.update(row)
+        return lease
 
     @property
     def key(self) -> str:
         return f"{self.tenant}/{self.pipeline}/{self.run_id}"
+
+    @property
+    def waits(self) -> str:
+        """Why it has no workers and until when, or empty."""
+        if not self.reason:
+            return ""
+        return f"{self.reason}; {self.expected}"
+
+    @property
+    def expected(self) -> str:
+        """When it will have its first workers, in words."""
+        if self.starts_in_s is None:
+            return "start not foreseen"
+        return (
+            f"expected in about {self.starts_in_s:.0f} s" if self.starts_in_s else "expected within a shard"
+        )
 
     @property
     def each(self) -> Resources:
@@ -121,13 +153,15 @@ def beat(
         has = max(width, mine.workers)
         width = min(target, has + _more(mine.each, held, cluster.whole, target))
         width = width if width >= mine.least else 0
-    reason = ""
+    reason, wait_s = "", None
     if width == 0 and mine.most:
         reason = why_waiting(cluster, shares, queue, found, queue.runs[mine.key], now_s)
         ends = {one.key: one.ends_in_s for one in alive if one.ends_in_s is not None and one.width}
-        wait_s = expected_wait_s(cluster, shares, queue, queue.runs[mine.key], now_s, ends)
-        reason += "; start not foreseen" if wait_s is None else f"; expected in about {wait_s:.0f} s"
-    return Step(replace(mine, width=width, reason=reason), expired)
+        if target:
+            wait_s = 0.0
+        elif ends:
+            wait_s = expected_wait_s(cluster, shares, queue, queue.runs[mine.key], now_s, ends)
+    return Step(replace(mine, width=width, reason=reason, starts_in_s=wait_s), expired)
 
 
 def refusal(spec: ClusterSpec, tenants: Mapping[str, TenantShare], run: Run) -> str | None:

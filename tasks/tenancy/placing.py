@@ -79,7 +79,9 @@ def why_waiting(
     if not used.plus(need).within(share.most):
         return f"the tenant has {used.shown()} and may have {share.most.shown()}; this needs {need.shown()}"
     if found.reserved_for not in (None, run.run_id) and not run.reclaimable:
-        return f"what comes free is kept for {found.reserved_for}, which has waited longer"
+        first = queue.runs[found.reserved_for or ""]
+        whose = first.run_id if first.tenant == run.tenant else "a training of another tenant"
+        return f"what comes free is kept for {whose}, which has waited longer"
     before = _before(queue, found, run)
     place = f"; {before} runs of the tenant are before it" if before else ""
     if found.reserved_for == run.run_id:

@@ -22,14 +22,17 @@ Source: Ghodsi et al. (2011), "Dominant Resource Fairness: Fair Allocation of Mu
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count
 from typing import NamedTuple
 from zlib import crc32
 
 from tasks.core.shares import ClusterSpec, NodeType, Resources, TenantShare
 
+_SMALL, _TERMS = 4, 7
 _SLACK = 1e-6
 """Sums of fractional CPUs and GPUs are no more exact than that."""
 
@@ -299,10 +302,12 @@ class _Filling:
         """What is left, a worker at a time.
 
         A tenant whose fair part is 2.4 workers gets 2 or 3. A head start of less than one worker, another one each turn, makes
-        that 2.4 in the long run.
+        that 2.4 in the long run. The starts of a tenant go round by a step: after n turns they are spread more evenly
+        than any draw, and what it gets is off by about an n-th, not by the root of it.
         """
-        for tenant in self.tenants if turn is not None else ():
-            tenant.start = crc32(f"{turn} {tenant.name}".encode()) / 2**32
+        if turn is not None:
+            for tenant in self.tenants:
+                tenant.start = _start(tenant.name, turn)
         limits = [[amount + _SLACK for amount in one.share.most] for one in self.tenants]
         queue = [
             (-one.share.priority, self._level(one), number)
@@ -349,18 +354,27 @@ class _Filling:
     ) -> bool:
         """Give the run at the head of the tenant's heap what it needs next, if that fits."""
         count = run.least if width == 0 else 1
-        used, left, each = tenant.used, self.left, run.each
-        for i in (0, 1, 2):
-            need = each[i] * count
-            if need and (need > left[i] + _SLACK or used[i] + need > limit[i]):
-                return False
+        used, left = tenant.used, self.left
+        gpus, cpus, memory = run.each  # no loop: this is asked a thousand times for one decision
+        if count > 1:
+            gpus, cpus, memory = gpus * count, cpus * count, memory * count
+        if (
+            (gpus and (gpus > left[0] + _SLACK or used[0] + gpus > limit[0]))
+            or (cpus and (cpus > left[1] + _SLACK or used[1] + cpus > limit[1]))
+            or (memory and (memory > left[2] + _SLACK or used[2] + memory > limit[2]))
+        ):
+            return False
         if width == 0:
             if not self._may_start(tenant):
                 return False
             if not run.reclaimable and not promised and not self._may_keep(tenant, run):
                 return False
             tenant.runs += 1
-        self._take(tenant, run, count, given=width)
+        if run.reclaimable:
+            used[0], used[1], used[2] = used[0] + gpus, used[1] + cpus, used[2] + memory
+            left[0], left[1], left[2] = left[0] - gpus, left[1] - cpus, left[2] - memory
+        else:
+            self._take(tenant, run, count, given=width)
         width += count
         self.widths[run.run_id] = width
         head = tenant.heap[0]
@@ -386,7 +400,7 @@ class _Filling:
         each, share = run.each, tenant.share
         if run.least != 1 or not run.reclaimable:
             return
-        shape = Shape(each, 1, True)
+        (shape,) = tenant.position
         group = self._queue.groups[tenant.name][shape]
         room = [min(limit[i] - tenant.used[i], self.left[i] + _SLACK) / each[i] for i in range(3) if each[i]]
         count = min(len(group), int(min(room, default=0.0)))
@@ -406,8 +420,9 @@ class _Filling:
 
     def _offer_next(self, tenant: _Tenant, run: Run) -> None:
         """The next run of the same shape may start once this one has."""
-        shape = Shape(run.each, run.least, run.reclaimable)
-        position = tenant.position[shape] = tenant.position[shape] + 1
+        positions = tenant.position
+        shape = next(iter(positions)) if len(positions) == 1 else Shape(run.each, run.least, run.reclaimable)
+        position = positions[shape] = positions[shape] + 1
         group = self._queue.groups[tenant.name][shape]
         if position < len(group):
             heappush(tenant.heap, (0, *group[position]))
@@ -435,6 +450,32 @@ class _Filling:
                 before = _above(tenant.fixed[i], promised)
                 tenant.fixed[i] += amount
                 self._unpromised[i] -= _above(tenant.fixed[i], promised) - before
+
+
+def _start(name: str, turn: int) -> float:
+    """A tenant's head start in a turn, 0 to 1: each goes round by a step of its own, so that no two meet in the same order each time."""
+    return (crc32(name.encode()) / 2**32 + turn * _step(name)) % 1.0
+
+
+@lru_cache(maxsize=4096)
+def _step(name: str) -> float:
+    """The first number drawn for the name whose continued fraction begins with small terms: multiples of it spread evenly.
+
+    Source: Kuipers & Niederreiter (1974), "Uniform Distribution of Sequences", chapter 2.3.
+    """
+    draws = (crc32(f"{attempt} {name}".encode()) / 2**32 for attempt in count())
+    return next(drawn for drawn in draws if all(term <= _SMALL for term in _terms(drawn)))
+
+
+def _terms(value: float) -> Iterator[int]:
+    """The first terms of its continued fraction, value between 0 and 1; one that ends early has a large one."""
+    for _ in range(_TERMS):
+        if value < 1e-9:
+            yield _SMALL + 1
+            return
+        term = int(1 / value)
+        yield term
+        value = 1 / value - term
 
 
 def _above(amount: float, limit: float) -> float:

@@ -2,7 +2,7 @@
 
 It is resumable and repeatable. Every random draw is seeded by (seed, epoch, rank), the state after each epoch
 goes to the store, and a run that continues from a checkpoint ends with the weights of a run that was never
-interrupted (on a CPU to the last bit).
+interrupted: to the last bit on a CPU, and on a GPU with operations that torch has in a repeatable form.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,6 +106,12 @@ class Checkpoints:
     def load_refit(self) -> dict[str, Any] | None:
         return self._read(self._refit)
 
+    def worked_s(self) -> float:
+        """Wall seconds of all epochs that are kept."""
+        fitted, latest, refit = self._read(self._fitted), self.load() or {}, self.load_refit() or {}
+        history = (fitted or latest).get("history", ())
+        return float(sum(item["wall_s"] for item in history) + refit.get("wall_s", 0.0))
+
     def save_fitted(self, fitted: Fitted) -> None:
         history = [item.to_json() for item in fitted.history]
         state = {"weights": fitted.state_dict, "tuned": fitted.tuned, "history": history}
@@ -159,8 +167,29 @@ def fit_network(
     Raises:
         TerminalError: The loss is not finite.
     """
-    with one_thread():
+    with one_thread(), repeatable(device):
         return _fit(network, fit, tuning, training, checkpoints, peers, device, wrap, after_epoch)
+
+
+@contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """On a GPU, kernels that add in the same order each time; those of embeddings do not by themselves.
+
+    What a user's network computes that torch has no such kernel for goes on, with torch's warning.
+    """
+    if not device.startswith("cuda"):
+        yield
+        return
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS promises nothing
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _fit(
@@ -245,12 +274,12 @@ def _refit(
 ) -> None:
     """Train `network`, fresh, for `epochs` epochs on all training rows; continues from its own checkpoint."""
     optimizer = _optimizer(network, training)
-    done = 0
+    done, spent_s = 0, 0.0
     state = checkpoints.load_refit()
     if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        done = int(state["epochs"])
+        done, spent_s = int(state["epochs"]), float(state["wall_s"])
     if peers.mean(done) != done:
         raise TransientError(
             "the workers loaded checkpoints of different epochs",
@@ -268,8 +297,14 @@ def _refit(
                 fix="lower training.learning_rate in pipeline.yaml",
             )
         if peers.rank == 0:
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch}
-            checkpoints.save_refit(state)
+            checkpoints.save_refit(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epochs": epoch,
+                    "wall_s": spent_s + time.monotonic() - started,
+                }
+            )
     if peers.rank == 0:
         logger.info(
             "fitted again on all %d training rows for %d epochs, %.1f s",
@@ -300,21 +335,22 @@ def _train_epoch(
 ) -> float:
     """One pass over the rows; this process takes every `size`-th row of each batch. Returns its mean loss."""
     torch.manual_seed(training.seed * 1_000_003 + epoch * 1_009 + peers.rank)
-    order = np.random.default_rng([training.seed, epoch]).permutation(len(y))
+    order = torch.from_numpy(np.random.default_rng([training.seed, epoch]).permutation(len(y))).to(x.device)
     model.train()
-    total, rows = 0.0, 0
+    # On the device until the end of the epoch: fetching the loss of each batch would wait for it.
+    total, rows = torch.zeros((), dtype=torch.float64, device=x.device), 0
     for start in range(0, len(order), training.batch_rows):
         batch = order[start : start + training.batch_rows]
         batch = batch[: len(batch) // peers.size * peers.size][peers.rank :: peers.size]
         if len(batch) < 2:  # a layer that normalises over the batch cannot take one row
             continue
-        index = torch.from_numpy(batch).to(x.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.binary_cross_entropy_with_logits(model(x[index]), y[index])
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x[batch]), y[batch])
         loss.backward()
         optimizer.step()
-        total, rows = total + float(loss.detach()) * len(batch), rows + len(batch)
-    return total / rows if rows else float("nan")
+        total += loss.detach().double() * len(batch)
+        rows += len(batch)
+    return float(total) / rows if rows else float("nan")
 
 
 def _evaluate(network: nn.Module, part: Part, device: str) -> tuple[float, float]:

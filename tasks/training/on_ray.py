@@ -22,10 +22,12 @@ import numpy as np
 from tasks.core.errors import (
     PenstockError,
     PipelineCodeError,
+    ServiceUnavailable,
     TerminalError,
     TransientError,
     error_from_record,
 )
+from tasks.core.memory_limit import limit_memory
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -35,6 +37,8 @@ from tasks.training.fit import Checkpoints, Fitted
 
 logger = logging.getLogger(__name__)
 
+_START_FAILURES = 0
+"""Ray counts a gang that it has not placed in time among these, and would try again without end."""
 _WORKER_FAILURES = 2
 """A worker that dies (killed, out of memory) is replaced this often; it continues from the checkpoint."""
 
@@ -42,7 +46,6 @@ _WORKER_FAILURES = 2
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # the usage report would leave this machine
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # importing torch on a busy small machine takes its time
     # It logs an error at every start. A preempted worker counts as a dead one, and a retry resumes.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller notices the end of a short training sooner
@@ -63,6 +66,7 @@ def fit_on_ray(
     Raises:
         PipelineCodeError: model.py fails.
         TerminalError: The loss is not finite.
+        ServiceUnavailable: Ray has not placed the workers within `training.placement_timeout_s`.
         TransientError: Workers kept dying, or Ray failed.
     """
     store = open_store(settings, prefix=spec.prefix)
@@ -83,6 +87,7 @@ def fit_on_ray(
         "model_source": model_source,
         "model_origin": model_origin,
         "error_key": error_key,
+        "memory_gib": spec.training.memory_gib_per_worker,
     }
     try:
         _run_trainer(settings, spec, config, attempt)
@@ -101,11 +106,14 @@ def fit_on_ray(
 
 
 def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any], attempt: str) -> None:
+    # Importing torch on a busy small machine takes its time; a gang that cannot be placed would wait for ever.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{spec.training.placement_timeout_s:g}"
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -115,6 +123,8 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
     resources = {"CPU": 1.0}
     if training.gpus_per_worker:
         resources["GPU"] = training.gpus_per_worker
+    if training.memory_gib_per_worker:
+        resources["memory"] = training.memory_gib_per_worker * 2**30
     logger.info(
         "fitting on Ray: %d worker(s), each %s",
         training.workers,
@@ -132,13 +142,17 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
         run_config=RunConfig(
             name=attempt,
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
+            failure_config=FailureConfig(
+                max_failures=_WORKER_FAILURES, controller_failure_limit=_START_FAILURES
+            ),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise _unplaced(spec, config["training_id"], resources) from error
         lines = str(error).strip().splitlines()
         raise TransientError(
             f"the training workers failed: {lines[-1] if lines else 'no reason given'}",
@@ -147,6 +161,22 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
         ) from error
     finally:
         _remove_scratch(scratch / attempt)
+
+
+def _unplaced(spec: PipelineSpec, training_id: str, each: dict[str, float]) -> ServiceUnavailable:
+    import ray
+
+    total, free = (
+        {name: round(found.get(name, 0.0), 2) for name in ("CPU", "GPU")}
+        for found in (ray.cluster_resources(), ray.available_resources())
+    )
+    needs = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+    return ServiceUnavailable(
+        f"Ray has not placed its {spec.training.workers} workers (limit {spec.training.placement_timeout_s:g} s): each needs "
+        f"{needs} on one node; the whole cluster has {total}, of which {free} are free",
+        which=f"training {training_id}",
+        fix="wait for other jobs, add nodes, or lower training.workers and gpus_per_worker; then run it again",
+    )
 
 
 def _remove_scratch(folder: Path) -> None:
@@ -171,6 +201,8 @@ def _worker(config: dict[str, Any]) -> None:
     settings = Settings.from_environment(config["environment"])
     store = open_store(settings, prefix=config["prefix"])
     try:
+        if config["memory_gib"]:
+            limit_memory(config["memory_gib"], field="training.memory_gib_per_worker")
         _fit_here(store, config)
     except TerminalError as error:
         store.put(config["error_key"], json.dumps(error.as_record()).encode())

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -49,6 +49,8 @@ from tasks.training.tracking import Tracked, check_tracking, track
 logger = logging.getLogger(__name__)
 
 FitFunction = Callable[..., Fitted]
+Workers = Callable[[str, Callable[[], float]], AbstractContextManager[None]]
+"""(training id, wall seconds of the epochs that are kept) -> the workers to fit with, from entering until leaving."""
 ShowFunction = Callable[..., Tracked]
 
 
@@ -70,6 +72,7 @@ def train(
     clock: Clock = utc_now,
     fit: FitFunction = fit_on_ray,
     show: ShowFunction = track,
+    workers: Workers = lambda _, __: nullcontext(),
 ) -> TrainedModel:
     """Train the pipeline's network on the days of `snapshot` before `validation_first_day`.
 
@@ -81,6 +84,7 @@ def train(
         validation_first_day: From this local day on rows are held out.
         fit: `fit_on_ray`, or a function of its signature.
         show: `track`, which logs to MLflow, or a function of its signature; others need no MLflow.
+        workers: Where somebody shares out the cluster: what gives the workers to fit with.
 
     Returns:
         What was trained; its bundle lies at `bundles/<bundle_digest>/` in the pipeline's store.
@@ -117,20 +121,22 @@ def train(
         )
     data = load_training_data(store, spec, snapshot, code.features, validation_first_day=validation_first_day)
     network = build_network(code.model_source, data.network, origin=code.model_origin)
-    fitted = fit(
-        settings,
-        spec,
-        data,
-        training_id=identity,
-        model_source=code.model_source,
-        model_origin=code.model_origin,
-    )
+    checkpoints = Checkpoints(store, identity)
+    with workers(identity, checkpoints.worked_s) if checkpoints.load_fitted() is None else nullcontext():
+        fitted = fit(
+            settings,
+            spec,
+            data,
+            training_id=identity,
+            model_source=code.model_source,
+            model_origin=code.model_origin,
+        )
     network.load_state_dict(fitted.state_dict)
     network.eval()
     result = _package(settings, store, spec, snapshot, code, data, network, fitted, identity, clock, show)
     with suppress(AlreadyExists):  # then an equal training finished at the same time
         store.put_exclusive(_result_key(identity), json.dumps(result.to_json(), indent=1).encode())
-    Checkpoints(store, identity).clear()
+    checkpoints.clear()
     clear_parts(store, identity)
     logger.info(
         "trained: bundle %s, validation AUC %.4f, ECE %.4f, %d epochs, %.1f s in all",

@@ -124,11 +124,19 @@ _OTHERS = {
     "serve": "serving",
     "serve_on_ray": "serving_on_ray",
     "send_alerts": "alerts",
-    "cost_ledger": "tenancy",
+    "cost_ledger": "costs",
+    "ledger_csv": "costs",
+    "render_tenancy": "rendering",
     "tenancy_status": "tenancy",
     "sync_pools": "tenancy",
     "trend_page": "trend",
     "batch_metrics": "exposition",
+    "rebuild_metadata": "rebuild",
+    "create_backup": "recovery",
+    "list_backups": "recovery",
+    "remove_backup": "recovery",
+    "restore_backup": "recovery",
+    "verify_backup": "recovery",
 }
 
 __all__ = sorted([*_STEPS, *_OTHERS, "step"])
@@ -138,12 +146,14 @@ def step(name: str) -> Step:
     """The step of that name. Raises `NotFound`, listing those there are."""
     if name not in _STEPS:
         raise NotFound("is not a step", which=name, fix=f"use one of: {', '.join(sorted(_STEPS))}")
-    found: Step = getattr(import_module(f"tasks.wiring.{_STEPS[name]}"), name)
-    return found
+    from tasks.wiring.observing import observed
+
+    return observed(name, getattr(import_module(f"tasks.wiring.{_STEPS[name]}"), name))
 
 
 def __getattr__(name: str) -> Any:
-    room = _STEPS.get(name) or _OTHERS.get(name)
-    if room is None:
+    if name in _STEPS:
+        return step(name)
+    if name not in _OTHERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"tasks.wiring.{room}"), name)
+    return getattr(import_module(f"tasks.wiring.{_OTHERS[name]}"), name)

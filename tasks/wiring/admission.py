@@ -1,72 +1,64 @@
 """Admission of scoring runs on a shared cluster: how many workers each may have, by the ledger of leases.
 
-Only where `tenants/_cluster.yaml` says what there is to share; elsewhere a run takes what its pipeline says, and no ledger is read.
+Only where `tenants/_cluster.yaml` says what there is to share; elsewhere a run takes what its pipeline says, and only what it had
+is kept.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
-from tasks.core.errors import (
-    CommitOutcomeUnknown,
-    PenstockError,
-    ServiceUnavailable,
-    StaleAttempt,
-    TerminalError,
-)
-from tasks.core.shares import ClusterSpec, Resources, TenantShare, cluster_file
-from tasks.core.tenants import load_shares, tenant_file
-from tasks.metadata import MetadataStore
-from tasks.tenancy import Lease, beat, ledger_time, refusal
+from tasks.core.clock import utc_now
+from tasks.core.errors import CommitOutcomeUnknown, PenstockError, ServiceUnavailable
+from tasks.core.shares import Resources, TenantShare
+from tasks.core.tenants import load_shares
+from tasks.metadata import UNDER_WAY, MetadataStore
+from tasks.tenancy import Lease, Load, ScalingPolicy, target_workers
 from tasks.wiring.context import Context
+from tasks.wiring.lease_holder import LeaseHolder, first_lease, lease_row, too_much_said
 
 if TYPE_CHECKING:
-    from tasks.inference import Demand
+    from tasks.inference import Demand, Width
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 5.0
-"""For the ledger's lock: the driver hands out no shards while it waits."""
-_SAY_AGAIN_S = 60.0
 _LEAST_PAUSE_S = 0.2
+_SAVE_S = 30.0
+FINISHED, FAILED = "finished", "failed"
 
 
-def admission(context: Context, run_id: str) -> Admission | None:
-    """What says how many workers a run may have; None where nothing is shared out.
+def admission(context: Context, run_id: str, *, local: bool = False) -> Width:
+    """What says how many workers a run may have, and keeps what it had.
+
+    Args:
+        local: The run takes no workers of the cluster.
 
     Raises:
         ConfigError: A file of `tenants/` is wrong, or the guarantees add up to more than the cluster has.
         TerminalError: The run asks for what its tenant can never get; nothing was begun.
     """
-    found = load_shares(context.settings)
+    first = first_lease(context, run_id, "scoring")
+    found = None if local else load_shares(context.settings)
     if found is None:
-        return None
-    asked = Admission(context, run_id, *found)
-    never = refusal(*found, asked.first().asks())
-    if never:
-        raise TerminalError(
-            f"can never be placed: {never}",
-            which=f"run {run_id} of {context.spec.name}, tenant {context.spec.tenant}",
-            fix=f"ask for less in pipeline.yaml (inference.gpus_per_worker, cpus_per_worker), or have "
-            f"{tenant_file(context.settings, context.spec.tenant)} or {cluster_file(context.settings)} changed",
-        )
+        return Metered(context, first)
+    asked = Admission(context, run_id, LeaseHolder(context, first, *found))
+    asked.holder.refuse_unplaceable(f"run {run_id}", "inference.gpus_per_worker, cpus_per_worker")
     return asked
 
 
 class Admission:
-    """The lease of one run; a `tasks.inference.Width`. Files of `tenants/` are read again at each beat.
+    """The lease of one run; a `tasks.inference.Width`.
 
     Args:
         context: The pipeline.
         run_id: The run.
-        cluster: What there is.
-        shares: What each tenant is promised.
+        holder: Its lease.
         monotonic: Seconds that only go on.
     """
 
@@ -74,53 +66,18 @@ class Admission:
         self,
         context: Context,
         run_id: str,
-        cluster: ClusterSpec,
-        shares: dict[str, TenantShare],
+        holder: LeaseHolder,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context, self._run_id = context, run_id
-        self._cluster, self._shares = cluster, shares
+        self.holder = holder
         self._monotonic = monotonic
-        self._holder = secrets.token_hex(8)
-        self._store: MetadataStore | None = None
         self._beat_s: float | None = None
         self._workers = 0
         self._width = 0
-        self._said_s: float | None = None
-        self._read_s: float | None = None
-
-    def first(self) -> Lease:
-        """The run as it asks first."""
-        from tasks.core.clock import utc_now
-
-        spec = self._context.spec
-        share = self._shares.get(spec.tenant, TenantShare())
-        each = self._cluster.counted(
-            Resources(spec.inference.gpus_per_worker, spec.inference.cpus_per_worker)
-        )
-        return Lease(
-            tenant=spec.tenant,
-            pipeline=spec.name,
-            run_id=self._run_id,
-            holder=self._holder,
-            **each._asdict(),
-            least=1,
-            most=spec.inference.max_workers,
-            reclaimable=True,
-            priority=share.priority,
-            since_s=0.0,
-            beat_s=0.0,
-            width=0,
-            workers=0,
-            ends_in_s=None,
-            reason="",
-            allocated_s=0.0,
-            used_s=0.0,
-            wasted_s=0.0,
-            asked_at_utc=utc_now(),
-            beat_at_utc=utc_now(),
-        )
+        self._wanted = 0
+        self._changed_s = monotonic()
 
     def allowed(self, demand: Demand, *, boundary: bool) -> int:
         """Workers that the run may have now.
@@ -130,15 +87,21 @@ class Admission:
                 has until its lease may be over.
             StaleAttempt: A newer attempt of the run has taken the lease over.
         """
-        now_s = self._monotonic()
+        now_s, cluster = self._monotonic(), self.holder.cluster
         since_s = None if self._beat_s is None else now_s - self._beat_s
         soon = boundary or demand.workers != self._workers
-        if since_s is not None and since_s < (_LEAST_PAUSE_S if soon else self._cluster.beat_s):
-            return self._width
+        pause_s = cluster.beat_s if demand.workers else self.holder.pause_s
+        if since_s is not None and since_s < (_LEAST_PAUSE_S if soon else pause_s):
+            return min(self._width, self._wants(demand, now_s))
         try:
-            self._width = self._beat(demand)
+            mine = self.holder.beat(
+                account_of(demand),
+                workers=demand.workers,
+                most=self._wants(demand, now_s),
+                ends_in_s=demand.ends_in_s,
+            )
         except (ServiceUnavailable, CommitOutcomeUnknown) as error:
-            if since_s is None or since_s > self._cluster.lease_s:
+            if since_s is None or since_s > cluster.lease_s:
                 raise ServiceUnavailable(
                     f"the ledger of leases does not answer: {error.what}"
                     + ("; nothing was begun" if since_s is None else "; the lease may be over"),
@@ -150,111 +113,117 @@ class Admission:
             )
             self._width = min(self._width, demand.workers)
             return self._width
-        self._beat_s, self._workers = now_s, demand.workers
+        self._beat_s, self._workers, self._width = now_s, demand.workers, mine.width
         return self._width
 
     def leave(self, demand: Demand) -> None:
         """End the lease; where the ledger does not answer, it ends by itself."""
-        if self._beat_s is None:
-            return
-        try:
-            with self._open().lease_ledger() as ledger:
-                for row in ledger.rows:
-                    if row["holder"] == self._holder:
-                        ledger.end({**row, **_times(demand)}, "released")
-        except PenstockError as error:
-            log.warning("The lease of run %s ends by itself: %s", self._run_id, error.what)
+        self.holder.end(account_of(demand), outcome_of(demand))
 
-    def _open(self) -> MetadataStore:
-        if self._store is None:
-            self._store = MetadataStore.open(self._context.settings, patience_s=_PATIENCE_S)
-        return self._store
+    def _wants(self, demand: Demand, now_s: float) -> int:
+        """Workers to ask for: what the pool wants or, with a deadline, what meets it."""
+        spec = self._context.spec.inference
+        if spec.deadline_hours is None:
+            return demand.wanted
+        rate = None
+        if demand.ends_in_s and demand.workers:
+            rate = demand.shards_left / demand.ends_in_s / demand.workers
+        found = target_workers(
+            ScalingPolicy(min(spec.min_workers, demand.wanted), spec.max_workers),
+            Load(
+                demand.shards_left,
+                demand.workers,
+                rate,
+                deadline_in_s=(self._deadline - utc_now()).total_seconds(),
+                since_change_s=now_s - self._changed_s,
+            ),
+        )
+        if found.workers != self._wanted:
+            log.info("Asks for %d workers: %s.", found.workers, found.reason)
+            self._wanted, self._changed_s = found.workers, now_s
+        return found.workers
 
-    def _beat(self, demand: Demand) -> int:
-        self._cluster, self._shares = self._read_again()
-        with self._open().lease_ledger() as ledger:
-            now_s = ledger_time(ledger.clock_s, ledger.clock_at, ledger.now, lease_s=self._cluster.lease_s)
-            ledger.set_clock(now_s)
-            found = {lease.key: lease for lease in map(_lease, ledger.rows)}
-            mine = self.first()
-            before = found.get(mine.key)
-            if before is not None and before.holder != self._holder:
-                if self._beat_s is not None:
-                    raise StaleAttempt(
-                        "a newer attempt has taken its workers over",
-                        which=f"run {self._run_id}",
-                        fix="let the newer attempt finish",
-                    )
-                ledger.end(ledger_row(before), "taken over")
-                mine = replace(mine, since_s=before.since_s, asked_at_utc=ledger.now)
-            elif before is not None:
-                mine = replace(before, priority=mine.priority)
-            else:
-                mine = replace(mine, since_s=now_s, asked_at_utc=ledger.now)
-            mine = replace(
-                mine,
-                most=demand.wanted,
-                workers=demand.workers,
-                ends_in_s=demand.ends_in_s,
-                beat_s=now_s,
-                beat_at_utc=ledger.now,
-                **_times(demand),
-            )
-            step = beat(self._cluster, self._shares, found.values(), mine, now_s)
-            for lease in step.expired:
-                log.warning(
-                    "Run %s has not been heard of for %.0f s: its workers are free.",
-                    lease.run_id,
-                    now_s - lease.beat_s,
-                )
-                ledger.end(ledger_row(lease), "expired")
-            ledger.put(ledger_row(step.mine))
-        self._say(step.mine)
-        return step.mine.width
+    @cached_property
+    def _deadline(self) -> datetime:
+        planned = self._context.metadata.run(self._context.spec, self._run_id)
+        begun = planned.planned_at_utc if planned else utc_now()
+        return begun + timedelta(hours=self._context.spec.inference.deadline_hours or 0.0)
 
-    def _read_again(self) -> tuple[ClusterSpec, dict[str, TenantShare]]:
-        """The files as they are now; a file that is being edited wrongly stops no run that is under way."""
-        if self._read_s is not None and self._monotonic() - self._read_s < self._cluster.beat_s:
-            return self._cluster, self._shares
-        self._read_s = self._monotonic()
-        try:
-            return load_shares(self._context.settings) or (self._cluster, self._shares)
-        except PenstockError as error:
-            log.warning("Shares stay as they were: %s", error)
-            return self._cluster, self._shares
 
-    def _say(self, mine: Lease) -> None:
+class Metered:
+    """As many workers as a run wants; what it had is kept, as far as the metadata store answers.
+
+    Args:
+        context: The pipeline.
+        first: The attempt.
+        monotonic: Seconds that only go on.
+    """
+
+    def __init__(
+        self, context: Context, first: Lease, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._context, self._first, self._monotonic = context, first, monotonic
+        self._saved_s = monotonic()
+
+    def allowed(self, demand: Demand, *, boundary: bool) -> int:  # noqa: ARG002
+        """What it wants; what it has got already stays."""
         now_s = self._monotonic()
-        if mine.width != self._width:
-            log.info("Run %s may have %d workers (before: %d).", mine.run_id, mine.width, self._width)
-        if mine.width or (self._said_s is not None and now_s - self._said_s < _SAY_AGAIN_S):
-            return
-        self._said_s = now_s
-        log.info("Run %s waits: %s.", mine.run_id, mine.reason)
+        if now_s - self._saved_s >= _SAVE_S:
+            self._saved_s = now_s
+            keep_account(self._context, self._first, account_of(demand), UNDER_WAY)
+        return max(demand.wanted, demand.workers)
+
+    def leave(self, demand: Demand) -> None:
+        """Keep what the attempt had."""
+        keep_account(self._context, self._first, account_of(demand), outcome_of(demand))
 
 
-def ledger_row(lease: Lease) -> dict[str, Any]:
-    """The lease as the ledger keeps it."""
-    return {name: getattr(lease, name) for name in Lease.__dataclass_fields__}
+def keep_account(context: Context, first: Lease, account: Mapping[str, Any], outcome: str) -> None:
+    """Keep what an attempt without a lease has had; a metadata store that is away costs the account, not the attempt."""
+    try:
+        context.metadata.put_allocation({**lease_row(first), **account}, outcome)
+    except PenstockError as error:
+        log.warning("What %s %s has used is not kept: %s", first.kind, first.run_id, error.what)
 
 
-def _lease(row: dict[str, Any]) -> Lease:
-    return Lease(**row)
+def account_of(demand: Demand) -> dict[str, Any]:
+    """What an attempt has had and made, as the ledger names it."""
+    made = demand.made
+    return {
+        "allocated_s": demand.allocated_s,
+        "used_s": demand.used_s,
+        "wasted_s": demand.wasted_s,
+        "rows": made.rows,
+        "bytes_written": made.bytes_written,
+        "cpu_seconds": made.cpu_seconds,
+        "gpu_seconds": made.gpu_seconds,
+    }
 
 
-def _times(demand: Demand) -> dict[str, Any]:
-    return {"allocated_s": demand.allocated_s, "used_s": demand.used_s, "wasted_s": demand.wasted_s}
+def outcome_of(demand: Demand) -> str:
+    """Whether the attempt has scored what it was to score."""
+    return FAILED if demand.shards_left or demand.made.failed else FINISHED
 
 
-def cluster_status(settings: Settings) -> dict[str, Any]:
-    """What there is, what each tenant is promised, has and borrows, and each run with its width or the reason why it waits."""
+def cluster_status(settings: Settings, may_see: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    """What there is, what each tenant is promised, has and borrows, and each run with its width or the reason why it waits.
+
+    Args:
+        may_see: Whether a tenant may be shown, by its name.
+    """
     found = load_shares(settings)
     if found is None:
-        return {"cluster": None, "shares": [], "runs": []}
+        return {"cluster": None, "ray": None, "short": None, "shares": [], "runs": []}
     cluster, shares = found
-    leases = [_lease(row) for row in MetadataStore.open(settings).lease_rows()]
+    store = MetadataStore.open(settings)
+    seen = store.seen_size()
+    there = cluster.counted(Resources(*seen[1])) if seen else None
+    short = there is not None and not cluster.autoscaled and not cluster.resources.within(there)
+    leases = [Lease(**row) for row in store.lease_rows()]
     tenants = []
     for name in sorted({*shares, *(lease.tenant for lease in leases)}):
+        if not may_see(name):
+            continue
         share = shares.get(name, TenantShare())
         held = Resources()
         for lease in leases:
@@ -271,6 +240,8 @@ def cluster_status(settings: Settings) -> dict[str, Any]:
                 "may have": share.most(cluster).shown(),
                 "weight": share.weight,
                 "priority": share.priority,
+                "promised_share": round(promised.dominant(cluster.resources), 4),
+                "held_share": round(held.dominant(cluster.resources), 4),
                 "waiting": sum(lease.tenant == name and not lease.width for lease in leases),
             }
         )
@@ -278,6 +249,7 @@ def cluster_status(settings: Settings) -> dict[str, Any]:
         {
             "tenant": lease.tenant,
             "pipeline": lease.pipeline,
+            "kind": lease.kind,
             "run": lease.run_id,
             "workers": lease.workers,
             "width": lease.width,
@@ -285,7 +257,17 @@ def cluster_status(settings: Settings) -> dict[str, Any]:
             "asked_at_utc": lease.asked_at_utc.isoformat(timespec="seconds"),
             "beat_at_utc": lease.beat_at_utc.isoformat(timespec="seconds"),
             "waits": lease.reason,
+            "starts": lease.expected if lease.reason else "",
         }
         for lease in leases
+        if may_see(lease.tenant)
     ]
-    return {"cluster": cluster.resources.shown(), "shares": tenants, "runs": runs}
+    return {
+        "cluster": cluster.resources.shown(),
+        "ray": {"size": there.shown(), "seen_at_utc": seen[0].isoformat(timespec="seconds")}
+        if there and seen
+        else None,
+        "short": too_much_said(cluster.resources, there) if short and there else None,
+        "shares": tenants,
+        "runs": runs,
+    }

@@ -77,7 +77,7 @@ def archive_explanations(
     if dry_run:
         return {**kept.to_json(), "continued_erasures": []}
     erasures = complete_erasures(settings, context.spec, ErasingTables(context.store))
-    _record_actions(context)
+    record_actions(context)
     result = {**kept.to_json(), "continued_erasures": list(erasures)}
     context.evidence(dag_run, "archive", result)
     return result
@@ -93,7 +93,7 @@ def hold_days(
     first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
     assert first is not None and last is not None
     hold = place_hold(context.store, first_day=first, last_day=last, actor=actor, reason=reason)
-    _record_actions(context)
+    record_actions(context)
     return hold.to_json()
 
 
@@ -105,7 +105,7 @@ def release_days(
 
     context = open_context(settings, pipeline)
     released = release_hold(context.store, hold_id, actor=actor, reason=reason)
-    _record_actions(context)
+    record_actions(context)
     return released.to_json()
 
 
@@ -142,7 +142,7 @@ def erase_entity(
         now=now,
     )
     if not dry_run:
-        _record_actions(context)
+        record_actions(context)
     return done.to_json()
 
 
@@ -176,7 +176,7 @@ def restore_days(
         dry_run=dry_run,
     )
     if not dry_run:
-        _record_actions(context)
+        record_actions(context)
     return done.to_json()
 
 
@@ -190,7 +190,7 @@ def cost_report(settings: Settings, pipeline: str, *, price: float | None = None
 def audit_events(settings: Settings, pipeline: str, *, limit: int = 100) -> dict[str, Any]:
     """What was done to explanation data, newest first: also what a command that died did not get to say."""
     context = open_context(settings, pipeline)
-    _record_actions(context)
+    record_actions(context)
     return {
         "events": [
             {
@@ -250,7 +250,7 @@ def _identity(kind: str, day: date, record: Mapping[str, Any]) -> tuple[Any, ...
     return (kind, day, *(record.get(name) for name in ("generation", "hold_id", "erasure_id", "number")))
 
 
-def _record_actions(context: Context) -> None:
+def record_actions(context: Context) -> None:
     """Keep in the metadata store what the store's records say was done and is not kept yet.
 
     Read from the records and not from what one call did: so a crash in between loses no event.

@@ -10,9 +10,9 @@ from tasks.core import Settings
 from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.admission import admission
 from tasks.wiring.audit_online import fold_for_upkeep
+from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import Context, open_context, parse_day, window
 from tasks.wiring.mitigation import refuse_held
-from tasks.wiring.tenancy import refuse_over_budget
 
 if TYPE_CHECKING:
     from tasks.inference import Exposed
@@ -75,15 +75,17 @@ def plan_scoring(
     With `expose` false all rows are the champion's, whatever is exposed; `despite_hold` plans rows that are published already.
 
     Raises:
-        TerminalError: A data fault holds the pipeline, and these are not its days; or its tenant's month has cost its limit.
+        TerminalError: A data fault holds the pipeline, and these are not its days; or its tenant's budget does not suffice.
+        TransientError: What the tenant has under way may need the rest of its budget.
     """
     from tasks.inference import plan
 
     context = open_context(settings, pipeline)
     warning = ""
     if not despite_hold:
-        refuse_held(context, "scoring", context.snapshot(snapshot_id).days)
-        warning = refuse_over_budget(context, "scoring")
+        snapshot = context.snapshot(snapshot_id)
+        refuse_held(context, "scoring", snapshot.days)
+        warning = reserve_budget(context, "scoring", snapshot_id, rows=snapshot.rows)
     live, beside = _pinned(context)
     exposed = beside if expose else None
     planned = plan(
@@ -133,12 +135,12 @@ def score_run(
     from tasks.inference import run_plan, status
 
     context = open_context(settings, pipeline)
-    width = None if local else admission(context, run_id)
+    width = admission(context, run_id, local=local)
     report = run_plan(settings, context.spec, run_id, local=local, audit_table=AUDIT_TABLE, width=width)
     whole = status(
         settings, context.spec, run_id
     )  # of all attempts: a resumed run has cost more than this call
-    context.metadata.record_run(
+    recorded = context.metadata.record_run(
         context.spec,
         run_id,
         status="scored",
@@ -149,6 +151,7 @@ def score_run(
         record={"exposed": whole.exposed.to_json()} if whole.exposed else None,
         dag_run=dag_run,
     )
+    release_budget(context, "scoring", recorded.snapshot_id)
     result = report.to_json()
     if whole.exposed:
         result |= {
@@ -268,7 +271,13 @@ def replay_run(
     context = open_context(settings, pipeline)
     corrected = context.snapshot(snapshot_id) if snapshot_id else None
     replayed = replay(
-        settings, context.spec, run_id, corrected=corrected, local=local, audit_table=AUDIT_TABLE
+        settings,
+        context.spec,
+        run_id,
+        corrected=corrected,
+        local=local,
+        audit_table=AUDIT_TABLE,
+        width_of=lambda follow_up: admission(context, follow_up, local=local),
     )
     result = replayed.to_json()
     if replayed.replay_run_id is not None:

@@ -62,14 +62,19 @@ class ServedBundle:
         from tasks.inference.bundle_model import BundleModel, scoring_device
         from tasks.model import Scorer, fetch_bundle
         from tasks.model.bundle import ENCODED_COLUMN, SCORE_COLUMN
-        from tasks.model.execution import Execution
+        from tasks.model.execution import CPU_BLOCK_ROWS, LEAST_BLOCK_ROWS, Execution
         from tasks.serving.blocks import use_smallest_exact_block
 
         self.deployed = deployed
         self.spec = spec
         store = open_store(settings, prefix=spec.prefix)
         bundle = fetch_bundle(store, deployed.bundle_digest, settings.cache_dir)
-        execution = Execution(scoring_device(spec), bfloat16=spec.inference.precision == "bfloat16")
+        device = scoring_device(spec)
+        execution = Execution(
+            device,
+            block_rows=CPU_BLOCK_ROWS if device == "cpu" else LEAST_BLOCK_ROWS,  # as in batch scoring
+            bfloat16=spec.inference.precision == "bfloat16",
+        )
         scorer = Scorer(bundle, execution=execution, compiled=spec.inference.compile)
         if scorer.feature_version != deployed.feature_version:
             raise FingerprintMismatch(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.core.errors import DataError, GateFailed, NotFound
+from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import Context, in_short, open_context, parse_day, window
-from tasks.wiring.tenancy import refuse_over_budget
+from tasks.wiring.gang import gang
 from tasks.wiring.waivers import waived_verdict
 
 
@@ -116,18 +118,23 @@ def train_model(
     validation_first_day: str,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Train on the days before `validation_first_day`; the same inputs are trained once."""
+    """Train on the days before `validation_first_day`; the same inputs are trained once.
+
+    On a shared cluster it waits until all of its workers are free for it.
+    """
     from tasks.training import train
 
     context = open_context(settings, pipeline)
-    warning = refuse_over_budget(context, "training")
+    warning = reserve_budget(context, "training", snapshot_id)
     trained = train(
         settings,
         context.spec,
         context.snapshot(snapshot_id),
         validation_first_day=_required_day(validation_first_day, "validation_first_day"),
+        workers=partial(gang, context),
     ).to_json()
     is_new = context.metadata.record_training(context.spec, trained, dag_run=dag_run)
+    release_budget(context, "training", snapshot_id)
     found = (
         {}
         if is_new

@@ -13,6 +13,7 @@ import pytest
 _HOME = tempfile.TemporaryDirectory(prefix="penstock-airflow-tests-")
 os.environ["AIRFLOW_HOME"] = _HOME.name
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__PENSTOCK__REQUESTS_PER_MINUTE"] = "0"  # tests ask more often than people
 os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "ada:admin,vic:viewer"
 
 from airflow_fakes import FakeRay  # noqa: E402

@@ -105,7 +105,7 @@ def test_an_event_that_a_crash_kept_from_the_metadata_store_is_told_by_the_next_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(audit_upkeep, "_record_actions", dies)
+        patched.setattr(audit_upkeep, "record_actions", dies)
         for call in (
             lambda: wiring.archive_explanations(settings, "toy", as_of="2024-04-20"),
             lambda: wiring.hold_days(

@@ -237,6 +237,27 @@ def test_the_environment_wins_over_the_local_services(
     assert seen == replace(local, mlflow_url="http://mlflow:5000")
 
 
+def test_another_process_sees_every_setting_by_its_environment(settings: Settings) -> None:
+    from dataclasses import fields, replace
+
+    given = {
+        item.name: "json" if item.name == "log_format" else f"{item.name}-given"
+        for item in fields(settings)
+        if item.name not in ("home", "project")
+    }
+    there = replace(settings, **given)
+    assert Settings.from_environment(there.as_environment()) == there
+    assert Settings.from_environment({}, defaults=there) == there
+
+
+def test_a_format_of_log_lines_that_there_is_not_is_refused_with_those_there_are(
+    penstock: Penstock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_LOG_FORMAT", "xml")
+    ended = penstock("pipelines")
+    assert ended.code == 2 and "PENSTOCK_LOG_FORMAT=xml" in ended.err and "text, json" in ended.err
+
+
 def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from inference_support import (
     with_prices,
 )
 from ray_failures import DEADLY_PRICE
+from receivers import receiving
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.errors import ServiceUnavailable, TransientError
@@ -214,3 +216,24 @@ def test_a_run_whose_last_node_is_taken_away_ends_and_keeps_what_was_committed(
     assert report.get("type") == "ServiceUnavailable", output
     assert "each needs 1 CPU on one node; the whole cluster has" in report["what"]
     assert 0 < run_stub(settings, toy, planned.run_id).shards_committed < 8
+
+
+def test_workers_write_lines_with_their_ids_and_the_driver_tells_their_spans(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=2))
+    with receiving() as collector:
+        seen = replace(settings, log_format="json", otlp_url=collector.url)
+        report, said = score_on_ray(seen, planned.run_id, STUB)
+    assert report["shards_committed"] == len(planned.shards)
+    lines = [
+        json.loads(line[line.index("{") :])
+        for line in said.splitlines()
+        if "(ShardActor" in line and "{" in line
+    ]
+    scored = {line["shard"]: line for line in lines if line["message"].endswith(" s.")}
+    assert set(scored) == {task.shard for task in planned.shards}
+    for line in scored.values():
+        assert (line["tenant"], line["pipeline"], line["run_id"]) == ("default", "toy", planned.run_id)
+        assert line["attempt"].startswith("a0001-") and line["token"] == 1
+    assert collector.spans == []  # nothing was around this driver's work: no trace is begun for shards alone

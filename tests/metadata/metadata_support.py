@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import create_engine, text
@@ -72,17 +72,29 @@ def populate(store: MetadataStore) -> None:
             ledger.set_clock(ledger.clock_s + 1)
             for run_id in ("r1", "r2"):
                 ledger.put(lease(of, run_id))
-            ledger.end(lease(of, "r2"), "released")
+            ledger.end(lease(of, "r2"), "finished")
+        with store.open_budget(of.tenant) as reserved:
+            key = {"tenant": of.tenant, "pipeline": of.name, "kind": "scoring", "subject": "s"}
+            reserved.put({**key, "cost": 12.5, "until_utc": now + timedelta(days=1)})
 
 
 def lease(of: Scope, run_id: str) -> dict[str, Any]:
     """A row of the ledger of leases."""
     amounts = {"gpus": 1.0, "cpus": 0.1 + 0.2, "memory_gib": 0.0, "since_s": 1.5, "beat_s": 2.5}
-    counts = {"least": 1, "most": 4, "priority": 0, "width": 2, "workers": 2, "ends_in_s": None}
+    counts = {
+        "least": 1,
+        "most": 4,
+        "priority": 0,
+        "width": 2,
+        "workers": 2,
+        "ends_in_s": None,
+        "starts_in_s": 90.5,
+    }
     times = {"allocated_s": 9.5, "used_s": 5.25, "wasted_s": 1e-9}
+    made = {"rows": 2**40, "bytes_written": 2**41, "cpu_seconds": 3.75, "gpu_seconds": 0.5}
     moments = {"asked_at_utc": utc_now(), "beat_at_utc": utc_now()}
-    key = {"tenant": of.tenant, "pipeline": of.name, "run_id": run_id, "holder": "h"}
-    return {**key, **amounts, **counts, **times, **moments, "reclaimable": True, "reason": "wartet"}
+    key = {"tenant": of.tenant, "pipeline": of.name, "run_id": run_id, "kind": "scoring", "holder": "h"}
+    return {**key, **amounts, **counts, **times, **made, **moments, "reclaimable": True, "reason": "wartet"}
 
 
 def held(url: str) -> dict[str, int]:

@@ -162,8 +162,8 @@ def test_a_copy_that_is_killed_leaves_no_row_and_can_be_repeated(
             os.kill(os.getpid(), signal.SIGKILL)
 
         if moment == "between tables":
-            real, left = copying._copied, iter(range(6))
-            copying._copied = lambda *a, **k: real(*a, **k) if next(left, None) is not None else kill()
+            real, left = copying.copied_table, iter(range(6))
+            copying.copied_table = lambda *a, **k: real(*a, **k) if next(left, None) is not None else kill()
         elif moment == "after comparing":
             copying._number_on = kill
         else:

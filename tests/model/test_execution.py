@@ -11,6 +11,7 @@ from test_scorer import encoded
 
 from tasks.core.errors import ConfigError
 from tasks.model import Scorer
+from tasks.model.attribution import added_in_rounds, columns_in_rounds
 from tasks.model.execution import Execution, fastest_size
 from tasks.model.scorer import BFLOAT16_TOLERANCE, GOLDEN_TOLERANCE
 
@@ -69,8 +70,20 @@ def test_a_block_grows_while_that_pays_and_fits(rates: dict[int, float | None], 
     assert fastest_size(rates.__getitem__) == size
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("memory_share", [None, 0.5])
+def test_columns_added_in_rounds_give_the_bits_of_columns_added_one_by_one() -> None:
+    owner = torch.tensor([0, 1, 2, 1, 0, 3, 3, 3, 3, 0])
+    parts = torch.randn(500, len(owner), generator=torch.Generator().manual_seed(1))
+    wanted = torch.zeros(500, 4).index_add_(1, owner, parts)
+    rounds = columns_in_rounds(owner)
+    assert [features.tolist() for features, _ in rounds] == [[0, 1, 2, 3], [1, 0, 3], [3, 0], [3]]
+    assert torch.equal(added_in_rounds(parts, rounds, 4), wanted)
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("memory_share", [None, 0.3])
 def test_a_gpu_scores_as_the_cpu_does(make_bundle, memory_share: float | None) -> None:
     scorer = Scorer(make_bundle())
     other = Scorer(make_bundle(), execution=Execution("cuda:0", block_rows=4096), memory_share=memory_share)
@@ -78,3 +91,14 @@ def test_a_gpu_scores_as_the_cpu_does(make_bundle, memory_share: float | None) -
     np.testing.assert_allclose(other.predict(x), scorer.predict(x), atol=1e-5)
     np.testing.assert_allclose(other.explain(x).attributions, scorer.explain(x).attributions, atol=1e-4)
     assert other.check_golden() < GOLDEN_TOLERANCE
+
+
+@on_a_gpu
+def test_a_gpu_gives_a_row_the_same_bits_each_time_and_in_any_company(make_bundle) -> None:
+    scorer = Scorer(make_bundle(), execution=Execution("cuda:0", block_rows=4096))
+    x = encoded(scorer, 50_000)
+    scores, attributions = scorer.predict(x), scorer.explain(x).attributions
+    order = np.random.default_rng(0).permutation(len(x))
+    for again in (np.arange(len(x)), order, order[:5000]):
+        np.testing.assert_array_equal(scorer.predict(x[again]), scores[again])
+        np.testing.assert_array_equal(scorer.explain(x[again]).attributions, attributions[again])

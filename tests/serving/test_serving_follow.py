@@ -32,6 +32,7 @@ from tasks.core.sampling import in_slice
 from tasks.metadata import MetadataStore
 from tasks.metadata.deployments import NewEvent
 from tasks.serving import Deployed, Exposure, ModelServer, goes_to_challenger
+from tasks.serving.following import accelerator_share
 from tasks.wiring.serving import DeploymentLog, ServedBundle
 
 
@@ -270,3 +271,16 @@ def test_the_router_agrees_with_the_canary_s_slice_and_grows_with_the_share(
 def test_an_exposure_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="share"):
         Exposure(Deployed(1, "a", "f", MOMENT), **wrong)
+
+
+def test_a_process_that_computes_on_the_cpu_does_not_ask_the_gpu_how_busy_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 40)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert accelerator_share() is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert accelerator_share() == 0.4

@@ -92,14 +92,14 @@ def test_replicas_become_more_under_load_and_fewer_after_it_and_no_request_fails
         assert client.post(PATH, json={"rows": rows[:1]}).status_code == 200
         assert len(replicas(client, 9)) == 1
         with Clients(url, rows, threads=6, rows_each=60) as clients:
-            until(lambda: len(replicas(client, 9)) == 2, timeout_s=120)
+            until(lambda: len(replicas(client, 9)) == 2, timeout_s=300)
         trickle: list[int] = []
 
         def one_is_left() -> bool:
             trickle.append(client.post(PATH, json={"rows": rows[:1]}).status_code)
             return len(replicas(client, 9)) == 1  # the one that ends takes its name from the board
 
-        until(one_is_left, timeout_s=120)
+        until(one_is_left, timeout_s=300)
         assert set(trickle) == {200}
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0, process.communicate()

@@ -1,4 +1,4 @@
-"""Two tenants with a pipeline each, and one of their drivers in a process of its own: `tenancy_support.py PIPELINE RUN_ID GATE`."""
+"""Two tenants with a pipeline each, and one of their drivers in a process of its own: `tenancy_support.py PIPELINE RUN_ID GATE [LOADER]`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ class Slow(StubModel):
     def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         time.sleep(SHARD_S)
         return super().predict(encoded)
+
+
+class Hungry(StubModel):
+    """Takes two GiB for a batch, and writes into all of it."""
+
+    def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        eaten = np.ones((2 << 30) // 8)
+        return super().predict(encoded) * np.float32(eaten[-1])
+
+
+def load_hungry(settings: Settings, spec: PipelineSpec, planned: Plan) -> Hungry:
+    return Hungry(planned.fingerprint.model_version)
 
 
 def load_slow(settings: Settings, spec: PipelineSpec, planned: Plan) -> Slow:
@@ -66,7 +78,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings.from_environment()
-    pipeline, run_id, gate = sys.argv[1:]
+    pipeline, run_id, gate, *more = sys.argv[1:]
+    model = more[0] if more else "load_slow"
     context = open_context(settings, pipeline)
     paths = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
     ray.init(address="auto", log_to_driver=False, runtime_env=paths)
@@ -81,7 +94,7 @@ def main() -> None:
             context.spec,
             run_id,
             audit_table=AUDIT,
-            load_model="tenancy_support:load_slow",
+            load_model=f"tenancy_support:{model}",
             width=width,
         )
         publish(settings, context.spec, run_id)

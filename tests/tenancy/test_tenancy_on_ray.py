@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from tasks.core import Settings, open_store, utc_now
 from tasks.inference import verify
 from tasks.inference.records import read_shard_records
 from tasks.metadata import MetadataStore
+from tasks.training.tracking import Tracked
+from tasks.training.trainer import train
+from tasks.wiring.context import open_context
+from tasks.wiring.gang import gang
 
 HERE = Path(__file__).parent
 PATH = os.pathsep.join([str(HERE), str(HERE.parent / "inference"), str(HERE.parents[1])])
@@ -47,7 +53,7 @@ def ray_address() -> Iterator[str]:
 
 
 def start_driver(
-    settings: Settings, address: str, pipeline: str, run_id: str, gate: Path
+    settings: Settings, address: str, pipeline: str, run_id: str, gate: Path, *model: str
 ) -> subprocess.Popen[str]:
     env = {
         **os.environ,
@@ -57,7 +63,7 @@ def start_driver(
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    command = [sys.executable, str(HERE / "tenancy_support.py"), pipeline, run_id, str(gate)]
+    command = [sys.executable, str(HERE / "tenancy_support.py"), pipeline, run_id, str(gate), *model]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -79,6 +85,10 @@ class Ledger:
         found = {row["tenant"]: (row["width"], row["workers"]) for row in self._store.lease_rows()}
         self.seen.append(found)
         return found
+
+    def watch(self, over: threading.Event) -> None:
+        while not over.wait(0.05):
+            self.look()
 
     def until(self, what: Callable[[dict[str, tuple[int, int]]], bool], *, limit_s: float = 120) -> None:
         end_s = time.monotonic() + limit_s
@@ -137,8 +147,101 @@ def test_an_idle_guarantee_is_lent_and_taken_back_at_a_shard_boundary_and_no_sha
     kept = MetadataStore.open(settings).allocation_rows(
         since=now - timedelta(hours=1), until=now + timedelta(hours=1)
     )
-    assert {row["tenant"]: row["outcome"] for row in kept} == {"red": "released", "blue": "released"}
+    assert {row["tenant"]: row["outcome"] for row in kept} == {"red": "finished", "blue": "finished"}
     for row in kept:
         assert row["allocated_s"] == pytest.approx(row["used_s"] + row["idle_s"] + row["wasted_s"])
         assert row["used_s"] > 0 and row["wasted_s"] == 0, "giving workers back wastes nothing"
     assert MetadataStore.open(settings).lease_rows() == []
+
+
+def test_a_training_gets_all_of_its_workers_from_a_run_that_borrows_them_and_keeps_them(
+    settings: Settings, tmp_path: Path, ray_address: str
+) -> None:
+    say(
+        settings,
+        "{cpus: 4, beat_s: 0.5}",
+        red="share: {guarantee: {cpus: 2}}",
+        blue="share: {guarantee: {cpus: 2}}",
+    )
+    red = pipeline_of(settings, "red", INFERENCE.replace("gpus_per_worker: 1, ", ""))
+    blue = pipeline_of(settings, "blue", "{}")
+    path = settings.pipelines_dir / blue.name / "pipeline.yaml"
+    path.write_text(path.read_text().replace("training: {epochs: 6", "training: {workers: 2, epochs: 2"))
+    context = open_context(settings, blue.name)
+    snapshot = wiring.step("snapshot_training")(settings, blue.name)
+    planned = plan_stub(settings, red, scoring_snapshot(settings, red, days=8))
+    gate = tmp_path / "go"
+    driver = start_driver(settings, ray_address, red.name, planned.run_id, gate)
+    ledger = Ledger(settings)
+    over = threading.Event()
+    try:
+        gate.touch()
+        ledger.until(lambda now: now.get("red") == (4, 4))
+        watch = threading.Thread(target=ledger.watch, args=(over,))
+        watch.start()
+        model = train(
+            settings,
+            context.spec,
+            context.snapshot(snapshot["snapshot_id"]),
+            validation_first_day=date.fromisoformat(snapshot["validation_first_day"]),
+            show=lambda *_, **__: Tracked("r", "e", "m"),
+            workers=partial(gang, context),
+        )
+        over.set()
+        watch.join()
+        report = result_of(driver)
+    finally:
+        over.set()
+        driver.kill()
+        driver.wait()
+    assert model.workers == 2 and model.epochs == 2
+    granted = [now.get("blue", (0, 0))[0] for now in ledger.seen]
+    assert set(granted) == {0, 2}, "all or none"
+    assert "020" not in "".join(map(str, granted)).replace("22", "2").strip("0"), "kept to the end"
+    for now in ledger.seen:
+        assert sum(max(one) for one in now.values()) <= 4, f"more than there is: {now}"
+    assert report.get("shards_committed") == len(planned.shards), report
+    assert verify(settings, red, planned.run_id).ok
+    lines = {line["kind"]: line for line in wiring.cost_ledger(settings)["lines"]}
+    for line in lines.values():
+        assert line["outcome"] == "finished" and line["used_s"] > 0
+        assert line["allocated_s"] == pytest.approx(line["used_s"] + line["idle_s"] + line["wasted_s"])
+    assert lines["scoring"]["rows"] == planned.rows and lines["scoring"]["bytes_written"] > 0
+    assert lines["training"]["cpu_seconds"] == pytest.approx(lines["training"]["allocated_s"])
+
+
+def test_a_worker_that_takes_more_memory_than_its_own_fails_and_its_neighbour_goes_on(
+    settings: Settings, tmp_path: Path, ray_address: str
+) -> None:
+    limited = INFERENCE.replace("max_workers: 4", "max_workers: 1, memory_gib_per_worker: GIB")
+    runs = {}
+    gate = tmp_path / "go"
+    for tenant, gib, model in (
+        ("red", 2, "load_hungry"),
+        ("blue", 4, "load_slow"),
+        ("green", 4, "load_hungry"),
+    ):
+        spec = pipeline_of(
+            settings,
+            tenant,
+            limited.replace("GIB", str(gib)).replace("gpus_per_worker: 1", "gpus_per_worker: 0"),
+        )
+        planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1))
+        runs[tenant] = (
+            spec,
+            planned,
+            start_driver(settings, ray_address, spec.name, planned.run_id, gate, model),
+        )
+    try:
+        gate.touch()
+        reports = {tenant: result_of(driver) for tenant, (_, _, driver) in runs.items()}
+    finally:
+        for _, _, driver in runs.values():
+            driver.kill()
+            driver.wait()
+    assert reports["red"]["type"] == "TransientError", reports["red"]
+    assert "needs more memory than its 2 GiB (inference.memory_gib_per_worker)" in reports["red"]["what"]
+    for tenant in ("blue", "green"):  # green eats as much as red, and may
+        spec, planned, _ = runs[tenant]
+        assert reports[tenant].get("shards_committed") == len(planned.shards), reports[tenant]
+        assert verify(settings, spec, planned.run_id).ok

@@ -306,6 +306,21 @@ def test_what_cannot_be_divided_goes_to_each_in_turn() -> None:
     assert all(abs(taken[name] / turns - 8 / 3) < 0.1 for name in NAMES), taken
 
 
+def test_in_the_long_run_every_share_is_the_one_that_it_is_entitled_to() -> None:
+    """Sixty tenants of one to three workers each, which cannot be divided, over four days of turns."""
+    cluster = Cluster(Resources(130, 1040))
+    tenants = {f"team {n}": share(of=cluster, weight=1 + n % 3) for n in range(60)}
+    queue = Queue(ask(name, name, most=130) for name in tenants)
+    taken = dict.fromkeys(tenants, 0)
+    turns = 384
+    for turn in range(turns):
+        for name, width in allocate(cluster, tenants, queue, turn * cluster.turn_s).widths.items():
+            taken[name] += width
+    level = 130 / sum(one.weight for one in tenants.values())
+    errors = {name: taken[name] / turns / (level * one.weight) - 1 for name, one in tenants.items()}
+    assert max(map(abs, errors.values())) < 0.015, errors
+
+
 @settings(max_examples=200, deadline=None)
 @given(worlds(), st.integers(1, 8))
 def test_a_larger_guarantee_never_gives_a_tenant_less(

@@ -14,7 +14,10 @@ from training_support import fit_here, load, model_source
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.errors import TerminalError
-from tasks.training.fit import Checkpoints, Fitted
+from tasks.core.spec import TrainingSpec
+from tasks.model import NetworkSpec, TabularMLP
+from tasks.training.dataset import Part
+from tasks.training.fit import Checkpoints, Fitted, fit_network, repeatable
 from tasks.training.quality import equal_count_bins, expected_calibration_error, platt
 
 
@@ -175,3 +178,31 @@ def test_every_row_lies_in_one_of_the_bins_of_equal_counts_and_no_bin_is_empty(r
     assert np.array_equal(np.sort(np.concatenate(bins)), np.arange(rows))
     assert len(bins) == min(rows, 15) and np.ptp([len(part) for part in bins]) <= 1
     assert (np.diff(scores[np.concatenate(bins)]) >= 0).all()
+
+
+def test_a_fit_on_a_gpu_asks_for_kernels_that_repeat_and_gives_the_settings_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with repeatable("cpu"):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with repeatable("cuda:0"):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_fits_the_same_weights_each_time_in_large_batches_too(settings, toy) -> None:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(20_000, 3)), rng.integers(0, 9, (20_000, 2))], 1).astype(np.float32)
+    y = (rng.random(20_000) < 1 / (1 + np.exp(-x[:, 0]))).astype(np.float32)
+    training = TrainingSpec(epochs=2, batch_rows=8192)
+    store = open_store(settings, prefix=toy.prefix)
+
+    def once(name: str) -> Fitted:
+        torch.manual_seed(0)
+        network = TabularMLP(NetworkSpec(3, (9, 9), (3, 2), (64, 32), 0.1))
+        parts = Part(x[:16_000], y[:16_000]), Part(x[16_000:], y[16_000:])
+        return fit_network(network, *parts, training, Checkpoints(store, name), device="cuda:0")
+
+    assert same(once("first"), once("second"))

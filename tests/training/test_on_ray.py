@@ -11,7 +11,7 @@ import torch
 from training_support import fit_here, load, model_source
 
 from tasks.core import open_store
-from tasks.core.errors import PipelineCodeError
+from tasks.core.errors import PipelineCodeError, ServiceUnavailable
 from tasks.training.on_ray import fit_on_ray
 
 pytestmark = pytest.mark.ray
@@ -79,3 +79,14 @@ def test_an_error_in_the_worker_reaches_the_driver_whole_and_is_not_retried(
     assert not [
         o.key for o in open_store(settings, prefix=toy.prefix).list("training/bad") if "error" in o.key
     ]
+
+
+def test_workers_that_ray_has_no_room_for_are_given_up_with_what_they_need_and_what_there_is(
+    settings, toy, snapshot, local_ray
+) -> None:
+    asked = toy.training.model_copy(update={"workers": 5, "placement_timeout_s": 2.0})
+    five = toy.model_copy(update={"training": asked})
+    given = {"model_source": model_source(settings), "model_origin": "model.py"}
+    says = "has not placed its 5 workers \\(limit 2 s\\): each needs 1 CPU on one node; the whole cluster has {'CPU': 4.0"
+    with pytest.raises(ServiceUnavailable, match=says):
+        fit_on_ray(settings, five, load(settings, toy, snapshot), training_id="five", **given)

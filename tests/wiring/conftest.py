@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import services
+from database_fixtures import postgres_url  # noqa: F401
 from wiring_support import Chain, Finished, copy_of, install, train_here
 
 from tasks.core import Settings

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
+import multiprocessing
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from wiring_support import Finished, edit, pipeline_file, score
+from database_fixtures import on_database
+from wiring_support import Finished, edit, pipeline_file, plan_next_days, score
 
 from tasks import wiring
-from tasks.core import Settings, load_pipeline, utc_now
-from tasks.core.errors import ConfigError, TerminalError
+from tasks.core import Settings, load_pipeline, open_store, utc_now
+from tasks.core.errors import ConfigError, PenstockError, TerminalError, TransientError
 from tasks.core.pools import POOLS, RAY_POOL
 from tasks.core.tenants import pools_of
-from tasks.metadata import MetadataStore, Scope
-from tasks.wiring.tenancy import ledger_csv
+from tasks.inference.records import ShardRecord
+from tasks.inference.shard import ShardWorker
+from tasks.metadata import UNDER_WAY, MetadataStore, Scope
+from tasks.wiring.budget import release_budget, reserve_budget
+from tasks.wiring.context import open_context
 
 PRICES = "{currency: EUR, cpu_hour: 3600, gpu_hour: 36000}"
 """A CPU-second costs 1, a GPU-second 10."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """An installation whose ledger is empty, once on each database."""
+    return on_database(request, settings)
 
 
 def say(settings: Settings, tenant: str = "", *, prices: str = PRICES, name: str = "default") -> None:
@@ -28,26 +42,93 @@ def say(settings: Settings, tenant: str = "", *, prices: str = PRICES, name: str
     (folder / "_prices.yaml").write_text(prices)
 
 
-def test_the_ledger_has_every_run_and_training_and_its_sums_are_those_of_its_lines(
-    installation: Settings,
-) -> None:
+def test_the_ledger_has_every_attempt_and_its_sums_are_those_of_its_lines(installation: Settings) -> None:
     say(installation)
     run = score(installation)
-    ledger = wiring.cost_ledger(installation)
+    ledger = wiring.cost_ledger(installation, stored=True)
     scored = [line for line in ledger["lines"] if line["kind"] == "scoring"]
     assert [line["run"] for line in scored][-1] == run["run_id"] and len(scored) == 2
+    store = open_store(installation, prefix="default/toy")
     for line in scored:
         found = MetadataStore.open(installation).run(load_pipeline(installation, "toy"), line["run"])
-        assert found is not None and line["cpu_seconds"] == found.cpu_seconds
-        assert line["cost"] == pytest.approx(line["cpu_seconds"])
+        assert found is not None and line["outcome"] == "finished"
+        assert line["measured_cpu_seconds"] == pytest.approx(found.cpu_seconds, abs=1e-3)
+        assert line["rows"] == found.rows and line["model_version"] == found.model_version
+    first, last = scored
+    files = [info.size_bytes for info in store.list("tables") if run["run_id"] in info.key]
+    assert last["bytes_written"] == last["bytes_stored"] == sum(files) > 0
+    assert 0 < first["bytes_stored"] < first["bytes_written"], "explanations of its days are archived"
     (trained,) = [line for line in ledger["lines"] if line["kind"] == "training"]
-    assert trained["cpu_seconds"] > 0
+    assert trained["cpu_seconds"] > 0 and trained["outcome"] == "finished" and trained["used_s"] > 0
     (whole,) = ledger["by_tenant"]
     assert whole["cost"] == pytest.approx(sum(line["cost"] for line in ledger["lines"]), abs=1e-6)
     assert sum(item["runs"] for item in ledger["by_pipeline"]) == len(ledger["lines"]) == whole["runs"]
-    rows = list(csv.DictReader(io.StringIO(ledger_csv(ledger))))
+    assert sum(line["bytes_stored"] or 0 for line in ledger["lines"]) == ledger["stored"][0]["bytes"]
+    rows = list(csv.DictReader(io.StringIO(wiring.ledger_csv(ledger))))
     assert [row["run"] for row in rows] == [line["run"] for line in ledger["lines"]]
     assert {row["currency"] for row in rows} == {"EUR"}
+    for row in rows:
+        adds_up({name: float(row[name]) for name in PARTS})
+
+
+PARTS = (
+    *("allocated_s", "used_s", "idle_s", "wasted_s", "cpu_seconds"),
+    *("cost", "cost_used", "cost_idle", "cost_wasted"),
+)
+
+
+def adds_up(line: Mapping[str, float]) -> None:
+    """Used, idle and wasted are what was allocated, in seconds and in money; a CPU-second costs 1."""
+    assert line["allocated_s"] == pytest.approx(line["used_s"] + line["idle_s"] + line["wasted_s"])
+    assert line["cost"] == pytest.approx(line["cost_used"] + line["cost_idle"] + line["cost_wasted"])
+    assert line["cost"] == pytest.approx(line["cpu_seconds"])
+
+
+def test_an_attempt_that_failed_is_billed_and_flagged_and_the_next_one_has_a_line_of_its_own(
+    installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(installation)
+    before = len(wiring.cost_ledger(installation)["lines"])
+    run_id = plan_next_days(installation)
+    whole = ShardWorker.run
+
+    def fails(worker: ShardWorker, shard: int, **more: Any) -> ShardRecord:
+        if shard == 1:
+            raise TransientError("the store is slow today", which="shard 1")
+        return whole(worker, shard, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(TransientError, match="slow today"):
+        patch.setattr(ShardWorker, "run", fails)
+        wiring.step("score_run")(installation, "toy", run_id=run_id, local=True)
+    wiring.step("score_run")(installation, "toy", run_id=run_id, local=True)
+    ledger = wiring.cost_ledger(installation)
+    failed, finished = ledger["lines"][before:]
+    assert [failed["run"], finished["run"]] == [run_id, run_id]
+    assert (failed["outcome"], finished["outcome"]) == ("failed", "finished")
+    assert failed["cost"] > 0 and failed["rows"] > finished["rows"] > 0
+    for line in (failed, finished):
+        adds_up(line)
+    (scoring,) = [item for item in ledger["by_pipeline"] if item["kind"] == "scoring"]
+    assert (scoring["runs"], scoring["attempts"], scoring["failed"]) == (2, 3, 1)
+    adds_up(scoring)
+
+
+def test_an_attempt_whose_driver_died_is_billed_until_it_was_heard_of_last(settings: Settings) -> None:
+    say(settings)
+    heard = utc_now()
+    moment = {"asked_at_utc": heard, "beat_at_utc": heard}
+    key = {"tenant": "red", "pipeline": "toy", "run_id": "r", "holder": "h", "kind": "scoring"}
+    had = {"gpus": 0.0, "cpus": 2.0, "allocated_s": 10.0, "used_s": 4.0, "wasted_s": 1.0}
+    made = {"rows": 5, "bytes_written": 6, "cpu_seconds": 3.0, "gpu_seconds": 0.0}
+    MetadataStore.open(settings, clock=lambda: heard).put_allocation(
+        {**key, **had, **made, **moment}, UNDER_WAY
+    )
+    (line,) = wiring.cost_ledger(settings, clock=lambda: heard)["lines"]
+    assert line["outcome"] == "under way"
+    later = heard + timedelta(minutes=6)
+    if later.month == heard.month:
+        (line,) = wiring.cost_ledger(settings, clock=lambda: later)["lines"]
+        assert line["outcome"] == "lost" and line["cost"] == 20.0 and line["cost_idle"] == 10.0
 
 
 def test_a_run_counts_in_its_month_for_its_tenant_and_gpu_seconds_have_their_own_price(
@@ -70,7 +151,7 @@ def test_a_run_counts_in_its_month_for_its_tenant_and_gpu_seconds_have_their_own
     }
     assert cost == {"2024-01": ["a"], "2024-02": ["b"], "2024-12": ["c"], "2025-01": []}
     (line,) = wiring.cost_ledger(settings, month="2024-02", tenant="red")["lines"]
-    assert line["cost"] == 5 + 2 * 10
+    assert line["cost"] == 5 + 2 * 10 and line["outcome"] == "measured", "recorded before attempts were kept"
     assert wiring.cost_ledger(settings, month="2024-02", tenant="blue")["lines"] == []
     with pytest.raises(ConfigError, match="month"):
         wiring.cost_ledger(settings, month="2024-13")
@@ -104,6 +185,83 @@ def test_above_the_soft_limit_runs_are_warned_of_and_from_the_hard_one_on_nothin
     (tenant,) = wiring.tenancy_status(installation)["tenants"]
     assert tenant["budget"] == "spent: nothing new is begun" and tenant["pipelines"] == ["toy"]
     assert run["run_id"]
+
+
+def begun(settings: Settings, tenant: str, pipeline: str, cost: float | None, *, rows: int = 10) -> None:
+    """A pipeline whose last attempt cost so much for ten rows."""
+    shutil.copytree(settings.pipelines_dir / "toy", settings.pipelines_dir / pipeline)
+    path = settings.pipelines_dir / pipeline / "pipeline.yaml"
+    path.write_text(path.read_text().replace("name: toy", f"name: {pipeline}\ntenant: {tenant}"))
+    if cost is None:
+        return
+    key = {"tenant": tenant, "pipeline": pipeline, "run_id": "r", "holder": "h", "kind": "scoring"}
+    had = {"gpus": 0.0, "cpus": 1.0, "allocated_s": cost, "used_s": cost, "wasted_s": 0.0}
+    made = {"rows": rows, "bytes_written": 0, "cpu_seconds": cost, "gpu_seconds": 0.0}
+    MetadataStore.open(settings).put_allocation({**key, **had, **made, "asked_at_utc": utc_now()}, "finished")
+
+
+def test_of_two_that_begin_at_the_same_moment_the_budget_lets_only_those_in_that_it_can_pay(
+    database: Settings,
+) -> None:
+    say(database, "budget: {month_hard: 100}", name="red")
+    begun(database, "red", "one", 20.0)
+    begun(database, "red", "two", 20.0)
+    processes = multiprocessing.get_context("fork")
+    gate, results = processes.Barrier(4), processes.SimpleQueue()
+
+    def begin(number: int) -> None:
+        context = open_context(database, ("one", "two")[number % 2])
+        gate.wait(60)
+        try:
+            reserve_budget(context, "scoring", f"s{number}", rows=15)  # is expected to cost 30
+            results.put("begun")
+        except PenstockError as error:
+            results.put(str(error))
+
+    drivers = [processes.Process(target=begin, args=(number,)) for number in range(4)]
+    for one in drivers:
+        one.start()
+    found = sorted(results.get() for _ in drivers)
+    for one in drivers:
+        one.join()
+    assert found[0] == "begun" and found.count("begun") == 2, found
+    assert all("60.00 are reserved" not in text or "has to wait" in text for text in found)
+    waits = [text for text in found if text != "begun"]
+    assert all(
+        "has used 40.00 EUR" in text and "expected to cost 30.00" in text and "hard limit is 100.00" in text
+        for text in waits
+    ), waits
+    context = open_context(database, "one")
+    with pytest.raises(TransientError, match="has to wait"):
+        reserve_budget(context, "scoring", "new", rows=15)
+    for number in range(4):
+        release_budget(open_context(database, ("one", "two")[number % 2]), "scoring", f"s{number}")
+    assert reserve_budget(context, "scoring", "new", rows=15) == ""
+    assert reserve_budget(context, "scoring", "new", rows=15) == "", "the same again is no second reservation"
+    with pytest.raises(TerminalError, match="expected to cost 62"):
+        reserve_budget(context, "scoring", "large", rows=31)
+
+
+def test_two_whose_cost_cannot_be_foreseen_do_not_begin_side_by_side_and_a_reservation_ends_after_a_day(
+    database: Settings,
+) -> None:
+    say(database, "budget: {month_hard: 100}", name="red")
+    for name in ("one", "two"):
+        begun(database, "red", name, None)
+    begun(database, "red", "known", 1.0)
+    one, two, known = (open_context(database, name) for name in ("one", "two", "known"))
+    reserve_budget(one, "training", "s")
+    with pytest.raises(
+        TransientError, match=r"cannot be foreseen, nor that of what is under way \(training of one"
+    ):
+        reserve_budget(two, "scoring", "s", rows=5)
+    assert reserve_budget(known, "scoring", "s", rows=5) == ""
+    release_budget(one, "training", "s")
+    assert reserve_budget(two, "scoring", "s", rows=5) == ""
+    with one.metadata.open_budget("red") as reserved:
+        for row in reserved.rows:
+            reserved.put({**row, "until_utc": reserved.now})
+    assert reserve_budget(one, "training", "s") == "", "what was begun a day ago has been given up"
 
 
 def test_a_budget_without_prices_is_refused_and_names_the_file_to_write(installation: Settings) -> None:
