@@ -79,8 +79,10 @@ def show_urls(settings: Settings) -> None:
     user, password = airflow_login(local)
     console.print(f"\n  Airflow  {local.airflow_url}   login [bold]{user}[/] / [bold]{password}[/]")
     console.print(f"  MLflow   {local.mlflow_url}")
-    console.print(f"  Ray      {local.ray_jobs_url}")
-    if profile_of(settings) == PRODUCTION:
+    embedded = profile_of(settings) != PRODUCTION
+    token = f"   token in {_relative(local.home / 'ray_auth_token')}" if embedded else ""
+    console.print(f"  Ray      {local.ray_jobs_url}{token}")
+    if not embedded:
         console.print(f"  S3       {local.s3_endpoint or 'AWS'}   {local.store_url}")
         console.print(f"  Secrets  {_relative(secrets_folder(settings))}   Ray asks for its token")
     console.print("  make status shows them, make down ends them.\n")

@@ -18,10 +18,12 @@ from tasks.local.parts import (
     airflow_home,
     airflow_services,
     answers,
+    bearer,
     inherited,
     load_ports,
     make_login,
     own_programs,
+    ray_credentials,
     ray_folder,
     ray_head,
     secret,
@@ -53,7 +55,7 @@ def services(local: Settings) -> list[Service]:
             "ray",
             ray_head(local, cpus=max(2, os.cpu_count() or 2)),
             local.ray_jobs_url,
-            answers(f"{local.ray_jobs_url}/api/version"),
+            answers(f"{local.ray_jobs_url}/api/version", headers=bearer(_ray_token(local))),
         ),
         Service("mlflow", mlflow_server, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
         *airflow_services(local),
@@ -98,15 +100,19 @@ def environment(local: Settings) -> dict[str, str]:
 def joining_ray(local: Settings) -> dict[str, str]:
     """The variables by which a program joins this Ray."""
     return {
-        "RAY_AUTH_MODE": "disabled",
+        **credentials(local),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": f"{LOOPBACK}:{load_ports(local)['ray_gcs']}",
     }
 
 
-def credentials(local: Settings) -> dict[str, str]:  # noqa: ARG001
-    """None: its store is a folder, and its Ray asks for no token."""
-    return {}
+def credentials(local: Settings) -> dict[str, str]:
+    """The token of its Ray, which listens at every address of the machine whatever it is told; its store is a folder."""
+    return ray_credentials(_ray_token(local))
+
+
+def _ray_token(local: Settings) -> str:
+    return secret(local.home / "ray_auth_token")
 
 
 def prepare_stores(local: Settings, progress: Progress) -> None:

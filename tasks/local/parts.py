@@ -324,6 +324,16 @@ def ray_head(local: Settings, *, cpus: int) -> tuple[str, ...]:
     )
 
 
+def ray_credentials(token: str) -> dict[str, str]:
+    """The variables by which Ray asks for its token, and a program sends it."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header by which HTTP carries it."""
+    return {"Authorization": f"Bearer {token}"}
+
+
 def own_programs() -> dict[str, str]:
     """What a program needs to find this installation's Python first."""
     venv_bin = str(Path(sys.executable).parent)

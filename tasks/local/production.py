@@ -32,11 +32,13 @@ from tasks.local.parts import (
     airflow_home,
     airflow_services,
     answers,
+    bearer,
     inherited,
     load_ports,
     make_login,
     marks,
     own_programs,
+    ray_credentials,
     ray_folder,
     ray_head,
     ray_start,
@@ -161,8 +163,7 @@ def credentials(local: Settings) -> dict[str, str]:
     }
     return {
         **(keys if _has_own_objects(local) else {}),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": _secret(local, "ray_auth_token"),
+        **ray_credentials(_secret(local, "ray_auth_token")),
     }
 
 
@@ -504,7 +505,7 @@ def _worker(local: Settings, cpus: int) -> tuple[str, ...]:
 
 
 def _token(local: Settings) -> dict[str, str]:
-    return {"Authorization": f"Bearer {_secret(local, 'ray_auth_token')}"}
+    return bearer(_secret(local, "ray_auth_token"))
 
 
 def _has_joined(local: Settings) -> bool:
