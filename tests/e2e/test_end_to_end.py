@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+import httpx
 import psutil
 import pytest
 from installation import Installation, until
@@ -39,6 +40,14 @@ class TestTheCommand:
         done = installation.penstock("up")
         assert done.returncode == 0, done.stdout
         assert {state.name: state.pid for state in survey(installation.settings)} == before
+
+    def test_ray_asks_whoever_reaches_its_ports_for_the_token(self, installation: Installation) -> None:
+        url = f"{installation.settings.ray_jobs_url}/api/jobs/"
+        assert httpx.get(url, timeout=30, trust_env=False).status_code == 401
+        path = installation.settings.home / "ray_auth_token"
+        assert path.stat().st_mode & 0o777 == 0o600
+        headers = {"Authorization": f"Bearer {path.read_text()}"}
+        assert httpx.get(url, headers=headers, timeout=30, trust_env=False).status_code == 200
 
 
 class TestTheChain:
