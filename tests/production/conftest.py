@@ -30,7 +30,9 @@ def line() -> Iterator[Line]:
     before = dict(os.environ)
     try:
         made.up()
-        os.environ.update(credentials(made.installation.settings))
+        # Those of the store alone: Ray reads how it authenticates once in a process, and other tests' Ray asks for nothing.
+        given = credentials(made.installation.settings)
+        os.environ.update({name: value for name, value in given.items() if name.startswith("AWS_")})
         yield made
     finally:
         os.environ.clear()

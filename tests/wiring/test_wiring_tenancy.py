@@ -79,9 +79,12 @@ PARTS = (
 
 def adds_up(line: Mapping[str, float]) -> None:
     """Used, idle and wasted are what was allocated, in seconds and in money; a CPU-second costs 1."""
-    assert line["allocated_s"] == pytest.approx(line["used_s"] + line["idle_s"] + line["wasted_s"])
-    assert line["cost"] == pytest.approx(line["cost_used"] + line["cost_idle"] + line["cost_wasted"])
-    assert line["cost"] == pytest.approx(line["cpu_seconds"])
+    rounded = 3e-6  # each figure is given in millionths
+    seconds = line["used_s"] + line["idle_s"] + line["wasted_s"]
+    assert line["allocated_s"] == pytest.approx(seconds, abs=rounded)
+    money = line["cost_used"] + line["cost_idle"] + line["cost_wasted"]
+    assert line["cost"] == pytest.approx(money, abs=rounded)
+    assert line["cost"] == pytest.approx(line["cpu_seconds"], abs=rounded)
 
 
 def test_an_attempt_that_failed_is_billed_and_flagged_and_the_next_one_has_a_line_of_its_own(
