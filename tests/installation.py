@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.local import AirflowClient, credentials
+from tasks.local.parts import bearer
 from tasks.local.services import airflow_login, local_settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -218,8 +219,7 @@ class Installation:
 
     def ray_jobs(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Ray's own list of the jobs of a DAG run, oldest first."""
-        token = credentials(self.settings).get("RAY_AUTH_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = bearer(credentials(self.settings)["RAY_AUTH_TOKEN"])
         url = f"{self.settings.ray_jobs_url}/api/jobs/"
         jobs = httpx.get(url, headers=headers, timeout=30, trust_env=False).json()
         mine = [

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.core.errors import ConfigError
 from tasks.core.settings import Settings
+from tasks.core.tenant_files import read_record
 
 
 class Prices(BaseModel):
@@ -42,17 +41,6 @@ def load_prices(settings: Settings) -> Prices | None:
     Raises:
         ConfigError: The file is not YAML, or a field is missing, unknown or wrong.
     """
-    path = prices_file(settings)
-    if not path.is_file():
-        return None
-    try:
-        return Prices.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", which=str(path), fix="correct that line") from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(whole file)'}: {item['msg']}" for item in error.errors()
-        ]
-        raise ConfigError(
-            "; ".join(problems), which=str(path), fix="give currency, cpu_hour and gpu_hour; docs/tenancy.md"
-        ) from error
+    return read_record(
+        prices_file(settings), Prices, fix="give currency, cpu_hour and gpu_hour; docs/tenancy.md"
+    )

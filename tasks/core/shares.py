@@ -24,11 +24,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.core.errors import ConfigError
 from tasks.core.settings import Settings
+from tasks.core.tenant_files import read_record
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _ROUNDING = 1e-9
@@ -171,20 +171,9 @@ def load_cluster(settings: Settings) -> ClusterSpec | None:
     Raises:
         ConfigError: The file is not YAML, or a field is missing, unknown or wrong.
     """
-    path = cluster_file(settings)
-    if not path.is_file():
-        return None
-    try:
-        return ClusterSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", which=str(path), fix="correct that line") from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or '(whole file)'}: {item['msg']}" for item in error.errors()
-        ]
-        raise ConfigError(
-            "; ".join(problems), which=str(path), fix="correct the fields named; docs/tenancy.md lists them"
-        ) from error
+    return read_record(
+        cluster_file(settings), ClusterSpec, fix="correct the fields named; docs/tenancy.md lists them"
+    )
 
 
 def refuse_over_promised(cluster: ClusterSpec, shares: Mapping[str, TenantShare], *, where: Path) -> None:

@@ -25,13 +25,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.core.errors import ConfigError
 from tasks.core.pools import POOLS, RAY_POOL, Pool
 from tasks.core.settings import Settings
 from tasks.core.shares import ClusterSpec, TenantShare, cluster_file, load_cluster, refuse_over_promised
+from tasks.core.tenant_files import read_record
 
 _DEFAULTS = ("warm_days", "expire_days", "cold_values", "top_k")
 
@@ -110,25 +110,8 @@ def load_tenant(settings: Settings, tenant: str) -> TenantSpec:
     Raises:
         ConfigError: The file is not YAML, or a field is unknown or wrong.
     """
-    path = tenant_file(settings, tenant)
-    if not path.is_file():
-        return TenantSpec()
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TenantSpec.model_validate({} if raw is None else raw)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", which=str(path), fix="correct that line") from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in item['loc']) or '(whole file)'}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise ConfigError(
-            "; ".join(problems),
-            which=str(path),
-            fix="correct the fields named; docs/pipeline.md lists all of them",
-        ) from error
+    fix = "correct the fields named; docs/pipeline.md lists all of them"
+    return read_record(tenant_file(settings, tenant), TenantSpec, fix=fix, empty={}) or TenantSpec()
 
 
 def tenant_names(settings: Settings) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from airflow.api_fastapi.app import create_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
@@ -58,9 +57,7 @@ def opened(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def site(opened: Settings, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    create_auth_manager()
-    monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
+def site(opened: Settings, no_airflow_database: None) -> TestClient:
     app = pages.create_app()
     app.dependency_overrides[pages.read_settings] = lambda: opened
     app.dependency_overrides[pages.read_wiring] = lambda: wiring

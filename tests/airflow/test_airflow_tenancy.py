@@ -8,7 +8,6 @@ import shutil
 from typing import Any
 
 import pytest
-from airflow.api_fastapi.app import create_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
@@ -55,9 +54,7 @@ def shared(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def site(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    create_auth_manager()
-    monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
+def site(shared: Settings, no_airflow_database: None) -> TestClient:
     app = pages.create_app()
     app.dependency_overrides[pages.read_settings] = lambda: shared
     app.dependency_overrides[pages.read_wiring] = lambda: wiring

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from share_files import say
 
 from tasks.core import Settings
 from tasks.core.errors import ConfigError
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
 from tasks.core.tenants import load_shares
-
-
-def say(settings: Settings, cluster: str | None, **tenants: str) -> None:
-    folder = settings.project / "tenants"
-    folder.mkdir(exist_ok=True)
-    if cluster is not None:
-        (folder / "_cluster.yaml").write_text(cluster)
-    for name, text in tenants.items():
-        (folder / f"{name}.yaml").write_text(text)
 
 
 def test_without_a_cluster_file_nothing_is_admitted_and_shares_say_nothing(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import pytest
 from installation import Installation, until
 
 from tasks.local import survey
+from tasks.local.parts import bearer
 from tasks.local.services import _processes
 
 pytestmark = pytest.mark.e2e
@@ -46,8 +47,9 @@ class TestTheCommand:
         assert httpx.get(url, timeout=30, trust_env=False).status_code == 401
         path = installation.settings.home / "ray_auth_token"
         assert path.stat().st_mode & 0o777 == 0o600
-        headers = {"Authorization": f"Bearer {path.read_text()}"}
-        assert httpx.get(url, headers=headers, timeout=30, trust_env=False).status_code == 200
+        assert (
+            httpx.get(url, headers=bearer(path.read_text()), timeout=30, trust_env=False).status_code == 200
+        )
 
 
 class TestTheChain:

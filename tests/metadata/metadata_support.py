@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from tasks.core import Finding, Verdict, utc_now
+from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope
 from tasks.metadata.deployments import NewEvent
 from tasks.metadata.tables import metadata
 
 TOY, OTHER = Scope("toy"), Scope("other", "acme")
 DAY = date(2024, 3, 1)
+
+
+def opened_at_once(settings: Settings, count: int) -> list[str]:
+    """Open the store in so many processes at the same moment: `ok` from each, or its error."""
+    context = multiprocessing.get_context("fork")
+    gate, results = context.Barrier(count), context.SimpleQueue()
+
+    def opener() -> None:
+        gate.wait(30)
+        try:
+            MetadataStore.open(settings).head(TOY)
+            results.put("ok")
+        except Exception as error:
+            results.put(repr(error))
+
+    children = [context.Process(target=opener) for _ in range(count)]
+    for child in children:
+        child.start()
+    outcomes = [results.get() for _ in children]
+    for child in children:
+        child.join(30)
+    return outcomes
 
 
 def event(version: int, kind: str = "promote") -> NewEvent:

@@ -17,6 +17,7 @@ import services
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from metadata_support import opened_at_once
 from sqlalchemy import create_engine, inspect, text
 
 from tasks.core import Settings
@@ -47,25 +48,7 @@ def test_every_table_starts_with_its_tenant_and_shares_no_name_with_mlflow() -> 
 
 
 def test_many_processes_may_open_an_empty_database_at_once(settings: Settings) -> None:
-    context = multiprocessing.get_context("fork")
-    gate = context.Barrier(12)
-    results = context.SimpleQueue()
-
-    def opener() -> None:
-        gate.wait(30)
-        try:
-            MetadataStore.open(settings).head(TOY)
-            results.put("ok")
-        except Exception as error:
-            results.put(repr(error))
-
-    children = [context.Process(target=opener) for _ in range(12)]
-    for child in children:
-        child.start()
-    outcomes = [results.get() for _ in children]
-    for child in children:
-        child.join(30)
-    assert outcomes == ["ok"] * 12
+    assert opened_at_once(settings, 12) == ["ok"] * 12
 
 
 def test_opening_a_current_database_does_not_import_alembic(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from metadata_support import OTHER, TOY, event, populate, verdict
+from metadata_support import OTHER, TOY, event, opened_at_once, populate, verdict
 from sqlalchemy import MetaData, create_engine, insert, select, text
 
 from tasks.core import Settings
@@ -151,23 +151,7 @@ def test_processes_that_open_an_older_database_at_once_upgrade_it_once(
 ) -> None:
     before = an_older(settings, REVISIONS[0], tmp_path)
     old = reflected(settings.metadata_url)
-    context = multiprocessing.get_context("fork")
-    gate, results = context.Barrier(6), context.SimpleQueue()
-
-    def opener() -> None:
-        gate.wait(30)
-        try:
-            MetadataStore.open(settings).head(TOY)
-            results.put("ok")
-        except Exception as error:
-            results.put(repr(error))
-
-    children = [context.Process(target=opener) for _ in range(6)]
-    for child in children:
-        child.start()
-    assert [results.get() for _ in children] == ["ok"] * 6
-    for child in children:
-        child.join(30)
+    assert opened_at_once(settings, 6) == ["ok"] * 6
     assert rows_of(settings.metadata_url, old) == before
     assert check_metadata(settings.metadata_url).problems == ()
 

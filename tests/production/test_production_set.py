@@ -17,7 +17,7 @@ from production_line import FAULTS, FIRST_DAY, MONITOR, PIPELINE, SCORE, Line, S
 
 from tasks.core import open_store
 from tasks.local import credentials, production, survey
-from tasks.local.parts import AIRFLOW_PARTS, load_ports
+from tasks.local.parts import AIRFLOW_PARTS, bearer, load_ports
 from tasks.local.production import BUCKET, WORKER_ADDRESS, secrets_folder
 from tasks.local.services import _processes
 
@@ -28,7 +28,7 @@ AFFORDABLE = ("worker_node_killed", "postgres_restarted", "store_resets")
 
 
 def ray(line: Line, path: str, *, token: bool = True) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {credentials(line.installation.settings)['RAY_AUTH_TOKEN']}"}
+    headers = bearer(credentials(line.installation.settings)["RAY_AUTH_TOKEN"])
     url = f"{line.installation.settings.ray_jobs_url}{path}"
     return httpx.get(url, headers=headers if token else {}, timeout=30, trust_env=False)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import s3_endpoint
-import services
+from database_fixtures import postgres_url
 from store_fixtures import s3_url, store_settings
 
 from tasks.core import PipelineSpec, Settings, load_pipeline
@@ -17,16 +16,7 @@ from tasks.core import PipelineSpec, Settings, load_pipeline
 BESIDE = [str(Path(__file__).parents[1] / name) for name in ("inference", "metadata", "audit")]
 sys.path += [folder for folder in BESIDE if folder not in sys.path]
 
-__all__ = ["s3_url", "store_settings"]
-
-
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if services.postgres_binaries() is None:
-        pytest.skip(services.NO_POSTGRES)
-    url, process = services.start_postgres(tmp_path_factory.mktemp("postgres"))
-    yield url
-    services.stop(process)
+__all__ = ["postgres_url", "s3_url", "store_settings"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import services
+from database_fixtures import postgres_url  # noqa: F401
 from registry_support import Trained, trained_record
 
 from tasks.core import PipelineSpec, Settings
@@ -21,15 +22,6 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is down in a test stays down: asking again at once is enough."""
     monkeypatch.setattr("tasks.registry.mlflow_api._PAUSE_S", 0.0)
     monkeypatch.setattr("tasks.registry.aliases._SECOND_LOOK_S", 0.0)
-
-
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if services.postgres_binaries() is None:
-        pytest.skip(services.NO_POSTGRES)
-    url, process = services.start_postgres(tmp_path_factory.mktemp("postgres"))
-    yield url
-    services.stop(process)
 
 
 @pytest.fixture(scope="session")

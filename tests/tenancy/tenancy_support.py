@@ -46,16 +46,6 @@ def load_slow(settings: Settings, spec: PipelineSpec, planned: Plan) -> Slow:
     return Slow(planned.fingerprint.model_version)
 
 
-def say(settings: Settings, cluster: str | None, **tenants: str) -> None:
-    """Write `tenants/_cluster.yaml` and a file for each tenant."""
-    folder = settings.project / "tenants"
-    folder.mkdir(exist_ok=True)
-    if cluster is not None:
-        (folder / "_cluster.yaml").write_text(cluster)
-    for name, text in tenants.items():
-        (folder / f"{name}.yaml").write_text(text)
-
-
 def pipeline_of(settings: Settings, tenant: str, inference: str) -> PipelineSpec:
     """A copy of the toy pipeline that belongs to `tenant`, under the name `<tenant>_toy`."""
     name = f"{tenant}_toy"

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 from database_fixtures import on_database
-from tenancy_support import pipeline_of, say
+from share_files import say
+from tenancy_support import pipeline_of
 
 from tasks import wiring
 from tasks.core import Settings

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from inference_support import plan_stub, scoring_snapshot
 from jsonschema import Draft202012Validator
-from tenancy_support import pipeline_of, say
+from share_files import say
+from tenancy_support import pipeline_of
 from typer.testing import CliRunner
 
 from tasks import wiring

@@ -12,7 +12,8 @@ from database_fixtures import on_database
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tenancy_support import pipeline_of, say
+from share_files import say
+from tenancy_support import pipeline_of
 
 from tasks import wiring
 from tasks.core import Settings

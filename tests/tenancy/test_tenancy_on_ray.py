@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from inference_support import plan_stub, scoring_snapshot, table_rows
-from tenancy_support import pipeline_of, say
+from share_files import say
+from tenancy_support import pipeline_of
 
 from tasks import wiring
 from tasks.core import Settings, open_store, utc_now

@@ -14,8 +14,9 @@ import pytest
 import s3_endpoint
 from fault_proxy import Fault, FaultProxy
 from inference_support import POISON, plan_stub, run_stub, scoring_snapshot, table_rows
+from share_files import say
 from store_fixtures import s3_url  # noqa: F401
-from tenancy_support import pipeline_of, say
+from tenancy_support import pipeline_of
 
 from tasks import wiring
 from tasks.core import Settings, open_store, utc_now

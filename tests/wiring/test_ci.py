@@ -213,15 +213,6 @@ def test_a_champion_whose_bundle_is_gone_is_told_and_does_not_block(
     assert result["exit_code"] == 0
 
 
-@pytest.fixture(scope="module")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if services.postgres_binaries() is None:
-        pytest.skip(services.NO_POSTGRES)
-    url, process = services.start_postgres(tmp_path_factory.mktemp("postgres"))
-    yield url
-    services.stop(process)
-
-
 def on_postgres(settings: Settings, server_url: str) -> tuple[Settings, Settings]:
     """(production with an empty database on PostgreSQL, a sandbox)."""
     sandbox = Settings.at_home(settings.home / "sandbox", project=settings.project)
