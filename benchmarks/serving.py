@@ -504,8 +504,8 @@ def run(arguments: argparse.Namespace) -> None:
         head = (
             "# Predictions on request\n\n"
             f"`python benchmarks/serving.py run --seconds {arguments.seconds:g} --repeats {arguments.repeats} --write`, "
-            f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. The load tool and the contenders share the CPUs, and other "
-            "work ran on the machine: compare CPU, and rows with the same number of clients; rates and latencies show no more than an order of magnitude.\n\n"
+            f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. The load tool and the contenders share the CPUs: "
+            "compare rows with the same number of clients.\n\n"
             f"Each request has one row. Those without Ray run at once and are asked in turn, those on Ray after them, one at a time. Medians of {arguments.repeats} runs of {arguments.seconds:g} s.\n"
         )
         side_by_side = head + "\n".join(measure(arguments.seconds, arguments.repeats)) + "\n"
