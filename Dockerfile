@@ -1,7 +1,8 @@
 # One image for every Penstock process: Airflow's parts, MLflow, Ray and the command line, from the same lock.
 FROM python:3.11-slim-bookworm AS build
-COPY requirements.txt /tmp/requirements.txt
+COPY requirements.txt requirements-hashes.txt /tmp/
 RUN python -m venv /opt/penstock/venv \
+ && /opt/penstock/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements-hashes.txt \
  && /opt/penstock/venv/bin/pip install --no-cache-dir -r /tmp/requirements.txt
 
 FROM python:3.11-slim-bookworm

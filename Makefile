@@ -54,7 +54,7 @@ down: $(RUN_READY) ## end them
 status: $(RUN_READY) ## show them
 	@$(BIN)/penstock status || true
 
-lock: $(DEV_READY) ## resolve requirements*.in into requirements*.txt
+lock: $(DEV_READY) ## resolve requirements*.in into requirements*.txt, with hashes
 	@$(BIN)/python scripts/lock.py
 
 clean: ## end the services and remove all state, the virtual environment included
@@ -68,18 +68,19 @@ $(VENV)/.created:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(RUN_READY): requirements.txt pyproject.toml $(VENV)/.created
+$(RUN_READY): requirements.txt requirements-hashes.txt pyproject.toml $(VENV)/.created
 	@echo "Installing what Penstock needs into $(VENV) (about 2 GB, 1-3 minutes, once)"
-	@$(PIP) install -r requirements.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements-hashes.txt
+	@$(PIP) install --quiet -r requirements.txt # adds torch, which has a build for each platform
 	@$(PIP) install --quiet --no-deps --editable .
 	@touch $@
 
 $(DEV_READY): requirements-dev.txt $(RUN_READY)
-	@$(PIP) install -r requirements-dev.txt
+	@$(PIP) install --require-hashes -r requirements-dev.txt
 	@touch $@
 
 $(S3_READY): requirements-s3.txt $(RUN_READY)
 	@echo "Installing the S3 endpoint that the tests run against"
 	@$(PYTHON) -m venv $(STATE)/venv-s3
-	@$(STATE)/venv-s3/bin/pip --disable-pip-version-check install --quiet -r requirements-s3.txt
+	@$(STATE)/venv-s3/bin/pip --disable-pip-version-check install --quiet --require-hashes -r requirements-s3.txt
 	@touch $@

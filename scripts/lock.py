@@ -1,4 +1,9 @@
-"""Resolve `requirements*.in` into full locks (`make lock`). No index address or build tag ends up in them."""
+"""Resolve `requirements*.in` into full locks with hashes (`make lock`). No index address or build tag ends up in them.
+
+`requirements.txt` names every package of an installation, torch included, and any installer can read it. What `make` and the
+image install first is `requirements-hashes.txt`: the same without torch, each with the digests of its files. One version of
+torch comes as several builds with needs of their own, and which one an installation takes is its choice.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+HASHES = "requirements-hashes.txt"
+UNHASHED = {"torch"}
+_ENTRY = re.compile(
+    r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==\S+ \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
+)
 
 
 def lock(source: str, target: str) -> None:
@@ -26,7 +36,52 @@ def lock(source: str, target: str) -> None:
     path.write_text(f"# Made from {source} by `make lock`. Do not edit.\n{text}")
 
 
+def hashes_of(target: str) -> dict[str, str]:
+    """By package of a lock: lines of `--hash` with the digests of all its files, of every platform, as the index states them."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--generate-hashes"),
+            *("--no-annotate", "--no-header", "--no-strip-extras", target),
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return dict(_ENTRY.findall(done.stdout))
+
+
+def pin_hashes(target: str) -> None:
+    """Write the digests beside each version of a lock."""
+    path, found = ROOT / target, hashes_of(target)
+    path.write_text(
+        re.sub(
+            r"(?m)^([A-Za-z0-9._-]+)((?:\[[^]]*\])?==\S+)\n",
+            lambda pin: _pinned(pin, found),
+            path.read_text(),
+        )
+    )
+
+
+def _pinned(pin: re.Match[str], found: dict[str, str]) -> str:
+    return f"{pin[1]}{pin[2]} \\\n{found[pin[1]]}"
+
+
+def write_hashes(source: str, target: str) -> None:
+    """Write `target`: every package of the lock `source` but `UNHASHED`, with its digests."""
+    found = hashes_of(source)
+    pins = re.findall(r"(?m)^([A-Za-z0-9._-]+)((?:\[[^]]*\])?==\S+)$", (ROOT / source).read_text())
+    lines = [f"{name}{version} \\\n{found[name]}" for name, version in pins if name not in UNHASHED]
+    head = f"# Made from {source} by `make lock`: all but {', '.join(UNHASHED)}. Do not edit.\n"
+    (ROOT / target).write_text(head + "".join(lines))
+
+
 if __name__ == "__main__":
     lock("requirements.in", "requirements.txt")
-    lock("requirements-dev.in", "requirements-dev.txt")
-    lock("requirements-s3.in", "requirements-s3.txt")
+    write_hashes("requirements.txt", HASHES)
+    for source, target in (
+        ("requirements-dev.in", "requirements-dev.txt"),
+        ("requirements-s3.in", "requirements-s3.txt"),
+    ):
+        lock(source, target)
+        pin_hashes(target)

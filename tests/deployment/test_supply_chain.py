@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,17 @@ def test_the_page_of_licences_is_that_of_the_locks(supply_chain: ModuleType) -> 
         )
         for name, version in pinned.items():
             assert f"| {name} | {version} |" in page
+
+
+def test_every_locked_file_has_its_digests(supply_chain: ModuleType) -> None:
+    hashed = supply_chain.pinned("requirements-hashes.txt")
+    assert hashed == {
+        name: version for name, version in supply_chain.pinned("requirements.txt").items() if name != "torch"
+    }, "run make lock"
+    for lock in ("requirements-hashes.txt", "requirements-dev.txt", "requirements-s3.txt"):
+        text = (ROOT / lock).read_text()
+        followed = re.findall(r"(?m)^([A-Za-z0-9._-]+)\S* \\\n    --hash=sha256:[0-9a-f]{64}", text)
+        assert followed == list(supply_chain.pinned(lock)), "run make lock"
 
 
 def test_a_package_that_states_no_licence_is_named(
