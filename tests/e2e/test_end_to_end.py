@@ -10,9 +10,12 @@ import psutil
 import pytest
 from installation import Installation, until
 
+from tasks.core.errors import ConfigError
 from tasks.local import survey
-from tasks.local.parts import bearer
-from tasks.local.services import _processes
+from tasks.local.parts import bearer, ray_folder
+from tasks.local.services import _processes, mlflow_admin
+from tasks.registry.mlflow_api import MlflowRegistry
+from tasks.training.tracking import check_tracking
 
 pytestmark = pytest.mark.e2e
 
@@ -91,6 +94,55 @@ class TestTheChain:
         for value in (trained["bundle_digest"], trained["snapshot_id"], trained["feature_version"]):
             assert value in told, tags
         assert f"{TRAIN}/runs/first" in told, tags
+
+    def test_mlflow_lets_in_whom_it_knows_and_shows_them_what_they_were_granted(
+        self, installation: Installation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.server import get_app_client
+
+        url = installation.settings.mlflow_url
+        admin = mlflow_admin(installation.settings)
+        reader = ("reader", "a-readers-own-password")
+
+        def log_in(user: str, password: str) -> None:
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+        def champion(*login: str) -> int:
+            log_in(*login)
+            with MlflowRegistry(url) as mlflow:
+                return mlflow.aliases("toy")["champion"]
+
+        assert httpx.get(url, timeout=30, trust_env=False).status_code == 401
+        assert httpx.get(url, auth=admin, timeout=30, trust_env=False).status_code == 200
+        for login, says in (
+            (("", ""), "asks for a login, and none is given"),
+            (("admin", "another-password"), "refuses the password of admin"),
+        ):
+            with pytest.raises(ConfigError, match=says):
+                champion(*login)
+            with pytest.raises(ConfigError, match=says):
+                check_tracking(installation.settings)
+        assert champion(*admin) == 1
+        logins = get_app_client("basic-auth", tracking_uri=url)
+        logins.create_user(*reader)
+        with pytest.raises(ConfigError, match="does not permit this to reader"):
+            champion(*reader)
+        log_in(*admin)
+        logins.grant_user_permission("reader", "registered_model", "toy", "READ")
+        assert champion(*reader) == 1
+
+    def test_no_log_of_any_service_has_a_secret(self, installation: Installation) -> None:
+        home = installation.settings.home
+        secrets = [home / name for name in ("mlflow_password", "mlflow_secret_key", "ray_auth_token")]
+        values = [path.read_bytes() for path in secrets]
+        assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+        tops = (home / "logs", home / "airflow" / "logs", ray_folder(installation.settings))
+        logs = [path for top in tops for path in top.rglob("*") if path.is_file()]
+        assert len(logs) > 20
+        for path in logs:
+            content = path.read_bytes()
+            assert not [value for value in values if value in content], path
 
     def test_the_evidence_page_needs_a_login(self, installation: Installation) -> None:
         path = f"/penstock/run/{TRAIN}/first"
