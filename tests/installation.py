@@ -71,6 +71,8 @@ class Installation:
         shutil.copytree(
             CHECKOUT / "dags", self.project / "dags", ignore=shutil.ignore_patterns("__pycache__")
         )
+        self.given: dict[str, str] = {}
+        """Variables that the command gets beside those of the test."""
         self._airflow: Airflow | None = None
 
     @property
@@ -112,7 +114,7 @@ class Installation:
             key: value for key, value in os.environ.items() if not key.startswith(("PENSTOCK_", "AIRFLOW_"))
         }
         return {
-            "env": {**theirs, **mine, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
+            "env": {**theirs, **mine, **self.given, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
             "cwd": self.project,
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,

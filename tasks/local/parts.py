@@ -381,8 +381,12 @@ def own_programs() -> dict[str, str]:
 
 
 def inherited(*left_out: str) -> dict[str, str]:
-    """This process's environment without variables that begin so."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    """This process's environment without variables that begin so; who gets Airflow's own lineage is the user's to say."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(left_out) or key.startswith("AIRFLOW__OPENLINEAGE__")
+    }
 
 
 def tail(text: str, lines: int = 25) -> str:

@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 from installation import Installation, until
+from receivers import Receiver
 
 from tasks.core.errors import ConfigError
 from tasks.local import survey
@@ -162,6 +163,32 @@ class TestTheChain:
         assert len(set(table["prediction_id"].to_pylist())) == table.num_rows
         plan = installation.airflow.xcom(SCORE, run_id, "inference.plan")
         self.known.update(dag_run=run_id, run_id=plan["run_id"], rows=table.num_rows)
+
+    def test_airflows_lineage_and_that_of_the_steps_are_one_picture(
+        self, installation: Installation, lineage: Receiver
+    ) -> None:
+        def told(job: str) -> list[dict[str, Any]]:
+            return [event for event in list(lineage.events) if event["job"]["name"] == job]
+
+        for dag, task, step in (
+            (TRAIN, "model.train", "toy.train_model"),
+            (TRAIN, "data.validate", "toy.validate_snapshot"),
+            (SCORE, "inference.score", "toy.score_run"),
+        ):
+            job = f"{dag}.{task}"
+            until(
+                lambda job=job: "COMPLETE" in {e["eventType"] for e in told(job)} or None, f"the end of {job}"
+            )
+            ofs = {event["run"]["runId"]: event for event in told(job)}
+            assert "START" in {event["eventType"] for event in told(job)}
+            for event in told(step):
+                parent = event["run"]["facets"]["parent"]
+                assert parent["run"]["runId"] in ofs and parent["job"]["name"] == job
+                assert parent["job"]["namespace"] == ofs[parent["run"]["runId"]]["job"]["namespace"]
+            assert {"START", "COMPLETE"} == {event["eventType"] for event in told(step)}
+            of_dag = ofs[parent["run"]["runId"]]["run"]["facets"]["parent"]
+            assert of_dag["job"]["name"] == dag
+            assert of_dag["run"]["runId"] in {event["run"]["runId"] for event in told(dag)}
 
     def test_the_publication_starts_the_monitor(self, installation: Installation) -> None:
         run_id = installation.run_by_asset(MONITOR)
