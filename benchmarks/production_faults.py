@@ -1,4 +1,4 @@
-"""Eleven faults in the middle of runs on the production profile: what does the user see, and what becomes of the rows?
+"""Twelve faults in the middle of runs on the production profile: what does the user see, and what becomes of the rows?
 
     .penstock/venv/bin/python benchmarks/production_faults.py
 

@@ -14,6 +14,8 @@ NAMES = (
     "airflow_jwt_secret",
     "airflow_fernet_key",
     "ray_auth_token",
+    "mlflow_password",
+    "mlflow_secret_key",
     "s3_access_key",
     "s3_secret_key",
     "grafana_password",

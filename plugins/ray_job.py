@@ -49,6 +49,8 @@ PASSED_ON = (
     "AWS_CA_BUNDLE",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
 )
 """Variables of the worker that the job gets too, next to `Settings.as_environment()`."""
 

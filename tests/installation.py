@@ -20,7 +20,7 @@ import pyarrow as pa
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.local import AirflowClient, credentials
 from tasks.local.parts import bearer
-from tasks.local.services import airflow_login, local_settings
+from tasks.local.services import airflow_login, local_settings, mlflow_admin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TOY_PROJECT = CHECKOUT / "tests" / "toy_project"
@@ -71,6 +71,8 @@ class Installation:
         shutil.copytree(
             CHECKOUT / "dags", self.project / "dags", ignore=shutil.ignore_patterns("__pycache__")
         )
+        self.given: dict[str, str] = {}
+        """Variables that the command gets beside those of the test."""
         self._airflow: Airflow | None = None
 
     @property
@@ -112,7 +114,7 @@ class Installation:
             key: value for key, value in os.environ.items() if not key.startswith(("PENSTOCK_", "AIRFLOW_"))
         }
         return {
-            "env": {**theirs, **mine, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
+            "env": {**theirs, **mine, **self.given, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
             "cwd": self.project,
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
@@ -231,7 +233,7 @@ class Installation:
 
     def mlflow(self, path: str, **params: str) -> Any:
         url = f"{self.settings.mlflow_url}/api/2.0/mlflow/{path}"
-        answer = httpx.get(url, params=params, timeout=30, trust_env=False)
+        answer = httpx.get(url, params=params, auth=mlflow_admin(self.settings), timeout=30, trust_env=False)
         assert answer.status_code == 200, answer.text
         return answer.json()
 

@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 from fault_proxy import Fault, FaultProxy
 from installation import CHECKOUT, Installation, until
+from memory_cgroup import MemoryCgroup
 from services import free_port
 from small_disk import SmallDisk
 
@@ -57,7 +58,24 @@ def _wait_while_held() -> None:
 
     while Path(os.environ["PENSTOCK_PROJECT"], "hold").exists():
         time.sleep(0.1)
+
+
+def _eat_when_told() -> None:
+    import os
+    from pathlib import Path
+
+    import numpy
+
+    try:
+        who = Path(os.environ["PENSTOCK_PROJECT"], "hungry").read_text()
+    except FileNotFoundError:
+        return
+    if who in ("all", str(os.getpid())):
+        eaten = numpy.empty(5 << 29, numpy.uint8)
+        if who != "all":
+            eaten.fill(1)
 """
+"""The file `hold` keeps features from coming; `hungry` makes them ask for 2.5 GiB: in every process, or in one that takes them."""
 
 
 def days(first: int, count: int = 2) -> tuple[str, str]:
@@ -79,7 +97,9 @@ class Line:
         head = 'in its order."""\n'
         text = features.read_text()
         assert head in text
-        features.write_text(text.replace(head, f"{head}    _wait_while_held()\n") + _HOLD)
+        features.write_text(
+            text.replace(head, f"{head}    _wait_while_held()\n    _eat_when_told()\n") + _HOLD
+        )
         self.clean: pa.Table | None = None
         self._runs = 0
 
@@ -295,14 +315,42 @@ def worker_node_killed(line: Line, first: int, struck: Struck) -> None:
     assert line.state("ray-worker").healthy
 
 
-def actor_killed(line: Line, first: int, struck: Struck) -> None:
+def out_of_memory(line: Line, first: int, struck: Struck) -> None:
     run = line.score(first)
-    with line.held_in_the_middle(run):
-        actors = [p for p in psutil.process_iter(["name", "cmdline"]) if _scores(p, line)]
-        assert actors, "no process scores"
-        actors[0].kill()
-    log = _ends_well(line, first, struck, run)
+    hungry = line.installation.project / "hungry"
+    cgroup = MemoryCgroup(mib=512)
+    try:
+        with line.held_in_the_middle(run):
+            actors = [p for p in psutil.process_iter(["name", "cmdline"]) if _scores(p, line)]
+            assert actors, "no process scores"
+            cgroup.take(actors[0].pid)
+            hungry.write_text(str(actors[0].pid))
+        log = _ends_well(line, first, struck, run)
+        assert cgroup.killed == 1, "the kernel has ended nobody"
+    finally:
+        hungry.unlink(missing_ok=True)
+        cgroup.remove()
     _said(struck, log, r"Lost worker \d+: ")
+
+
+def memory_limit(line: Line, first: int, struck: Struck) -> None:
+    hungry = line.installation.project / "hungry"
+    without, low, high = "  min_workers: 2", "  memory_gib_per_worker: 3\n", "  memory_gib_per_worker: 8\n"
+    line.installation.edit(PIPELINE, "pipeline.yaml", {without: f"{low}{without}"})
+    hungry.write_text("all")
+    try:
+        run = line.score(first)
+        _is_retried(line, first, struck, run)
+        _said(
+            struck,
+            line.log(SCORE, run, SCORE_TASK),
+            r"needs more memory than its 3 GiB \(inference\.memory_gib",
+        )
+        line.installation.edit(PIPELINE, "pipeline.yaml", {low: high})
+        _ends_well(line, first, struck, run)
+    finally:
+        hungry.unlink()
+    line.installation.edit(PIPELINE, "pipeline.yaml", {f"{high}{without}": without})
 
 
 def _scores(process: psutil.Process, line: Line) -> bool:
@@ -432,10 +480,16 @@ FAULTS = (
         "Start the node again; the run does not wait for it.",
     ),
     Blow(
-        "actor_killed",
-        "A scoring process is killed (SIGKILL, as the kernel does when memory is short)",
-        actor_killed,
-        "Nothing. Where it comes back: a lower `inference.shard_rows`, or fewer workers on a node.",
+        "out_of_memory",
+        "Features ask for 2.5 GiB in a scoring process whose control group may have 512 MiB more: the kernel's OOM killer ends it",
+        out_of_memory,
+        "Nothing. Where it comes back: `inference.memory_gib_per_worker`, a lower `inference.shard_rows`, or fewer workers on a node.",
+    ),
+    Blow(
+        "memory_limit",
+        "Features ask for 2.5 GiB in every attempt, with `memory_gib_per_worker: 3`",
+        memory_limit,
+        "Raise `inference.memory_gib_per_worker` (here to 8), or lower `inference.shard_rows`; the retry goes on.",
     ),
     Blow(
         "ray_head_killed",

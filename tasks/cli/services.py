@@ -16,7 +16,7 @@ from tasks.core.tenants import pools_of
 from tasks.local import AirflowClient, credentials, profile_of, start_services, stop_services, survey
 from tasks.local.parts import PRODUCTION
 from tasks.local.production import secrets_folder
-from tasks.local.services import airflow_login, local_settings
+from tasks.local.services import airflow_login, local_settings, mlflow_admin
 
 
 def start(settings: Settings, profile: str | None = None) -> Settings:
@@ -78,7 +78,8 @@ def show_urls(settings: Settings) -> None:
     local = local_settings(settings)
     user, password = airflow_login(local)
     console.print(f"\n  Airflow  {local.airflow_url}   login [bold]{user}[/] / [bold]{password}[/]")
-    console.print(f"  MLflow   {local.mlflow_url}")
+    user, password = mlflow_admin(local)
+    console.print(f"  MLflow   {local.mlflow_url}   login [bold]{user}[/] / [bold]{password}[/]")
     embedded = profile_of(settings) != PRODUCTION
     token = f"   token in {_relative(local.home / 'ray_auth_token')}" if embedded else ""
     console.print(f"  Ray      {local.ray_jobs_url}{token}")
@@ -94,9 +95,12 @@ def cli_settings() -> Settings:
     local = local_settings(settings)
     if local.airflow_url.endswith(":0"):
         return settings
+    seen = Settings.from_environment(defaults=local)
     for name, value in credentials(local).items():
-        os.environ.setdefault(name, value)
-    return Settings.from_environment(defaults=local)
+        # another MLflow is not told the password of this one
+        if seen.mlflow_url == local.mlflow_url or not name.startswith("MLFLOW_"):
+            os.environ.setdefault(name, value)
+    return seen
 
 
 def _timed_progress() -> Callable[[str], None]:

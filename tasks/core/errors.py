@@ -84,6 +84,10 @@ class DataGateFailed(TerminalError):
     """A critical expectation failed, or validation could not be trusted: nothing downstream may run."""
 
 
+class OutOfMemory(TransientError):
+    """A process needed more memory than it may have, or than its machine has."""
+
+
 class LabelsNotMature(TransientError):
     """Labels of the day asked for are not available yet."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-from tasks.core.errors import ConfigError
+from tasks.core.errors import ConfigError, OutOfMemory
 
 _GIB = 1 << 30
 _KIB = 1024
+_held: tuple[float, str] | None = None
+"""Limit of this process in GiB, and where it is said."""
 
 
 def limit_memory(gib: float, *, field: str) -> None:
@@ -25,6 +27,7 @@ def limit_memory(gib: float, *, field: str) -> None:
 
     Source: setrlimit(2), RLIMIT_DATA.
     """
+    global _held
     wanted, has = int(gib * _GIB), _data_bytes()
     if has >= wanted:
         raise ConfigError(
@@ -35,6 +38,35 @@ def limit_memory(gib: float, *, field: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > wanted:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, wanted))
+        _held = (gib, field)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. Python, numpy and pyarrow raise `MemoryError`, torch a `RuntimeError`."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's of an accelerator
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
+def out_of_memory(error: BaseException, *, which: str, doing: str = "it") -> OutOfMemory:
+    """What to tell of an allocation that failed: the limit, what the process had, and what to change."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200].removesuffix(": ")
+    had = f"this process had {_data_bytes() / _GIB:.2f} GiB when an allocation failed ({said})"
+    less = "give it less at a time (inference.shard_rows and batch_rows, training.batch_size)"
+    if _held is None:
+        return OutOfMemory(
+            f"{doing} needs more memory than this machine has: {had}",
+            which=which,
+            fix=f"{less}, or run fewer workers on a node",
+        )
+    gib, field = _held
+    return OutOfMemory(
+        f"{doing} needs more memory than its {gib:g} GiB ({field}): {had}",
+        which=which,
+        fix=f"raise {field}, or {less}",
+    )
 
 
 def _data_bytes() -> int:

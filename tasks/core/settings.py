@@ -17,7 +17,8 @@
 | `PENSTOCK_TRACE_PARENT`, `PENSTOCK_LINEAGE_PARENT` | unset | set by Penstock for its jobs: the span and the lineage run that they belong to |
 | `PENSTOCK_SERVICE` | unset | set by `penstock up` in the services that it starts, so that it finds them again |
 
-S3 credentials come from the usual AWS variables or instance profile; Penstock never stores them.
+S3 credentials come from the usual AWS variables or instance profile; Penstock never stores them. MLflow's login comes from
+`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tasks.core.errors import PenstockError, TransientError
 from tasks.core.log_lines import bound, handler
-from tasks.core.memory_limit import limit_memory
+from tasks.core.memory_limit import limit_memory, out_of_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -111,7 +111,7 @@ class ShardActor:
         except PenstockError as error:
             return failed(shard, error)
         except MemoryError as error:
-            return failed(shard, self._too_large(shard, error))
+            return failed(shard, out_of_memory(error, which=f"shard {shard:05d}"))
         except Exception as error:
             log.exception("Shard %d failed.", shard)
             wrapped = TransientError(
@@ -120,15 +120,6 @@ class ShardActor:
                 fix="see the traceback in the worker's log; a retry scores only what is missing",
             )
             return failed(shard, wrapped)
-
-    def _too_large(self, shard: int, error: MemoryError) -> TransientError:
-        limit = self._arguments.spec.inference.memory_gib_per_worker
-        had = f"its {limit:g} GiB (inference.memory_gib_per_worker)" if limit else "what this machine has"
-        return TransientError(
-            f"needs more memory than {had}: {error or 'an allocation failed'}",
-            which=f"shard {shard:05d}",
-            fix="lower inference.shard_rows or batch_rows, or give a worker more memory",
-        )
 
     def _ready(self) -> ShardWorker:
         """The worker, made at the first shard so that its errors are shard outcomes too."""

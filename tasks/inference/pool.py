@@ -285,9 +285,21 @@ class _Pool:
 
     def _deadly(self, shard: int, error: Exception) -> TransientError:
         return TransientError(
-            f"ended its worker process {self._spec.shard_attempts} times: {_first_line(error)}",
+            f"ended its worker process {self._spec.shard_attempts} times: {_first_line(error)} {self._memory()}",
             which=f"shard {shard:05d} of run {self._arguments.run_id}",
-            fix="see the worker's log in the Ray dashboard; when it was out of memory, lower inference.shard_rows",
+            fix="see the worker's log in the Ray dashboard; a process that the kernel ends for memory writes nothing there: with "
+            "inference.memory_gib_per_worker it fails with the figure instead. Raise that, or lower inference.shard_rows",
+        )
+
+    def _memory(self) -> str:
+        import ray
+
+        limit = self._spec.memory_gib_per_worker
+        each = f"{limit:g} GiB" if limit else "no limit"
+        nodes = [node["Resources"].get("memory", 0.0) / 2**30 for node in ray.nodes() if node["Alive"]]
+        return (
+            f"(Memory: a worker has {each} (inference.memory_gib_per_worker), and Ray counts "
+            f"{max(nodes, default=0.0):.1f} GiB on the largest node.)"
         )
 
     def _unplaced(self) -> ServiceUnavailable:

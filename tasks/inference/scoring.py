@@ -24,6 +24,7 @@ from tasks.core.errors import (
     PipelineCodeError,
     TransientError,
 )
+from tasks.core.memory_limit import out_of_memory, ran_out_of_memory
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.rows import entity_column, event_micros, prediction_ids
 from tasks.core.sampling import SampledRows, explained_rows
@@ -209,7 +210,10 @@ class _RowsFailed(Exception):
 
 
 class _Stage:
-    """Names the stage that raised, unless the fault cannot lie in the rows."""
+    """Names the stage that raised, unless the fault cannot lie in the rows.
+
+    Want of memory cannot, whatever class it is raised as: rows would become dead letters for it.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -219,6 +223,8 @@ class _Stage:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, _NOT_THE_ROWS_FAULT):
+            if ran_out_of_memory(error):
+                raise out_of_memory(error, which=self.name) from error
             raise _RowsFailed(self.name, error) from error
 
 
@@ -341,6 +347,8 @@ def _explain(
     except _NOT_THE_ROWS_FAULT:
         raise
     except Exception as error:  # a prediction without its explanation is still a prediction
+        if ran_out_of_memory(error):
+            raise out_of_memory(error, which="explain") from error
         log.warning("%d rows were scored but not explained: %s: %s", n, type(error).__name__, error)
         return np.zeros(n, dtype=bool), none, residual, float("nan")
     residual[chosen] = found.residual

@@ -22,6 +22,9 @@ from tasks.local.parts import (
     inherited,
     load_ports,
     make_login,
+    mlflow_asks_for_logins,
+    mlflow_credentials,
+    mlflow_server,
     own_programs,
     ray_credentials,
     ray_folder,
@@ -44,11 +47,10 @@ def settings_of(settings: Settings) -> Settings:
 
 
 def services(local: Settings) -> list[Service]:
-    ports = load_ports(local)
-    mlflow_server = (
-        *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports["mlflow"])),
+    mlflow = mlflow_server(
+        local,
         *("--backend-store-uri", _sqlite(_mlflow_database(local))),
-        *("--artifacts-destination", str(local.home / "mlflow" / "artifacts"), "--workers", "1"),
+        *("--artifacts-destination", str(local.home / "mlflow" / "artifacts")),
     )
     return [
         Service(
@@ -57,7 +59,7 @@ def services(local: Settings) -> list[Service]:
             local.ray_jobs_url,
             answers(f"{local.ray_jobs_url}/api/version", headers=bearer(_ray_token(local))),
         ),
-        Service("mlflow", mlflow_server, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
+        Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
         *airflow_services(local),
     ]
 
@@ -89,6 +91,13 @@ def environment(local: Settings) -> dict[str, str]:
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW__PENSTOCK__RAY_HAS_SECRETS": "True",
+        **mlflow_asks_for_logins(
+            local,
+            database_url=_sqlite(_logins_database(local)),
+            password=_mlflow_password(local),
+            secret_key=secret(local.home / "mlflow_secret_key"),
+        ),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -107,12 +116,16 @@ def joining_ray(local: Settings) -> dict[str, str]:
 
 
 def credentials(local: Settings) -> dict[str, str]:
-    """The token of its Ray, which listens at every address of the machine whatever it is told; its store is a folder."""
-    return ray_credentials(_ray_token(local))
+    """The token of its Ray, which listens at every address of the machine whatever it is told, and MLflow's login."""
+    return {**ray_credentials(_ray_token(local)), **mlflow_credentials(_mlflow_password(local))}
 
 
 def _ray_token(local: Settings) -> str:
     return secret(local.home / "ray_auth_token")
+
+
+def _mlflow_password(local: Settings) -> str:
+    return secret(local.home / "mlflow_password")
 
 
 def prepare_stores(local: Settings, progress: Progress) -> None:
@@ -120,12 +133,12 @@ def prepare_stores(local: Settings, progress: Progress) -> None:
 
 
 def prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
-    """Bring Airflow's database up to date, and make both databases where there is none yet.
+    """Bring Airflow's database up to date, and make those of Airflow, MLflow and its logins where there is none yet.
 
     A database is made under another name and then renamed: neither service can go on from one whose making was
-    interrupted half-way. Both at once, since each spends its time on imports.
+    interrupted half-way. All at once, since each spends its time on imports.
     """
-    airflow, mlflow = _airflow_database(local), _mlflow_database(local)
+    airflow, mlflow, logins = _airflow_database(local), _mlflow_database(local), _logins_database(local)
     for folder in (airflow.parent, mlflow.parent / "artifacts", ray_folder(local)):
         folder.mkdir(parents=True, exist_ok=True)
     make_login(local)
@@ -134,6 +147,8 @@ def prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
     made: dict[Path, tuple[str, ...]] = {airflow: (python, "-m", "airflow", "db", "migrate")}
     if not mlflow.exists():
         made[mlflow] = (python, "-m", "tasks.local.mlflow_tables")
+    if not logins.exists():
+        made[logins] = (python, "-m", "tasks.local.mlflow_tables", "logins")
     running: dict[Path, subprocess.Popen[str]] = {}
     try:
         for path, command in made.items():
@@ -147,6 +162,7 @@ def prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
                     fix=f"read the message; if the database is damaged, remove {path}",
                 )
             if not path.exists():
+                unfinished(path).chmod(0o600)  # logins and connections are in them
                 unfinished(path).replace(path)
     finally:
         for process in running.values():
@@ -181,6 +197,10 @@ def _airflow_database(settings: Settings) -> Path:
 
 def _mlflow_database(settings: Settings) -> Path:
     return settings.home / "mlflow" / "mlflow.db"
+
+
+def _logins_database(settings: Settings) -> Path:
+    return settings.home / "mlflow" / "logins.db"
 
 
 def unfinished(path: Path) -> Path:

@@ -31,6 +31,15 @@ Progress = Callable[[str], None]
 EMBEDDED, PRODUCTION = "embedded", "production"
 PROFILES = (EMBEDDED, PRODUCTION)
 LOOPBACK = "127.0.0.1"
+MLFLOW_USER = "admin"
+MLFLOW_LOGINS = """\
+[mlflow]
+admin_username = admin
+default_permission = NO_PERMISSIONS
+database_uri = {database_url}
+auth_cache_ttl_seconds = 300
+"""
+"""Settings of MLflow's logins, as docker-compose.yml has them. A password is costly to compare, so it is remembered."""
 AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 HEAD_PORTS = (
     "ray_gcs",
@@ -94,7 +103,7 @@ class Profile(Protocol):
         """What every service is given that has no environment of its own."""
 
     def credentials(self, local: Settings) -> dict[str, str]:
-        """The secrets by which a program of this machine uses store and cluster."""
+        """The secrets by which a program of this machine uses store, cluster and MLflow."""
 
     def joining_ray(self, local: Settings) -> dict[str, str]:
         """The variables by which a program joins this Ray."""
@@ -208,9 +217,10 @@ def _bind(port: int) -> socket.socket | None:
     return held
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, *, opener: Callable[[str, int], int] | None = None) -> None:
     staged = path.with_suffix(".part")
-    staged.write_text(text)
+    with open(staged, "w", opener=opener) as file:
+        file.write(text)
     staged.replace(path)
 
 
@@ -231,6 +241,36 @@ def secret(path: Path, *, fernet: bool = False) -> str:
 
 def _for_the_owner(file: str, flags: int) -> int:
     return os.open(file, flags, 0o600)
+
+
+# -- MLflow's logins, as both profiles keep them
+
+
+def mlflow_server(local: Settings, *options: str) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"),
+        *("--host", LOOPBACK, "--port", str(load_ports(local)["mlflow"]), *options),
+    )
+
+
+def mlflow_credentials(password: str) -> dict[str, str]:
+    """The variables by which a program logs in to MLflow."""
+    return {"MLFLOW_TRACKING_USERNAME": MLFLOW_USER, "MLFLOW_TRACKING_PASSWORD": password}
+
+
+def mlflow_asks_for_logins(
+    local: Settings, *, database_url: str, password: str, secret_key: str
+) -> dict[str, str]:
+    """The variables by which MLflow's server asks for a login; its file of settings is made, for its owner alone."""
+    path = state_folder(local) / "mlflow" / "logins.ini"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    escaped = database_url.replace("%", "%%")  # it is read with interpolation
+    _replace(path, MLFLOW_LOGINS.format(database_url=escaped), opener=_for_the_owner)
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(path),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,  # of the first start: it is in the database from then on
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secret_key,
+    }
 
 
 # -- Airflow and Ray, as both profiles run them
@@ -341,8 +381,12 @@ def own_programs() -> dict[str, str]:
 
 
 def inherited(*left_out: str) -> dict[str, str]:
-    """This process's environment without variables that begin so."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    """This process's environment without variables that begin so; who gets Airflow's own lineage is the user's to say."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(left_out) or key.startswith("AIRFLOW__OPENLINEAGE__")
+    }
 
 
 def tail(text: str, lines: int = 25) -> str:

@@ -37,6 +37,9 @@ from tasks.local.parts import (
     load_ports,
     make_login,
     marks,
+    mlflow_asks_for_logins,
+    mlflow_credentials,
+    mlflow_server,
     own_programs,
     ray_credentials,
     ray_folder,
@@ -58,6 +61,8 @@ SECRETS = (
     "airflow_jwt_secret",
     "airflow_fernet_key",
     "ray_auth_token",
+    "mlflow_password",
+    "mlflow_secret_key",
     "s3_access_key",
     "s3_secret_key",
 )
@@ -98,11 +103,10 @@ def settings_of(settings: Settings) -> Settings:
 
 
 def services(local: Settings) -> list[Service]:
-    ports = load_ports(local)
-    mlflow = f"{LOOPBACK}:{ports['mlflow']}"
-    mlflow_server = (
-        *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(ports["mlflow"])),
-        *("--workers", "1", "--allowed-hosts", f"{mlflow},localhost:{ports['mlflow']}"),
+    port = load_ports(local)["mlflow"]
+    mlflow = mlflow_server(
+        local,
+        *("--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"),
         *("--artifacts-destination", f"s3://{_bucket(local)}/mlflow"),
     )
     jobs = local.ray_jobs_url
@@ -110,7 +114,7 @@ def services(local: Settings) -> list[Service]:
     return [
         _postgres(local),
         *([_objects(local)] if _has_own_objects(local) else []),
-        Service("mlflow", mlflow_server, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
+        Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
         Service("ray", ray_head(local, cpus=1), jobs, answers(f"{jobs}/api/version", headers=_token(local))),
         Service("ray-worker", _worker(local, cpus), None, lambda: _has_joined(local)),
         *airflow_services(local),
@@ -146,6 +150,12 @@ def environment(local: Settings) -> dict[str, str]:
         **airflow_addresses(local),
         **endpoint,
         "MLFLOW_BACKEND_STORE_URI": _database_url(local, "mlflow"),
+        **mlflow_asks_for_logins(
+            local,
+            database_url=_database_url(local, "mlflow"),
+            password=_secret(local, "mlflow_password"),
+            secret_key=_secret(local, "mlflow_secret_key"),
+        ),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -156,7 +166,7 @@ def environment(local: Settings) -> dict[str, str]:
 
 
 def credentials(local: Settings) -> dict[str, str]:
-    """The secrets by which a program of this machine uses store and cluster."""
+    """The secrets by which a program of this machine uses store, cluster and MLflow."""
     keys = {
         "AWS_ACCESS_KEY_ID": _secret(local, "s3_access_key"),
         "AWS_SECRET_ACCESS_KEY": _secret(local, "s3_secret_key"),
@@ -164,6 +174,7 @@ def credentials(local: Settings) -> dict[str, str]:
     return {
         **(keys if _has_own_objects(local) else {}),
         **ray_credentials(_secret(local, "ray_auth_token")),
+        **mlflow_credentials(_secret(local, "mlflow_password")),
     }
 
 

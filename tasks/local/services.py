@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from tasks.core.errors import ConfigError, ServiceUnavailable
+from tasks.core.mlflow_login import mlflow_login
 from tasks.core.settings import Settings
 from tasks.local import embedded, production
 from tasks.local.parts import (
@@ -159,7 +160,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 
 
 def credentials(settings: Settings) -> dict[str, str]:
-    """The secrets by which a program of this machine uses the local store and cluster."""
+    """The secrets by which a program of this machine uses the local store, cluster and MLflow."""
     return _profile(settings).credentials(settings)
 
 
@@ -261,6 +262,13 @@ def airflow_login(settings: Settings) -> tuple[str, str]:
         raise ServiceUnavailable(
             "has no login yet", which="Airflow", fix="start it with `make up`"
         ) from error
+
+
+def mlflow_admin(settings: Settings) -> tuple[str, str]:
+    """User and password of the local MLflow's admin."""
+    login = mlflow_login(credentials(settings))
+    assert login is not None, "every profile has one"
+    return login
 
 
 def _profile(settings: Settings) -> Profile:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from tasks.core.errors import PenstockError, PipelineCodeError
+from tasks.core.memory_limit import out_of_memory, ran_out_of_memory
 
 
 def line_of(error: BaseException, origin: str) -> str:
@@ -21,12 +22,14 @@ def line_of(error: BaseException, origin: str) -> str:
 
 @contextmanager
 def blaming(origin: str, doing: str) -> Iterator[None]:
-    """Turns whatever user code raises into a `PipelineCodeError` that names its file and line."""
+    """Turns whatever user code raises into a `PipelineCodeError` that names its file and line; want of memory into `OutOfMemory`."""
     try:
         yield
     except PenstockError:
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise out_of_memory(error, which=line_of(error, origin), doing=doing) from error
         raise PipelineCodeError(
             f"{doing} raised {type(error).__name__}: {error}",
             which=line_of(error, origin),

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from tasks.core.errors import ConfigError, NotFound, ServiceUnavailable, TerminalError
+from tasks.core.mlflow_login import login_refused, mlflow_login, not_permitted
 
 _ATTEMPTS = 2
 _PAUSE_S = 0.3
@@ -25,7 +26,7 @@ class MlflowRegistry:
     """One MLflow server, as registry.
 
     Args:
-        url: Base URL; a user and password in it are used for basic authentication and never shown.
+        url: Base URL; a user and password in it are used in place of those of the environment, and never shown.
         connect_s: Seconds to wait for a connection.
         answer_s: Seconds to wait for an answer.
     """
@@ -38,8 +39,11 @@ class MlflowRegistry:
                 "is not a URL", which="PENSTOCK_MLFLOW_URL", fix="write it as http://host:port"
             ) from None
         self.public_url = str(base.copy_with(username=None, password=None)).rstrip("/")
+        login = (base.username, base.password) if base.userinfo else mlflow_login()
+        self._user = login[0] if login else None
         self._client = httpx.Client(
-            base_url=url,
+            base_url=base.copy_with(username=None, password=None),
+            auth=login,
             timeout=httpx.Timeout(answer_s, connect=connect_s),
             verify=base.scheme != "http",  # building a TLS context costs more than most calls
         )
@@ -177,6 +181,10 @@ class MlflowRegistry:
             body = None
         if answer.is_success and isinstance(body, dict):
             return body
+        if answer.status_code == 401:
+            raise login_refused(which, user=self._user)
+        if answer.status_code == 403 and "Permission denied" in answer.text:
+            raise not_permitted(which, user=self._user)
         code = body.get("error_code") if isinstance(body, dict) else None
         if code == "RESOURCE_ALREADY_EXISTS":
             raise _AlreadyExists(_message(answer), which=which)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.core.errors import ServiceUnavailable
+from tasks.core.mlflow_login import login_refused, mlflow_login, not_permitted
 from tasks.core.records import Snapshot
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -51,10 +52,11 @@ class Tracked:
 
 
 def check_tracking(settings: Settings) -> None:
-    """Return when MLflow answers within seconds.
+    """Return when MLflow answers within seconds, and lets us in.
 
     Raises:
-        ServiceUnavailable: It does not; the URL is named.
+        ConfigError: It refuses the login.
+        ServiceUnavailable: It does not answer; the URL is named.
     """
     import httpx
 
@@ -63,8 +65,17 @@ def check_tracking(settings: Settings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         httpx.get(f"{settings.mlflow_url}/health", timeout=5, trust_env=False).raise_for_status()
+        asked = httpx.get(  # /health answers anybody
+            f"{settings.mlflow_url}/api/2.0/mlflow/experiments/search",
+            params={"max_results": 1},
+            auth=mlflow_login(),
+            timeout=10,
+            trust_env=False,
+        )
     except httpx.HTTPError as error:
         raise _unavailable(settings, str(error) or type(error).__name__) from error
+    if asked.status_code == 401:
+        raise login_refused(settings.mlflow_url, user=_user())
 
 
 def track(
@@ -113,7 +124,7 @@ def track(
 
 @contextmanager
 def _mlflow(settings: Settings) -> Iterator[Any]:
-    """The mlflow module, quiet and impatient; its connection errors as `ServiceUnavailable`."""
+    """The mlflow module, quiet and impatient; its connection errors as `ServiceUnavailable`, refusals as `ConfigError`."""
     check_tracking(settings)
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
@@ -127,6 +138,8 @@ def _mlflow(settings: Settings) -> Iterator[Any]:
         try:
             yield mlflow
         except (MlflowException, requests.RequestException) as error:
+            if getattr(error, "error_code", None) == "PERMISSION_DENIED":
+                raise not_permitted(settings.mlflow_url, user=_user()) from error
             raise _unavailable(settings, str(error).splitlines()[0]) from error
     finally:
         for name, value in before.items():
@@ -134,6 +147,11 @@ def _mlflow(settings: Settings) -> Iterator[Any]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _user() -> str | None:
+    login = mlflow_login()
+    return login[0] if login else None
 
 
 def _unavailable(settings: Settings, reason: str) -> ServiceUnavailable:

@@ -21,7 +21,7 @@ import yaml
 from tasks.core import Settings
 from tasks.core.pools import POOLS
 from tasks.local import production
-from tasks.local.parts import PRODUCTION, choose_ports, choose_profile
+from tasks.local.parts import MLFLOW_LOGINS, MLFLOW_USER, PRODUCTION, choose_ports, choose_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -167,9 +167,10 @@ def test_the_profile_production_has_the_settings_and_secrets_of_the_containers(t
     ours = {
         name for name in environment if name.startswith(("PENSTOCK_", "AIRFLOW_", "MLFLOW_", "RAY_", "AWS_"))
     }
-    assert names - {"PATH", "PYTHONUNBUFFERED"} == ours - production.ON_THIS_MACHINE
+    given_to_one = {"PGPASSWORD"}  # of MLflow's logins, whose address holds it here
+    assert names - {"PATH", "PYTHONUNBUFFERED"} - given_to_one == ours - production.ON_THIS_MACHINE
     assert {"PATH", "PYTHONUNBUFFERED"} | production.ON_THIS_MACHINE <= set(environment)
-    theirs_alone = {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER"}
+    theirs_alone = {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "MLFLOW_AUTH_CONFIG_PATH"}
     for name, value in composed.items():
         if "//" not in value and "$" not in value and name not in theirs_alone:
             assert environment[name] == value, name
@@ -213,10 +214,34 @@ def test_the_entry_point_gives_secrets_to_the_program_and_says_which_is_missing(
     assert environment["PENSTOCK_METADATA_URL"] == (
         "postgresql+psycopg://penstock:value-of-postgres_password@postgres/penstock"
     )
+    assert environment["MLFLOW_TRACKING_PASSWORD"] == environment["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    assert "PGPASSWORD" not in environment, "a program of the user's may speak to another PostgreSQL"
     assert entry(tmp_path, "sh", "-c", "exit 7").returncode == 7, "the program takes the shell's place"
     (tmp_path / "ray_auth_token").unlink()
     missing = entry(tmp_path, "true")
     assert missing.returncode != 0 and "secret ray_auth_token is missing" in missing.stderr
+
+
+def test_mlflow_asks_for_the_login_that_the_others_are_given(tmp_path: Path) -> None:
+    database = "postgresql+psycopg://penstock@postgres/mlflow"
+    assert COMPOSED["configs"]["mlflow_logins"]["content"] == MLFLOW_LOGINS.format(database_url=database)
+    (mounted,) = SERVICES["mlflow"]["configs"]
+    assert mounted["source"] == "mlflow_logins"
+    environment = OURS["mlflow"]["environment"]
+    assert mounted["target"] == environment["MLFLOW_AUTH_CONFIG_PATH"]
+    assert environment["MLFLOW_TRACKING_USERNAME"] == MLFLOW_USER
+    assert "mlflow server --app-name basic-auth" in SERVICES["mlflow"]["command"]
+    for name in COMPOSED["secrets"]:
+        (tmp_path / name).write_text(f"value-of-{name}")
+    program = tmp_path / "mlflow"
+    program.write_text("#!/bin/sh\necho $PGPASSWORD\n")
+    program.chmod(0o755)
+    script = (ROOT / "docker" / "entrypoint.sh").read_text().replace("/run/secrets", str(tmp_path))
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    started = subprocess.run(
+        ["sh", "-c", script, "entrypoint", "mlflow"], capture_output=True, text=True, env={"PATH": path}
+    )
+    assert (started.stdout, started.stderr) == ("value-of-postgres_password\n", "")
 
 
 @pytest.mark.s3

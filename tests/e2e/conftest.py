@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from damaged import add_damaged_pipelines
 from installation import Installation
+from receivers import Receiver, receiving
 
 from tasks.local.parts import ray_folder
 
@@ -24,9 +26,20 @@ def _wait_while_held() -> None:
 
 
 @pytest.fixture(scope="session")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def lineage() -> Iterator[Receiver]:
+    """Gets the OpenLineage events of Airflow and of the steps."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory, lineage: Receiver) -> Iterator[Installation]:
     """An installation nothing has been started in. The file `hold` in its project keeps features from coming."""
     made = Installation(tmp_path_factory.mktemp("e2e"))
+    made.given = {
+        "PENSTOCK_LINEAGE": f"{lineage.url}/api/v1/lineage",
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "http", "url": lineage.url}),
+    }
     made.edit(
         "toy",
         "features.py",

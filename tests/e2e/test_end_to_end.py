@@ -9,10 +9,14 @@ import httpx
 import psutil
 import pytest
 from installation import Installation, until
+from receivers import Receiver
 
+from tasks.core.errors import ConfigError
 from tasks.local import survey
-from tasks.local.parts import bearer
-from tasks.local.services import _processes
+from tasks.local.parts import bearer, ray_folder
+from tasks.local.services import _processes, mlflow_admin
+from tasks.registry.mlflow_api import MlflowRegistry
+from tasks.training.tracking import check_tracking
 
 pytestmark = pytest.mark.e2e
 
@@ -92,6 +96,55 @@ class TestTheChain:
             assert value in told, tags
         assert f"{TRAIN}/runs/first" in told, tags
 
+    def test_mlflow_lets_in_whom_it_knows_and_shows_them_what_they_were_granted(
+        self, installation: Installation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow.server import get_app_client
+
+        url = installation.settings.mlflow_url
+        admin = mlflow_admin(installation.settings)
+        reader = ("reader", "a-readers-own-password")
+
+        def log_in(user: str, password: str) -> None:
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+        def champion(*login: str) -> int:
+            log_in(*login)
+            with MlflowRegistry(url) as mlflow:
+                return mlflow.aliases("toy")["champion"]
+
+        assert httpx.get(url, timeout=30, trust_env=False).status_code == 401
+        assert httpx.get(url, auth=admin, timeout=30, trust_env=False).status_code == 200
+        for login, says in (
+            (("", ""), "asks for a login, and none is given"),
+            (("admin", "another-password"), "refuses the password of admin"),
+        ):
+            with pytest.raises(ConfigError, match=says):
+                champion(*login)
+            with pytest.raises(ConfigError, match=says):
+                check_tracking(installation.settings)
+        assert champion(*admin) == 1
+        logins = get_app_client("basic-auth", tracking_uri=url)
+        logins.create_user(*reader)
+        with pytest.raises(ConfigError, match="does not permit this to reader"):
+            champion(*reader)
+        log_in(*admin)
+        logins.grant_user_permission("reader", "registered_model", "toy", "READ")
+        assert champion(*reader) == 1
+
+    def test_no_log_of_any_service_has_a_secret(self, installation: Installation) -> None:
+        home = installation.settings.home
+        secrets = [home / name for name in ("mlflow_password", "mlflow_secret_key", "ray_auth_token")]
+        values = [path.read_bytes() for path in secrets]
+        assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+        tops = (home / "logs", home / "airflow" / "logs", ray_folder(installation.settings))
+        logs = [path for top in tops for path in top.rglob("*") if path.is_file()]
+        assert len(logs) > 20
+        for path in logs:
+            content = path.read_bytes()
+            assert not [value for value in values if value in content], path
+
     def test_the_evidence_page_needs_a_login(self, installation: Installation) -> None:
         path = f"/penstock/run/{TRAIN}/first"
         assert installation.airflow.page(path, logged_in=False).status_code in (303, 401)
@@ -110,6 +163,32 @@ class TestTheChain:
         assert len(set(table["prediction_id"].to_pylist())) == table.num_rows
         plan = installation.airflow.xcom(SCORE, run_id, "inference.plan")
         self.known.update(dag_run=run_id, run_id=plan["run_id"], rows=table.num_rows)
+
+    def test_airflows_lineage_and_that_of_the_steps_are_one_picture(
+        self, installation: Installation, lineage: Receiver
+    ) -> None:
+        def told(job: str) -> list[dict[str, Any]]:
+            return [event for event in list(lineage.events) if event["job"]["name"] == job]
+
+        for dag, task, step in (
+            (TRAIN, "model.train", "toy.train_model"),
+            (TRAIN, "data.validate", "toy.validate_snapshot"),
+            (SCORE, "inference.score", "toy.score_run"),
+        ):
+            job = f"{dag}.{task}"
+            until(
+                lambda job=job: "COMPLETE" in {e["eventType"] for e in told(job)} or None, f"the end of {job}"
+            )
+            ofs = {event["run"]["runId"]: event for event in told(job)}
+            assert "START" in {event["eventType"] for event in told(job)}
+            for event in told(step):
+                parent = event["run"]["facets"]["parent"]
+                assert parent["run"]["runId"] in ofs and parent["job"]["name"] == job
+                assert parent["job"]["namespace"] == ofs[parent["run"]["runId"]]["job"]["namespace"]
+            assert {"START", "COMPLETE"} == {event["eventType"] for event in told(step)}
+            of_dag = ofs[parent["run"]["runId"]]["run"]["facets"]["parent"]
+            assert of_dag["job"]["name"] == dag
+            assert of_dag["run"]["runId"] in {event["run"]["runId"] for event in told(dag)}
 
     def test_the_publication_starts_the_monitor(self, installation: Installation) -> None:
         run_id = installation.run_by_asset(MONITOR)

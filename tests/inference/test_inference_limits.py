@@ -18,7 +18,14 @@ import pytest
 from inference_support import STUB, StubModel, plan_stub, run_stub, scoring_snapshot, table_rows
 
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.core.errors import DataError, NotFound, PenstockError, StoreUnavailable, TransientError
+from tasks.core.errors import (
+    DataError,
+    NotFound,
+    OutOfMemory,
+    PenstockError,
+    StoreUnavailable,
+    TransientError,
+)
 from tasks.core.object_store import LocalStore
 from tasks.core.partitions import write_partition
 from tasks.inference import publish, status
@@ -28,6 +35,7 @@ from tasks.inference.reading import PartitionReader
 from tasks.inference.records import Plan, committed_shards
 from tasks.inference.shard import ShardWorker
 
+GREEDY = "test_inference_limits:load_greedy"
 SLOW = "test_inference_limits:load_slow"
 FLAKY = "test_inference_limits:load_flaky"
 UNLUCKY_DAY = date(2024, 3, 2)
@@ -64,6 +72,19 @@ def load_flaky(settings: Settings, spec: PipelineSpec, planned: Plan) -> FlakyMo
     return FlakyModel(1)
 
 
+class GreedyModel(StubModel):
+    """Asks torch for more than there is."""
+
+    def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        import torch
+
+        return np.asarray(torch.zeros(1 << 60, dtype=torch.uint8))
+
+
+def load_greedy(settings: Settings, spec: PipelineSpec, planned: Plan) -> GreedyModel:
+    return GreedyModel(1)
+
+
 def limited(toy: PipelineSpec, **limits: Any) -> PipelineSpec:
     return toy.model_copy(update={"inference": toy.inference.model_copy(update=limits)})
 
@@ -78,6 +99,18 @@ def test_an_attempt_that_takes_too_long_is_interrupted_and_leaves_nothing(
     assert f"shard 00000 of run {planned.run_id}" in str(caught.value)
     assert list(open_store(settings, prefix=spec.prefix).list("tables")) == []
     assert run_stub(settings, toy, planned.run_id).shards_committed == 2
+
+
+def test_rows_for_which_there_was_no_memory_are_no_dead_letters(
+    settings: Settings, toy: PipelineSpec
+) -> None:
+    spec = limited(toy, shard_attempts=1, max_dead_letter_share=1.0)
+    planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1))
+    with pytest.raises(OutOfMemory, match="needs more memory than this machine has"):
+        run_stub(settings, spec, planned.run_id, load_model=GREEDY)
+    store = open_store(settings, prefix=spec.prefix)
+    assert committed_shards(store, planned.run_id) == set()
+    assert run_stub(settings, toy, planned.run_id).dead_letters == 0
 
 
 def test_the_interruption_never_arrives_after_its_block() -> None:

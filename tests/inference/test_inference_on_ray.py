@@ -166,6 +166,7 @@ def test_a_shard_that_kills_each_of_its_workers_fails_by_name_and_the_others_are
             settings, spec, planned.run_id, audit_table=AUDIT, load_model="ray_failures:load_killed_always"
         )
     assert f"shard 00003 of run {planned.run_id}" in str(caught.value)
+    assert "a worker has no limit (inference.memory_gib_per_worker)" in str(caught.value)
     assert "5 of 6 shards are committed" in str(caught.value)
     with pytest.raises(TransientError):
         publish(settings, spec, planned.run_id)

@@ -255,17 +255,19 @@ def test_a_damaged_airflow_database_is_told_with_the_file_to_remove(settings: Se
 def test_databases_whose_making_was_interrupted_are_made_anew(settings: Settings) -> None:
     parts.choose_ports(settings)
     local = services.local_settings(settings)
-    databases = [settings.home / "airflow" / "airflow.db", settings.home / "mlflow" / "mlflow.db"]
+    folder = settings.home / "mlflow"
+    databases = [settings.home / "airflow" / "airflow.db", folder / "mlflow.db", folder / "logins.db"]
     for path in databases:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         embedded.unfinished(path).write_bytes(b"half of a database")
         embedded.unfinished(path).with_name(f"{embedded.unfinished(path).name}-journal").write_bytes(b"x")
     embedded.prepare(local, embedded.environment(local), quiet)
-    for path, table in zip(databases, ["dag_run", "review_queues"], strict=True):
+    for path, table in zip(databases, ["dag_run", "review_queues", "users"], strict=True):
         with closing(sqlite3.connect(path)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master")}
-        assert {table, "alembic_version"} <= tables
+        assert table in tables and {"alembic_version", "alembic_version_auth"} & tables
         assert not list(path.parent.glob("*unfinished*"))
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_login_is_unknown_before_the_first_start(settings: Settings) -> None:

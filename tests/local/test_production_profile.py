@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import os
 import subprocess
@@ -137,9 +138,22 @@ def test_settings_that_were_made_once_stay_when_they_are_made_again(chosen: Sett
 def test_secrets_are_made_once_for_their_owner_alone(chosen: Settings) -> None:
     first, second = credentials(chosen), credentials(chosen)
     assert first == second
-    assert len(set(first.values())) == 4
+    assert len({first[name] for name in first if not name.endswith(("MODE", "USERNAME"))}) == 4
     for path in production.secrets_folder(chosen).iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_mlflows_settings_hold_the_databases_password_for_their_owner_alone(chosen: Settings) -> None:
+    environment = production.environment(local_settings(chosen))
+    path = Path(environment["MLFLOW_AUTH_CONFIG_PATH"])
+    assert path.stat().st_mode & 0o777 == 0o600
+    found = configparser.ConfigParser()
+    found.read_string(path.read_text())
+    assert found["mlflow"]["database_uri"] == environment["MLFLOW_BACKEND_STORE_URI"]
+    assert found["mlflow"]["default_permission"] == "NO_PERMISSIONS"
+    assert environment["MLFLOW_TRACKING_USERNAME"] == found["mlflow"]["admin_username"]
+    assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"] == environment["MLFLOW_TRACKING_PASSWORD"]
+    assert "admin_password" not in found["mlflow"]
 
 
 def test_no_secret_is_in_the_command_or_the_address_of_a_service(chosen: Settings) -> None:

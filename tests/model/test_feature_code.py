@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tasks.core.errors import PipelineCodeError
+from tasks.core.errors import OutOfMemory, PipelineCodeError
 from tasks.core.spec import CategoricalSpec, FeatureSpec
 from tasks.model import FeatureCode
 
@@ -50,6 +50,21 @@ def test_it_survives_pickling() -> None:
     after = pickle.loads(pickle.dumps(before))
     assert after.version == before.version
     assert after.compute(ROWS, SPEC).equals(before.compute(ROWS, SPEC))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import numpy; numpy.zeros(1 << 57)",
+        "import torch; torch.zeros(1 << 60, dtype=torch.uint8)",
+        "pa.allocate_buffer(1 << 60)",
+    ],
+)
+def test_features_that_get_no_memory_are_no_mistake_of_their_author(body: str) -> None:
+    with pytest.raises(OutOfMemory, match=r"features\(rows\) needs more memory than this machine") as caught:
+        code(body).compute(ROWS, SPEC)
+    assert caught.value.which == "features.py:4"
+    assert "GiB when an allocation failed" in caught.value.what and "shard_rows" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from production_line import FAULTS, FIRST_DAY, MONITOR, PIPELINE, SCORE, Line, S
 from tasks.core import open_store
 from tasks.local import credentials, production, survey
 from tasks.local.parts import AIRFLOW_PARTS, bearer, load_ports
-from tasks.local.production import BUCKET, WORKER_ADDRESS, secrets_folder
-from tasks.local.services import _processes
+from tasks.local.production import BUCKET, SECRETS, WORKER_ADDRESS, secrets_folder
+from tasks.local.services import _processes, mlflow_admin
 
 pytestmark = pytest.mark.e2e
 
@@ -46,6 +46,15 @@ class TestTheSet:
         alive = [node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"]
         assert len(set(alive)) == 2 and WORKER_ADDRESS in alive
         assert ray(line, "/api/jobs/", token=False).status_code == 401
+
+    def test_mlflow_asks_for_its_password_and_keeps_its_logins_on_postgresql(self, line: Line) -> None:
+        url = f"{line.installation.settings.mlflow_url}/api/2.0/mlflow/users/get"
+        for login, status in ((None, 401), (("admin", "another-password"), 401)):
+            answer = httpx.get(url, params={"username": "admin"}, auth=login, timeout=30, trust_env=False)
+            assert answer.status_code == status
+        user = line.installation.mlflow("users/get", username=mlflow_admin(line.installation.settings)[0])
+        assert user["user"]["is_admin"]
+        assert not list(line.installation.home.rglob("*.db")), "a login in a file"
 
     def test_the_health_checks_of_the_containers_pass(self, line: Line) -> None:
         ports = load_ports(line.installation.settings)
@@ -125,7 +134,7 @@ class TestSecrets:
         settings = line.installation.settings
         folder = secrets_folder(settings)
         values = {path.name: path.read_text() for path in folder.iterdir()}
-        assert len(values) == 7
+        assert set(values) == set(SECRETS)
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
         login = settings.home / "production" / "airflow" / "simple_auth_manager_passwords.json.generated"
         values["login"] = json.loads(login.read_text())["admin"]
