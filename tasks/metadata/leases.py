@@ -16,7 +16,9 @@ from tasks.metadata.tables import CLOCK, allocations, leases, reservations
 _EMPTY: Mapping[str, Any] = {
     **dict.fromkeys(("holder", "reason", "kind"), ""),
     **dict.fromkeys(("gpus", "cpus", "memory_gib", "since_s", "allocated_s", "used_s", "wasted_s"), 0.0),
-    **dict.fromkeys(("least", "most", "priority", "width", "workers", "rows", "bytes_written"), 0),
+    **dict.fromkeys(
+        ("least", "most", "priority", "width", "workers", "rows", "bytes_read", "bytes_written"), 0
+    ),
     **dict.fromkeys(("cpu_seconds", "gpu_seconds"), 0.0),
     "reclaimable": True,
     "ends_in_s": None,
@@ -196,7 +198,8 @@ def _allocation(row: Mapping[str, Any], outcome: str, now: datetime) -> dict[str
     """The attempt of a lease as it is kept."""
     kept = (
         *("tenant", "pipeline", "run_id", "holder", "kind", "gpus", "cpus"),
-        *("allocated_s", "used_s", "wasted_s", "rows", "bytes_written", "cpu_seconds", "gpu_seconds"),
+        *("allocated_s", "used_s", "wasted_s", "rows", "bytes_read", "bytes_written"),
+        *("cpu_seconds", "gpu_seconds"),
     )
     return {
         **{name: row[name] for name in kept},

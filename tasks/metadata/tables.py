@@ -326,6 +326,7 @@ def _made() -> list[Column[Any]]:
     """What the workers of an attempt have made."""
     return [
         Column("rows", BigId, nullable=False),
+        Column("bytes_read", BigId),  # of rows of older releases nothing is known
         Column("bytes_written", BigId, nullable=False),
         Column("cpu_seconds", Double, nullable=False),
         Column("gpu_seconds", Double, nullable=False),
@@ -394,6 +395,16 @@ reservations = Table(
     Column("until_utc", UtcDateTime, nullable=False),
 )
 """What has been begun under a budget and is not in the ledger of costs yet; no cost: it cannot be foreseen."""
+
+stored = Table(
+    "penstock_stored",
+    metadata,
+    *_owner(key=True),
+    Column("day", Date, primary_key=True),
+    Column("part", String(32), primary_key=True),
+    Column("bytes", BigId, nullable=False),
+)
+"""What a pipeline held in the store when it was looked at, a day at most once."""
 
 HISTORY = (
     "penstock_deployment_events",

@@ -55,6 +55,8 @@ class Lease(JsonRecord):
     used_s: float
     wasted_s: float
     rows: int
+    bytes_read: int | None
+    """None: begun under an older release, which did not count them."""
     bytes_written: int
     cpu_seconds: float
     gpu_seconds: float

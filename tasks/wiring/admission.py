@@ -194,6 +194,7 @@ def account_of(demand: Demand) -> dict[str, Any]:
         "used_s": demand.used_s,
         "wasted_s": demand.wasted_s,
         "rows": made.rows,
+        "bytes_read": made.bytes_read,
         "bytes_written": made.bytes_written,
         "cpu_seconds": made.cpu_seconds,
         "gpu_seconds": made.gpu_seconds,

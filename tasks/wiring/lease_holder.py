@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 NOTHING: Mapping[str, Any] = {
     **dict.fromkeys(("allocated_s", "used_s", "wasted_s", "cpu_seconds", "gpu_seconds"), 0.0),
-    **dict.fromkeys(("rows", "bytes_written"), 0),
+    **dict.fromkeys(("rows", "bytes_read", "bytes_written"), 0),
 }
 """The account of an attempt that has had no workers."""
 _PATIENCE_S = 5.0

@@ -40,6 +40,7 @@ def lease(tenant: str, run_id: str = "r", **more: object) -> Lease:
     made: dict[str, object] = {
         "starts_in_s": None,
         "rows": 0,
+        "bytes_read": 0,
         "bytes_written": 0,
         "cpu_seconds": 0.0,
         "gpu_seconds": 0.0,
