@@ -360,8 +360,22 @@ leases = Table(
     *_made(),
     Column("asked_at_utc", UtcDateTime, nullable=False),
     Column("beat_at_utc", UtcDateTime, nullable=False),
+    Column("changed", BigId, nullable=False, server_default="0"),
+    Index("ix_penstock_leases_changed", "changed"),
+    Index("ix_penstock_leases_beat", "beat_s"),
 )
-"""Runs that have workers or wait for them; the row of `CLOCK` holds the ledger's time."""
+"""Runs that have workers or wait for them; the row of `CLOCK` holds the ledger's time and its last revision."""
+
+lease_ends = Table(
+    "penstock_lease_ends",
+    metadata,
+    *_owner(key=True),
+    Column("run_id", String(64), primary_key=True),
+    Column("changed", BigId, nullable=False),
+    Column("ended_s", Double, nullable=False),
+    Index("ix_penstock_lease_ends_changed", "changed"),
+)
+"""Which leases have ended, by revision, for those who have the rest in memory; kept for an hour."""
 
 CLOCK = {"tenant": "*", "pipeline": "*", "run_id": "*"}
 
