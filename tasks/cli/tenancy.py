@@ -70,7 +70,7 @@ def tenancy_costs(
 
 @tenancy.command("render")
 def tenancy_render(
-    kind: Annotated[str, typer.Argument(help="`kueue` or `s3-policy`.")],
+    kind: Annotated[str, typer.Argument(help="`kueue`, `s3-policy` or `postgres`.")],
     to: Annotated[
         Path | None,
         typer.Option("--to", help="Folder; default: rendered/KIND of PENSTOCK_HOME.", show_default=False),
@@ -91,7 +91,7 @@ def tenancy_render(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Shares as Kueue and KubeRay manifests, or as policies of the object store, one file a tenant."""
+    """Tenants as Kueue and KubeRay manifests, or as policies of the object store or of PostgreSQL, one file a tenant."""
     from tasks import wiring
 
     settings = cli_settings()

@@ -99,19 +99,20 @@ class OpenLedger:
         self._changed |= revision is None
         self._put.append({**row, "changed": self.revision if revision is None else revision})
 
-    def end(self, row: Mapping[str, Any], outcome: str) -> None:
-        """Delete a lease and keep what it was allocated, if anything; one that is not there is no error."""
+    def end(self, row: Mapping[str, Any], outcome: str) -> bool:
+        """Delete a lease and keep what it was allocated, if anything; False when it is not there, or not this login's to end."""
         self._write()
         key = {name: row[name] for name in CLOCK}
         mine = and_(_is(leases, tuple(key.values())), leases.c.holder == row["holder"])
         if not self.connection.execute(delete(leases).where(mine)).rowcount:
-            return
+            return False
         self._changed = True
         upsert(self.connection, lease_ends, {**key, "changed": self.revision, "ended_s": self.clock_s})
         old = lease_ends.c.ended_s < self.clock_s - ENDS_KEPT_S
         self.connection.execute(delete(lease_ends).where(old))
         if row["allocated_s"] > 0:
             insert_new(self.connection, allocations, _allocation(row, outcome, self.now))
+        return True
 
     def flush(self) -> None:
         """Write what was put, and the clock."""

@@ -213,14 +213,14 @@ class LeaseHolder:
             lease = Lease.of_row(row)
             if lease.key == mine:
                 continue
-            log.warning(
-                "%s %s has not been heard of for %.0f s: its workers are free.",
-                lease.kind.capitalize(),
-                lease.run_id,
-                now_s - lease.beat_s,
-            )
-            ledger.end(row, "expired")
             book.remove(lease.key)
+            if ledger.end(row, "expired"):
+                log.warning(
+                    "%s %s has not been heard of for %.0f s: its workers are free.",
+                    lease.kind.capitalize(),
+                    lease.run_id,
+                    now_s - lease.beat_s,
+                )
 
     def _read(self, ledger: OpenLedger, book: Book | None) -> Book:
         """Everybody's leases: of those that are known only what has changed."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import multiprocessing
 import shutil
 from calendar import monthrange
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import services
 from database_fixtures import on_database
 from wiring_support import Finished, edit, pipeline_file, plan_next_days, score
 
@@ -24,6 +28,7 @@ from tasks.core.tenants import pools_of
 from tasks.inference.records import ShardRecord, read_plan
 from tasks.inference.shard import ShardWorker
 from tasks.metadata import UNDER_WAY, MetadataStore, Scope
+from tasks.metadata.copying import copy_metadata
 from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import open_context
 from tasks.wiring.storage import look_at_storage
@@ -359,6 +364,29 @@ def test_two_whose_cost_cannot_be_foreseen_do_not_begin_side_by_side_and_a_reser
         for row in reserved.rows:
             reserved.put({**row, "until_utc": reserved.now})
     assert reserve_budget(one, "training", "s") == "", "what was begun a day ago has been given up"
+
+
+def test_a_run_is_scored_published_and_verified_with_the_login_of_its_tenants_workers(
+    installation: Settings, postgres_url: str, tmp_path: Path
+) -> None:
+    url = services.new_postgres_database(postgres_url)
+    copy_metadata(installation.metadata_url, url)
+    owner = dataclasses.replace(installation, metadata_url=url)
+    say(owner, "budget: {month_hard: 100000}")
+    (name,) = wiring.render_tenancy(owner, "postgres", tmp_path / "sql")["files"]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute((tmp_path / "sql" / name).read_bytes())
+    login = dataclasses.replace(owner, metadata_url=url.replace("penstock@", "penstock_default@"))
+    run_id = plan_next_days(owner)
+    found = wiring.step("resume_run")(
+        login, "toy", run_id=run_id, local=True, dag_run="toy.score/manual__2024-03-01"
+    )
+    assert found["ok"] and not found["already_published"] and found["rows"] > 0
+    run = MetadataStore.open(owner).run(TOY, run_id)
+    assert run is not None and run.status == "verified"
+    version = run.model_version
+    blast = wiring.step("blast_radius")
+    assert blast(login, "toy", version=version) == blast(owner, "toy", version=version)
 
 
 def test_a_budget_without_prices_is_refused_and_names_the_file_to_write(installation: Settings) -> None:
