@@ -60,7 +60,7 @@ STEPS: dict[str, str] = {
     "archive_explanations": "Moves explanation data past its hot age to the archive and deletes what has expired. "
     "Days under a legal hold are kept.",
     "maintain": "Sweeps files that no commit names, vacuums the tables, puts MLflow's aliases right, folds online "
-    "predictions and merges the tables' small files. Days under a legal hold stay as they are.",
+    "predictions, adds up what is stored and merges the tables' small files. Days under a legal hold stay as they are.",
 }
 """One paragraph per step."""
 

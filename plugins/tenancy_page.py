@@ -51,7 +51,7 @@ def overview(
 ) -> Response:
     """Shares, the queue, and the costs of a month."""
     status = wiring.tenancy_status(settings, may_see=may_see)
-    ledger = wiring.cost_ledger(settings, month=month, stored=True, may_see=may_see)
+    ledger = wiring.cost_ledger(settings, month=month, may_see=may_see)
     before, after = _beside(ledger["month"])
     return html_page(
         request,
@@ -62,7 +62,12 @@ def overview(
         waiting=[run for run in status["runs"] if run["waits"]],
         working=[run for run in status["runs"] if not run["waits"]],
         ledger=ledger,
-        stored={(item["tenant"], item["pipeline"]): item["bytes"] for item in ledger["stored"]},
+        attempts=[line for line in ledger["by_pipeline"] if line["kind"] != "storage"],
+        held={
+            (line["tenant"], line["pipeline"]): line
+            for line in ledger["by_pipeline"]
+            if line["kind"] == "storage"
+        },
         before=before,
         after=after if after <= f"{utc_now():%Y-%m}" else "",
         here=f"{PAGES}/tenancy/",

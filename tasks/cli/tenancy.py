@@ -14,8 +14,8 @@ from tasks.cli.services import cli_settings
 tenancy = typer.Typer(help="Quotas, budgets and costs of teams that share the cluster.", no_args_is_help=True)
 
 _SHOWN = (
-    *("tenant", "pipeline", "kind", "runs", "attempts", "failed", "rows", "bytes_written"),
-    *("allocated_s", "used_s", "idle_s", "wasted_s", "cost"),
+    *("tenant", "pipeline", "kind", "runs", "attempts", "failed", "rows", "bytes_read", "bytes_written"),
+    *("gib_months", "allocated_s", "used_s", "idle_s", "wasted_s", "cost"),
 )
 """Of the sums; --json has all of them."""
 
@@ -47,7 +47,7 @@ def tenancy_costs(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What scoring and training had and cost in a month, by tenant and pipeline; with --csv, a line for each attempt."""
+    """What scoring, training and storage had and cost in a month, by tenant and pipeline; with --csv, a line for each attempt."""
     from tasks import wiring
 
     found = wiring.cost_ledger(cli_settings(), month=month, tenant=tenant, stored=True)
@@ -58,13 +58,19 @@ def tenancy_costs(
     title = f"Costs of {found['month']}{', ' + found['currency'] if found['currency'] else ''}"
     shown = [{name: line[name] for name in _SHOWN if name in line} for line in found["by_pipeline"]]
     show(found if as_json else shown, as_json=as_json, title=title)
-    if found["stored"] and not as_json:
+    if as_json:
+        return
+    if found["unpriced"]:
+        console.print(f"Without a price in tenants/_prices.yaml: {', '.join(found['unpriced'])}.")
+    if found["stored"]:
         show(found["stored"], as_json=False, title="Bytes in the predictions and audit tables now")
+    if found["storage"]:
+        show(found["storage"], as_json=False, title="Bytes in the store at the last look")
 
 
 @tenancy.command("render")
 def tenancy_render(
-    kind: Annotated[str, typer.Argument(help="`kueue` or `s3-policy`.")],
+    kind: Annotated[str, typer.Argument(help="`kueue`, `s3-policy` or `postgres`.")],
     to: Annotated[
         Path | None,
         typer.Option("--to", help="Folder; default: rendered/KIND of PENSTOCK_HOME.", show_default=False),
@@ -85,7 +91,7 @@ def tenancy_render(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Shares as Kueue and KubeRay manifests, or as policies of the object store, one file a tenant."""
+    """Tenants as Kueue and KubeRay manifests, or as policies of the object store or of PostgreSQL, one file a tenant."""
     from tasks import wiring
 
     settings = cli_settings()

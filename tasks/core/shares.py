@@ -123,7 +123,9 @@ class ClusterSpec(_Record):
 
     def counted(self, amount: Resources) -> Resources:
         """`amount` without what this cluster does not count."""
-        return amount if self.memory_gib is not None else amount._replace(memory_gib=0.0)
+        if self.memory_gib is not None or not amount.memory_gib:
+            return amount
+        return Resources(amount.gpus, amount.cpus)
 
 
 class TenantShare(_Record):
@@ -149,9 +151,10 @@ class TenantShare(_Record):
 
     def most(self, cluster: ClusterSpec) -> Resources:
         """What the tenant may have at all."""
-        whole, guarantee = cluster.resources, self.guaranteed(cluster)
+        whole = cluster.resources
         if self.borrow is None:
             return whole
+        guarantee = self.guaranteed(cluster)
         said = (self.borrow.gpus, self.borrow.cpus, self.borrow.memory_gib)
         return Resources(
             *(

@@ -110,13 +110,21 @@ def load_tenant(settings: Settings, tenant: str) -> TenantSpec:
     Raises:
         ConfigError: The file is not YAML, or a field is unknown or wrong.
     """
+    return _said(tenant_file(settings, tenant))
+
+
+def _said(path: Path) -> TenantSpec:
     fix = "correct the fields named; docs/pipeline.md lists all of them"
-    return read_record(tenant_file(settings, tenant), TenantSpec, fix=fix, empty={}) or TenantSpec()
+    return read_record(path, TenantSpec, fix=fix, empty={}) or TenantSpec()
 
 
 def tenant_names(settings: Settings) -> list[str]:
     """Names of the tenants that have a file, sorted."""
-    return sorted(path.stem for path in (settings.project / "tenants").glob("[a-z]*.yaml"))
+    return sorted(_files(settings))
+
+
+def _files(settings: Settings) -> dict[str, Path]:
+    return {path.stem: path for path in (settings.project / "tenants").glob("[a-z]*.yaml")}
 
 
 def load_shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]] | None:
@@ -128,7 +136,7 @@ def load_shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]
     cluster = load_cluster(settings)
     if cluster is None:
         return None
-    shares = {name: load_tenant(settings, name).share for name in tenant_names(settings)}
+    shares = {name: _said(path).share for name, path in sorted(_files(settings).items())}
     refuse_over_promised(cluster, shares, where=cluster_file(settings))
     return cluster, shares
 

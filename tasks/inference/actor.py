@@ -13,7 +13,7 @@ from tasks.core.memory_limit import limit_memory, out_of_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
-from tasks.inference.records import ShardRecord, read_plan
+from tasks.inference.records import Plan, ShardRecord, read_plan
 from tasks.inference.shard import ShardWorker
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,13 @@ class ShardOutcome:
     cpu_seconds: float
     gpu_seconds: float
     wall_s: float
+    bytes_read: int
     bytes_written: int
     node: str
     committed_at_utc: str
 
     @classmethod
-    def of(cls, record: ShardRecord) -> ShardOutcome:
+    def of(cls, record: ShardRecord, planned: Plan) -> ShardOutcome:
         return cls(
             record.shard,
             record.attempt,
@@ -44,6 +45,7 @@ class ShardOutcome:
             record.cpu_seconds,
             record.gpu_seconds,
             record.wall_s,
+            planned.bytes_read(record.shard),
             sum(file.size_bytes for file in (*record.files, *record.audit_files)),
             record.node,
             record.committed_at_utc,
@@ -103,7 +105,8 @@ class ShardActor:
 
     def _outcome(self, shard: int, then: int | None) -> str:
         try:
-            done = ShardOutcome.of(self._ready().run(shard, then=then))
+            worker = self._ready()
+            done = ShardOutcome.of(worker.run(shard, then=then), worker.plan)
             if self._own_process:  # the driver tells of its own
                 with bound(attempt=done.attempt):
                     log.info("Shard %d: %d rows in %.2f s.", shard, done.rows, done.wall_s)

@@ -123,6 +123,13 @@ class Plan(JsonRecord):
         """Source days, ascending, each once."""
         return tuple(sorted({shard.day for shard in self.shards}))
 
+    def bytes_read(self, shard: int) -> int:
+        """What a shard reads: of its partition's bytes, the part that the rows of its row groups are of all rows."""
+        task = self.shards[shard]
+        partition = self.partitions[task.partition]
+        rows = sum(partition.row_group_rows[group] for group in task.row_groups)
+        return round(partition.size_bytes * rows / max(1, partition.rows))
+
 
 @dataclass(frozen=True)
 class DeadLetter(JsonRecord):

@@ -11,6 +11,8 @@ class Made:
     """What the shards of an attempt came to."""
 
     rows: int = 0
+    bytes_read: int = 0
+    """Of source rows, by the plan."""
     bytes_written: int = 0
     """Of predictions and audit rows."""
     cpu_seconds: float = 0.0
@@ -23,6 +25,7 @@ class Made:
         """With one more `ShardOutcome`."""
         return Made(
             self.rows + outcome["rows"],
+            self.bytes_read + outcome["bytes_read"],
             self.bytes_written + outcome["bytes_written"],
             self.cpu_seconds + outcome["cpu_seconds"],
             self.gpu_seconds + outcome["gpu_seconds"],

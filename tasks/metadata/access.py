@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_
@@ -42,12 +42,19 @@ def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) 
 
 
 def upsert(connection: Connection, table: Table, values: Mapping[str, Any]) -> None:
-    """Insert, or replace every column outside the primary key."""
+    """Insert, or replace every given column outside the primary key."""
+    upsert_all(connection, table, [values])
+
+
+def upsert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`upsert` of rows with the same columns, by one statement."""
     insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert
     key = [column.name for column in table.primary_key.columns]
-    statement = insert(table).values(**values)
-    changed = {name: statement.excluded[name] for name in values if name not in key}
-    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=changed))
+    statement = insert(table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=key, set_=changed), [dict(row) for row in rows]
+    )
 
 
 def record_digest(parts: Iterable[Any]) -> str:

@@ -24,11 +24,19 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import NullPool
 
-from tasks.core.errors import CommitOutcomeUnknown, ConfigError, NotFound, PenstockError, ServiceUnavailable
+from tasks.core.errors import (
+    AccessDenied,
+    CommitOutcomeUnknown,
+    ConfigError,
+    NotFound,
+    PenstockError,
+    ServiceUnavailable,
+)
 
 _WRITE = "penstock_write"
 _SECRET_QUERY = ("password", "sslpassword", "passfile")
 _READ_ONLY = "25006"  # a standby, or a server that was made read-only
+_NOT_ALLOWED = "42501"
 _ANSWER_FACTOR = 10  # a statement may take so many times the patience for a lock
 _KNOWN_REASONS = (
     (
@@ -146,6 +154,13 @@ class Database:
                     f"the metadata database went away: {_reason(error)}",
                     which=self.shown_url,
                     fix="run again",
+                ) from error
+            if getattr(error.orig, "sqlstate", None) == _NOT_ALLOWED:
+                raise AccessDenied(
+                    f"does not allow this to user {self.url.username}: {_reason(error)}",
+                    which=self.shown_url,
+                    fix="a tenant's login may do what its workers do; use the owner's for everything else, and run the "
+                    "SQL of `penstock tenancy render postgres` again after an upgrade",
                 ) from error
             if getattr(error.orig, "sqlstate", None) == _READ_ONLY:  # psycopg calls it an internal error
                 raise ServiceUnavailable(

@@ -11,7 +11,15 @@ from sqlalchemy import CTE, FromClause, Select, Table, and_, func, select, true
 
 from tasks.metadata.access import StorePart, without_owner
 from tasks.metadata.records import DeploymentEvent, ScoringRun, Training
-from tasks.metadata.tables import CLOCK, allocations, deployment_events, leases, scoring_runs, trainings
+from tasks.metadata.tables import (
+    CLOCK,
+    allocations,
+    deployment_events,
+    leases,
+    scoring_runs,
+    stored,
+    trainings,
+)
 
 _AT_ONCE = 500
 """Ids in one statement."""
@@ -90,11 +98,11 @@ class Fleet(StorePart):
             return [(row["pipeline"], Training(**without_owner(row))) for row in rows]
 
     def tenants(self) -> list[str]:
-        """Every tenant that has planned a run, trained a model, or had workers."""
+        """Every tenant that has planned a run, trained a model, had workers, or holds something in the store."""
         with self._database.read() as connection:
             names = {
                 name
-                for table in (scoring_runs, trainings, allocations, leases)
+                for table in (scoring_runs, trainings, allocations, leases, stored)
                 for (name,) in connection.execute(select(table.c.tenant).distinct())
             }
         return sorted(names - {CLOCK["tenant"]})

@@ -2,59 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, delete, insert, select, text
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, select, text
 
-from tasks.metadata.access import StorePart, insert_new, upsert
-from tasks.metadata.tables import CLOCK, allocations, leases, reservations
+from tasks.metadata.access import StorePart, insert_new, upsert, upsert_all
+from tasks.metadata.tables import CLOCK, allocations, lease_ends, leases, reservations
 
 _EMPTY: Mapping[str, Any] = {
     **dict.fromkeys(("holder", "reason", "kind"), ""),
     **dict.fromkeys(("gpus", "cpus", "memory_gib", "since_s", "allocated_s", "used_s", "wasted_s"), 0.0),
-    **dict.fromkeys(("least", "most", "priority", "width", "workers", "rows", "bytes_written"), 0),
+    **dict.fromkeys(
+        ("least", "most", "priority", "width", "workers", "rows", "bytes_read", "bytes_written"), 0
+    ),
     **dict.fromkeys(("cpu_seconds", "gpu_seconds"), 0.0),
+    "changed": 0,
     "reclaimable": True,
     "ends_in_s": None,
     "starts_in_s": None,
 }
-_SIZE = ("gpus", "cpus", "memory_gib", "asked_at_utc")
+ENDS_KEPT_S = 3600.0
+"""Whoever has looked last longer ago, by the ledger's time, reads everything again."""
 
 
 @dataclass
 class OpenLedger:
-    """The ledger while its lock is held. Rows are plain mappings: `tasks.tenancy` knows what they mean."""
+    """The ledger while its lock is held. Rows are plain mappings: `tasks.tenancy` knows what they mean.
+
+    Each transaction that changes what others see of a lease has a number, the `revision`, so that whoever has seen one reads only what came
+    after it. What is put is written when the block ends.
+    """
 
     connection: Connection
     now: datetime
     """By the one clock that all who share the ledger are told: PostgreSQL's, or this machine's for SQLite."""
-    clock_s: float
-    clock_at: datetime
-    rows: list[dict[str, Any]]
-    seen: dict[str, Any]
-    """Ray's size as it was asked last, and when."""
+    clock: dict[str, Any]
+    """The row of `CLOCK`: the ledger's time, the last revision, and Ray's size as it was asked last, and when."""
+    _changed: bool = False
+    _put: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def clock_s(self) -> float:
+        return float(self.clock["beat_s"])
+
+    @property
+    def clock_at(self) -> datetime:
+        moment: datetime = self.clock["beat_at_utc"]
+        return moment
+
+    @property
+    def revision(self) -> int:
+        """The last one, this transaction's when it has changed something."""
+        return int(self.clock["changed"]) + self._changed
 
     def set_clock(self, clock_s: float, size: tuple[float, float, float] | None = None) -> None:
         """Keep the ledger's time and, where it was asked, the GPUs, CPUs and GiB that Ray has."""
-        row = {**CLOCK, **_EMPTY, **self.seen, "beat_at_utc": self.now, "beat_s": clock_s}
+        self.clock |= {"beat_at_utc": self.now, "beat_s": clock_s}
         if size is not None:
-            row |= dict(zip(("gpus", "cpus", "memory_gib"), size, strict=True)) | {"asked_at_utc": self.now}
-        upsert(self.connection, leases, row)
+            self.clock |= dict(zip(("gpus", "cpus", "memory_gib"), size, strict=True))
+            self.clock["asked_at_utc"] = self.now
 
-    def put(self, row: Mapping[str, Any]) -> None:
-        upsert(self.connection, leases, row)
+    def lease(self, tenant: str, pipeline: str, run_id: str) -> dict[str, Any] | None:
+        """The whole row of one lease."""
+        query = select(leases).where(_is(leases, (tenant, pipeline, run_id)))
+        row = self.connection.execute(query).mappings().first()
+        return None if row is None else dict(row)
 
-    def end(self, row: Mapping[str, Any], outcome: str) -> None:
-        """Delete a lease and keep what it was allocated, if anything."""
-        key = [leases.c[name] == row[name] for name in CLOCK]
-        self.connection.execute(delete(leases).where(*key, leases.c.holder == row["holder"]))
-        if row["allocated_s"] <= 0:
-            return
-        insert_new(self.connection, allocations, _allocation(row, outcome, self.now))
+    def rows(self, columns: Sequence[str]) -> Sequence[Any]:
+        """These columns of every lease."""
+        return self.connection.execute(_narrow(columns)).all()
+
+    def changes(self, since: int, columns: Sequence[str]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """These columns of the leases that others see otherwise since that revision, and the keys of those that have ended.
+
+        A lease that has ended and is there again is in both.
+        """
+        ended = select(lease_ends.c.tenant, lease_ends.c.pipeline, lease_ends.c.run_id)
+        rows = self.connection.execute(_narrow(columns).where(leases.c.changed > since)).all()
+        return rows, self.connection.execute(ended.where(lease_ends.c.changed > since)).all()
+
+    def unheard(self, before_s: float) -> list[dict[str, Any]]:
+        """The whole rows of leases that were heard of last before that moment of the ledger's time."""
+        query = select(leases).where(leases.c.beat_s < before_s, leases.c.tenant != CLOCK["tenant"])
+        return [dict(row) for row in self.connection.execute(query).mappings()]
+
+    def put(self, row: Mapping[str, Any], *, revision: int | None = None) -> None:
+        """Write a lease.
+
+        Args:
+            revision: The one that it keeps, where others see it as before; None: this transaction's.
+        """
+        self._changed |= revision is None
+        self._put.append({**row, "changed": self.revision if revision is None else revision})
+
+    def end(self, row: Mapping[str, Any], outcome: str) -> bool:
+        """Delete a lease and keep what it was allocated, if anything; False when it is not there, or not this login's to end."""
+        self._write()
+        key = {name: row[name] for name in CLOCK}
+        mine = and_(_is(leases, tuple(key.values())), leases.c.holder == row["holder"])
+        if not self.connection.execute(delete(leases).where(mine)).rowcount:
+            return False
+        self._changed = True
+        upsert(self.connection, lease_ends, {**key, "changed": self.revision, "ended_s": self.clock_s})
+        old = lease_ends.c.ended_s < self.clock_s - ENDS_KEPT_S
+        self.connection.execute(delete(lease_ends).where(old))
+        if row["allocated_s"] > 0:
+            insert_new(self.connection, allocations, _allocation(row, outcome, self.now))
+        return True
+
+    def flush(self) -> None:
+        """Write what was put, and the clock."""
+        self._put.append({**self.clock, "changed": self.revision})
+        self._write()
+
+    def _write(self) -> None:
+        if self._put:
+            upsert_all(self.connection, leases, self._put)
+            self._put.clear()
 
 
 @dataclass
@@ -82,24 +150,13 @@ class LeaseRecords(StorePart):
         """
         with self._database.write() as connection:
             now = self._locked(connection, leases)
-            found = connection.execute(select(leases))
-            names = tuple(found.keys())
-            rows = [
-                dict(zip(names, row, strict=True)) for row in found
-            ]  # a tenth of the time of `.mappings()`
-            clock = next((row for row in rows if row["tenant"] == CLOCK["tenant"]), None)
-            if clock is None:
-                moments = {"asked_at_utc": now, "beat_at_utc": now}
-                clock = {**CLOCK, **_EMPTY, **moments, "beat_s": 0.0}
-                connection.execute(insert(leases).values(**clock))
-            yield OpenLedger(
-                connection,
-                now,
-                clock["beat_s"],
-                clock["beat_at_utc"],
-                [row for row in rows if row["tenant"] != CLOCK["tenant"]],
-                {name: clock[name] for name in _SIZE},
-            )
+            query = select(leases).where(_is(leases, tuple(CLOCK.values())))
+            found = connection.execute(query).mappings().first()
+            moments = {"asked_at_utc": now, "beat_at_utc": now}
+            clock = {**CLOCK, **_EMPTY, **moments, "beat_s": 0.0} if found is None else dict(found)
+            ledger = OpenLedger(connection, now, clock)
+            yield ledger
+            ledger.flush()
 
     def lease_rows(self) -> list[dict[str, Any]]:
         """Every lease as it is, by tenant and age."""
@@ -110,6 +167,13 @@ class LeaseRecords(StorePart):
         )
         with self._database.read() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
+
+    def lease_ends(self) -> dict[tuple[str, str, str], float]:
+        """(tenant, pipeline, run) -> in how many seconds those with workers think to end, as far as they know."""
+        key = (leases.c.tenant, leases.c.pipeline, leases.c.run_id)
+        query = select(*key, leases.c.ends_in_s).where(leases.c.width > 0, leases.c.ends_in_s.is_not(None))
+        with self._database.read() as connection:
+            return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query)}
 
     def seen_size(self) -> tuple[datetime, tuple[float, float, float]] | None:
         """When a run looked last how large Ray is, and the GPUs, CPUs and GiB that it found; None: none has yet."""
@@ -192,11 +256,21 @@ class LeaseRecords(StorePart):
         return now
 
 
+def _is(table: Table, key: Sequence[str]) -> ColumnElement[bool]:
+    """The condition for one run's row."""
+    return and_(*(table.c[name] == value for name, value in zip(CLOCK, key, strict=True)))
+
+
+def _narrow(columns: Sequence[str]) -> Select[Any]:
+    return select(*(leases.c[name] for name in columns)).where(leases.c.tenant != CLOCK["tenant"])
+
+
 def _allocation(row: Mapping[str, Any], outcome: str, now: datetime) -> dict[str, Any]:
     """The attempt of a lease as it is kept."""
     kept = (
         *("tenant", "pipeline", "run_id", "holder", "kind", "gpus", "cpus"),
-        *("allocated_s", "used_s", "wasted_s", "rows", "bytes_written", "cpu_seconds", "gpu_seconds"),
+        *("allocated_s", "used_s", "wasted_s", "rows", "bytes_read", "bytes_written"),
+        *("cpu_seconds", "gpu_seconds"),
     )
     return {
         **{name: row[name] for name in kept},

@@ -17,10 +17,20 @@ from tasks.metadata.monitoring import Monitoring
 from tasks.metadata.runs import Runs
 from tasks.metadata.schema import ensure_current
 from tasks.metadata.series import Series
+from tasks.metadata.stored import StoredBytes
 
 
 class MetadataStore(
-    Evidence, Runs, Deployments, Monitoring, Fleet, Series, CanarySteps, AlertRecords, LeaseRecords
+    Evidence,
+    Runs,
+    Deployments,
+    Monitoring,
+    Fleet,
+    Series,
+    CanarySteps,
+    AlertRecords,
+    LeaseRecords,
+    StoredBytes,
 ):
     """Everything that is asked later, in SQL. Open it wherever it is needed; there is nothing to close.
 

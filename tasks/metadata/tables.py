@@ -326,6 +326,7 @@ def _made() -> list[Column[Any]]:
     """What the workers of an attempt have made."""
     return [
         Column("rows", BigId, nullable=False),
+        Column("bytes_read", BigId),  # of rows of older releases nothing is known
         Column("bytes_written", BigId, nullable=False),
         Column("cpu_seconds", Double, nullable=False),
         Column("gpu_seconds", Double, nullable=False),
@@ -359,8 +360,22 @@ leases = Table(
     *_made(),
     Column("asked_at_utc", UtcDateTime, nullable=False),
     Column("beat_at_utc", UtcDateTime, nullable=False),
+    Column("changed", BigId, nullable=False, server_default="0"),
+    Index("ix_penstock_leases_changed", "changed"),
+    Index("ix_penstock_leases_beat", "beat_s"),
 )
-"""Runs that have workers or wait for them; the row of `CLOCK` holds the ledger's time."""
+"""Runs that have workers or wait for them; the row of `CLOCK` holds the ledger's time and its last revision."""
+
+lease_ends = Table(
+    "penstock_lease_ends",
+    metadata,
+    *_owner(key=True),
+    Column("run_id", String(64), primary_key=True),
+    Column("changed", BigId, nullable=False),
+    Column("ended_s", Double, nullable=False),
+    Index("ix_penstock_lease_ends_changed", "changed"),
+)
+"""Which leases have ended, by revision, for those who have the rest in memory; kept for an hour."""
 
 CLOCK = {"tenant": "*", "pipeline": "*", "run_id": "*"}
 
@@ -394,6 +409,16 @@ reservations = Table(
     Column("until_utc", UtcDateTime, nullable=False),
 )
 """What has been begun under a budget and is not in the ledger of costs yet; no cost: it cannot be foreseen."""
+
+stored = Table(
+    "penstock_stored",
+    metadata,
+    *_owner(key=True),
+    Column("day", Date, primary_key=True),
+    Column("part", String(32), primary_key=True),
+    Column("bytes", BigId, nullable=False),
+)
+"""What a pipeline held in the store when it was looked at, a day at most once."""
 
 HISTORY = (
     "penstock_deployment_events",

@@ -3,13 +3,16 @@
 Pure functions; leases of real runs are kept by `tasks.metadata` and joined with these in `tasks.wiring`.
 """
 
-from tasks.tenancy.leases import Lease, Step, beat, ledger_time, refusal
+from tasks.tenancy.book import SEEN, Book, key_of
+from tasks.tenancy.leases import Lease, beat, foreseen_s, ledger_time, refusal
 from tasks.tenancy.placing import expected_wait_s, never_fits, why_waiting
 from tasks.tenancy.policy import Allocation, Cluster, Queue, Run, Share, allocate, cluster_of, shares_of
 from tasks.tenancy.scaling import Load, ScalingPolicy, Target, target_workers
 
 __all__ = [
+    "SEEN",
     "Allocation",
+    "Book",
     "Cluster",
     "Lease",
     "Load",
@@ -17,12 +20,13 @@ __all__ = [
     "Run",
     "ScalingPolicy",
     "Share",
-    "Step",
     "Target",
     "allocate",
     "beat",
     "cluster_of",
     "expected_wait_s",
+    "foreseen_s",
+    "key_of",
     "ledger_time",
     "never_fits",
     "refusal",

@@ -8,15 +8,16 @@ that jumps ends no lease by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from tasks.core.records import JsonRecord
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
+from tasks.tenancy.book import SEEN, Book, key_of
 from tasks.tenancy.placing import expected_wait_s, never_fits, why_waiting
-from tasks.tenancy.policy import Queue, Run, Share, allocate, cluster_of, shares_of
+from tasks.tenancy.policy import Run, Share, allocate, cluster_of, shares_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Lease(JsonRecord):
     used_s: float
     wasted_s: float
     rows: int
+    bytes_read: int | None
+    """None: begun under an older release, which did not count them."""
     bytes_written: int
     cpu_seconds: float
     gpu_seconds: float
@@ -63,14 +66,17 @@ class Lease(JsonRecord):
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Lease:
-        """A lease from a row of the ledger, which has these fields; there may be ten thousand, so nothing is looked at twice."""
-        lease = cls.__new__(cls)
-        lease.__dict__.update(row)
-        return lease
+        """A lease from a row of the ledger, which has these fields and others."""
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
 
     @property
     def key(self) -> str:
-        return f"{self.tenant}/{self.pipeline}/{self.run_id}"
+        return key_of(self.tenant, self.pipeline, self.run_id)
+
+    @property
+    def seen(self) -> tuple[Any, ...]:
+        """What others see of it, as a `Book` takes it."""
+        return tuple([getattr(self, name) for name in SEEN])
 
     @property
     def waits(self) -> str:
@@ -112,56 +118,62 @@ class Lease(JsonRecord):
         )
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one beat changes."""
-
-    mine: Lease
-    expired: tuple[Lease, ...]
-
-
 def ledger_time(clock_s: float, last: datetime, now: datetime, *, lease_s: float) -> float:
     """The ledger's time at this beat, seconds: see the module."""
     return clock_s + min(max(0.0, (now - last).total_seconds()), lease_s / 4)
 
 
 def beat(
-    spec: ClusterSpec, tenants: Mapping[str, TenantShare], leases: Iterable[Lease], mine: Lease, now_s: float
-) -> Step:
-    """Grant what is due to `mine`, whose `beat_s` is `now_s`; leases that have not been heard of for too long end.
+    spec: ClusterSpec, tenants: Mapping[str, TenantShare], book: Book, mine: Lease, now_s: float
+) -> Lease:
+    """Grant what is due to `mine`; the book has it afterwards.
 
     Args:
         spec: The cluster.
         tenants: Each tenant's share.
-        leases: Of all runs; one with the key of `mine` is replaced by it.
-        mine: The run that beats, with what it has and wants now and the width that it was granted last.
+        book: Leases of all runs that are alive; one with the key of `mine` is replaced by it.
+        mine: The run that beats, with what it has and wants now, the width that it was granted last, and when it was foreseen to start.
         now_s: The ledger's time.
     """
-    others = [lease for lease in leases if lease.key != mine.key]
-    expired = tuple(lease for lease in others if now_s - lease.beat_s > spec.lease_s)
-    alive = [lease for lease in others if now_s - lease.beat_s <= spec.lease_s]
     cluster, shares = cluster_of(spec), shares_of(spec, tenants)
-    queue = Queue((lease.asks() for lease in [*alive, mine]), ageing_s=spec.ageing_s)
-    found = allocate(cluster, shares, queue, now_s)
+    book.put(mine.seen)
+    found = allocate(cluster, shares, book.queue, now_s)
     target, width = found.width(mine.key), mine.width
     if target <= width:
         width = target
     else:
-        held = mine.holds
-        for lease in alive:
-            held = held.plus(lease.holds)
+        held = book.held_beside(mine.key).plus(mine.holds)
         has = max(width, mine.workers)
         width = min(target, has + _more(mine.each, held, cluster.whole, target))
         width = width if width >= mine.least else 0
     reason, wait_s = "", None
     if width == 0 and mine.most:
-        reason = why_waiting(cluster, shares, queue, found, queue.runs[mine.key], now_s)
-        ends = {one.key: one.ends_in_s for one in alive if one.ends_in_s is not None and one.width}
-        if target:
-            wait_s = 0.0
-        elif ends:
-            wait_s = expected_wait_s(cluster, shares, queue, queue.runs[mine.key], now_s, ends)
-    return Step(replace(mine, width=width, reason=reason, starts_in_s=wait_s), expired)
+        run = book.queue.runs[mine.key]
+        reason = why_waiting(cluster, shares, book.queue, found, run, now_s)
+        wait_s = 0.0 if target else mine.starts_in_s
+    mine = replace(mine, width=width, reason=reason, starts_in_s=wait_s)
+    book.put(mine.seen)
+    return mine
+
+
+def foreseen_s(
+    spec: ClusterSpec,
+    tenants: Mapping[str, TenantShare],
+    book: Book,
+    mine: Lease,
+    now_s: float,
+    ends_in_s: Mapping[str, float],
+) -> float | None:
+    """When a run that waits will have its first workers, by when the others think to end; None: unknown.
+
+    Args:
+        ends_in_s: Of runs with workers, by their keys.
+    """
+    ends = {key: wait_s for key, wait_s in ends_in_s.items() if key in book.queue.runs}
+    if not ends:
+        return None
+    run = book.queue.runs[mine.key]
+    return expected_wait_s(cluster_of(spec), shares_of(spec, tenants), book.queue, run, now_s, ends)
 
 
 def refusal(spec: ClusterSpec, tenants: Mapping[str, TenantShare], run: Run) -> str | None:

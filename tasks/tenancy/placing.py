@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tasks.core.shares import Resources
 from tasks.tenancy.policy import Allocation, Cluster, Queue, Run, Share, allocate
@@ -73,7 +73,7 @@ def why_waiting(
         return f"gets {target} workers as soon as others have finished the shards they are at"
     need = run.each.times(run.least)
     used = found.used.get(run.tenant, Resources())
-    busy = sum(one.tenant == run.tenant and found.width(one.run_id) > 0 for one in queue.runs.values())
+    busy = sum(width > 0 and queue.runs[other].tenant == run.tenant for other, width in found.widths.items())
     if share.max_runs is not None and busy >= share.max_runs:
         return f"{busy} runs of the tenant have workers, share.max_runs is {share.max_runs}"
     if not used.plus(need).within(share.most):
@@ -99,11 +99,10 @@ def why_waiting(
 
 
 def _before(queue: Queue, found: Allocation, run: Run) -> int:
+    """Runs of the tenant that ask, have nothing, and come first; each shape's are in order."""
     rank = (queue.rank(run), run.run_id)
-    return sum(
-        one.tenant == run.tenant and not found.width(one.run_id) and (queue.rank(one), one.run_id) < rank
-        for one in queue.runs.values()
-    )
+    earlier = (group[: bisect_left(group, rank)] for group in queue.groups.get(run.tenant, {}).values())
+    return sum(not found.width(other) for group in earlier for _, other in group)
 
 
 def expected_wait_s(
@@ -116,19 +115,21 @@ def expected_wait_s(
 ) -> float | None:
     """When the run will have its first workers, if the others end when they think and nobody else comes; None: unknown.
 
+    The more have ended, the more is free, so the end that it waits for is found by halving.
+
     Args:
         ends_in_s: Of runs with workers, in how many seconds each expects to end.
     """
-    left = Queue(queue.runs.values(), ageing_s=cluster.ageing_s)
-    found = allocate(cluster, tenants, left, now_s)
-    if found.width(run.run_id):
-        return 0.0
-    for wait_s, run_id in sorted((wait_s, run_id) for run_id, wait_s in ends_in_s.items())[:_FORECAST_STEPS]:
-        left.remove(run_id)
-        found = allocate(cluster, tenants, left, now_s + wait_s)
-        if found.width(run.run_id):
-            return wait_s
-        for other, width in found.widths.items():  # what starts meanwhile and keeps its workers
-            if other in left.runs and not left.runs[other].reclaimable and not left.runs[other].width:
-                left.put(replace(left.runs[other], width=width))
-    return None
+    ends = sorted((wait_s, run_id) for run_id, wait_s in ends_in_s.items())[:_FORECAST_STEPS]
+
+    def starts_after(count: int) -> bool:
+        left = queue.copy()
+        for _, run_id in ends[:count]:
+            left.remove(run_id)
+        at_s = now_s + (ends[count - 1][0] if count else 0.0)
+        return allocate(cluster, tenants, left, at_s).width(run.run_id) > 0
+
+    if not starts_after(len(ends)):
+        return None
+    count = bisect_left(range(len(ends)), True, key=starts_after)
+    return ends[count - 1][0] if count else 0.0

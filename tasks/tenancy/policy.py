@@ -157,6 +157,17 @@ class Queue:
             if not groups:
                 del self.groups[run.tenant]
 
+    def copy(self) -> Queue:
+        """The same queue, to be changed without this one."""
+        other = Queue(ageing_s=self._ageing_s)
+        other.runs = dict(self.runs)
+        other.groups = {
+            tenant: {shape: list(group) for shape, group in groups.items()}
+            for tenant, groups in self.groups.items()
+        }
+        other.fixed = {tenant: dict(runs) for tenant, runs in self.fixed.items()}
+        return other
+
 
 @dataclass(frozen=True)
 class Allocation:

@@ -194,6 +194,7 @@ def account_of(demand: Demand) -> dict[str, Any]:
         "used_s": demand.used_s,
         "wasted_s": demand.wasted_s,
         "rows": made.rows,
+        "bytes_read": made.bytes_read,
         "bytes_written": made.bytes_written,
         "cpu_seconds": made.cpu_seconds,
         "gpu_seconds": made.gpu_seconds,
@@ -219,7 +220,7 @@ def cluster_status(settings: Settings, may_see: Callable[[str], bool] = lambda _
     seen = store.seen_size()
     there = cluster.counted(Resources(*seen[1])) if seen else None
     short = there is not None and not cluster.autoscaled and not cluster.resources.within(there)
-    leases = [Lease(**row) for row in store.lease_rows()]
+    leases = [Lease.of_row(row) for row in store.lease_rows()]
     tenants = []
     for name in sorted({*shares, *(lease.tenant for lease in leases)}):
         if not may_see(name):

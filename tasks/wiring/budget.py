@@ -12,7 +12,7 @@ from tasks.core.budgets import Prices, load_prices, prices_file
 from tasks.core.errors import ConfigError, PenstockError, TerminalError, TransientError
 from tasks.core.tenants import TenantBudget, load_tenant, tenant_file
 from tasks.wiring.context import Context
-from tasks.wiring.costs import month_bounds, month_lines, price_of
+from tasks.wiring.costs import cost_of, month_bounds, month_lines
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _expected(context: Context, kind: str, rows: int | None, prices: Prices) -> 
     spec = context.spec
     last = context.metadata.latest_allocations(spec.tenant, spec.name, kind, limit=_LOOK_AT)
     past: list[Mapping[str, Any]] = [row for row in last if row["outcome"] == "finished"]
-    costs = [price_of(row, row["allocated_s"], prices) for row in past]
+    costs = [cost_of(row, prices) for row in past]
     if rows is None:
         return max(costs, default=None)
     scored = sum(row["rows"] for row in past)

@@ -1,4 +1,4 @@
-"""What scoring and training had of the cluster, made, and cost: one line for each attempt, failed ones too."""
+"""What scoring and training had of the cluster, made, and cost: one line for each attempt, failed ones too, and one for what a pipeline holds in the store."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from tasks.core import Clock, Settings, pipeline_names, utc_now
@@ -17,34 +17,42 @@ from tasks.core.errors import ConfigError, PenstockError
 from tasks.core.records import JsonRecord
 from tasks.metadata import UNDER_WAY, MetadataStore
 from tasks.wiring.context import open_context
+from tasks.wiring.storage import Looks, gib_months, looks_of
 
 log = logging.getLogger(__name__)
 
 _LOST_AFTER = timedelta(minutes=5)
 _TABLES = ("tables/predictions", "tables/audit")
+_COSTS = ("cost", *(f"cost_{part}" for part in ("used", "idle", "wasted", "read", "written", "stored")))
+STORAGE = "storage"
+"""Kind of the lines that say what was held, and not what an attempt had."""
 MEASURED = "measured"
 """Outcome of a run whose attempts were not kept: recorded by an older release, or while the metadata store was away."""
 
 
 @dataclass(frozen=True)
 class CostLine(JsonRecord):
-    """What one attempt of a run or training had. Used, idle and wasted time and cost add up to the allocated."""
+    """What one attempt of a run or training had, or what a pipeline holds. Used, idle and wasted time add up to the allocated."""
 
     tenant: str
     pipeline: str
     kind: str
-    """`scoring` or `training`."""
+    """`scoring`, `training`, or `storage`, which has no run, no attempt and no time."""
     run: str
     attempt: str
     outcome: str
-    """`finished`, `failed`, `expired` or `lost` (its driver died), `taken over`, `under way`, or `measured`."""
+    """`finished`, `failed`, `expired` or `lost` (its driver died), `taken over`, `under way`, `measured`, or `held`."""
     model_version: int | None
     at_utc: datetime
     """When it ended, or was heard of last."""
     rows: int | None
+    bytes_read: int | None
+    """Of source rows; None for an attempt of an older release."""
     bytes_written: int | None
     bytes_stored: int | None
-    """Of the run, in the tables now; on the line of the attempt that finished it."""
+    """Of the run, in the tables now, on the line of the attempt that finished it; of storage, everything at the last look."""
+    gib_months: float | None
+    """Of storage: what was held in the month until now."""
     measured_cpu_seconds: float
     """In committed shards, as the workers measured them; of a training, its epochs."""
     measured_gpu_seconds: float
@@ -60,10 +68,14 @@ class CostLine(JsonRecord):
     """Allocated, as `gpu_seconds`: what is paid for."""
     gpu_seconds: float
     cost: float | None
-    """None without a price table."""
+    """The sum of those that follow; None without a price table, or when none of them has a price."""
     cost_used: float | None
     cost_idle: float | None
     cost_wasted: float | None
+    cost_read: float | None
+    """None where reading has no price, as the next two."""
+    cost_written: float | None
+    cost_stored: float | None
 
     @property
     def failed(self) -> bool:
@@ -79,7 +91,7 @@ def cost_ledger(
     may_see: Callable[[str], bool] = lambda _: True,
     clock: Clock = utc_now,
 ) -> dict[str, Any]:
-    """Every attempt of a month (UTC, `2026-11`; default: this one), and the sums by tenant, pipeline and version.
+    """Every attempt of a month (UTC, `2026-11`; default: this one), what was held in it, and the sums by tenant, pipeline and version.
 
     An attempt counts in the month in which it ended, so that a month that is over does not change.
 
@@ -107,6 +119,8 @@ def cost_ledger(
         ),
         "by_tenant": _sums(lines, ("tenant",)),
         "stored": _stored_sums(by_run),
+        "storage": [look for name in chosen for look in _last_looks(store, name, first, after)],
+        "unpriced": _unpriced(prices),
     }
 
 
@@ -150,12 +164,15 @@ def month_lines(
         for line in _recorded(store, tenant, first, after)
         if (line["pipeline"], line["run"]) not in known
     ]
+    for pipeline, looks in looks_of(store, tenant, first, after).items():
+        last = min(now.date(), after.date() - timedelta(days=1))
+        lines.append(_held(tenant, pipeline, looks, first.date(), last, prices))
     return sorted(lines, key=lambda line: (line.at_utc, line.run, line.attempt))
 
 
-def price_of(row: Mapping[str, Any], seconds: float, prices: Prices) -> float:
-    """What so many worker-seconds of an attempt cost."""
-    return prices.of(seconds * row["cpus"], seconds * row["gpus"])
+def cost_of(row: Mapping[str, Any], prices: Prices) -> float:
+    """What an attempt cost: its workers' time, and what it read and wrote."""
+    return sum(part for part in _costs(row, prices).values() if part is not None)
 
 
 def month_bounds(text: str | None, clock: Clock) -> tuple[datetime, datetime]:
@@ -172,10 +189,6 @@ def month_bounds(text: str | None, clock: Clock) -> tuple[datetime, datetime]:
 def _line(row: Mapping[str, Any], version: int | None, prices: Prices | None, now: datetime) -> CostLine:
     lost = row["outcome"] == UNDER_WAY and now - row["until_utc"] > _LOST_AFTER
     scoring = row["kind"] == "scoring"
-
-    def cost(part: str) -> float | None:
-        return None if prices is None else price_of(row, row[part], prices)
-
     return CostLine(
         tenant=row["tenant"],
         pipeline=row["pipeline"],
@@ -186,8 +199,10 @@ def _line(row: Mapping[str, Any], version: int | None, prices: Prices | None, no
         model_version=version,
         at_utc=row["until_utc"],
         rows=row["rows"] if scoring else None,
+        bytes_read=row["bytes_read"],
         bytes_written=row["bytes_written"] if scoring else None,
         bytes_stored=None,
+        gib_months=None,
         measured_cpu_seconds=row["cpu_seconds"],
         measured_gpu_seconds=row["gpu_seconds"],
         allocated_s=row["allocated_s"],
@@ -196,11 +211,80 @@ def _line(row: Mapping[str, Any], version: int | None, prices: Prices | None, no
         wasted_s=row["wasted_s"],
         cpu_seconds=row["allocated_s"] * row["cpus"],
         gpu_seconds=row["allocated_s"] * row["gpus"],
-        cost=cost("allocated_s"),
-        cost_used=cost("used_s"),
-        cost_idle=cost("idle_s"),
-        cost_wasted=cost("wasted_s"),
+        **_priced({} if prices is None else _costs(row, prices)),
     )
+
+
+def _costs(row: Mapping[str, Any], prices: Prices) -> dict[str, float | None]:
+    """The parts of what an attempt cost."""
+    idle_s = row["allocated_s"] - row["used_s"] - row["wasted_s"]
+    parts = (("used", row["used_s"]), ("idle", idle_s), ("wasted", row["wasted_s"]))
+    return {
+        **{f"cost_{part}": prices.of(s * row["cpus"], s * row["gpus"]) for part, s in parts},
+        "cost_read": prices.of_read(row["bytes_read"]),
+        "cost_written": prices.of_written(row["bytes_written"] if row["kind"] == "scoring" else None),
+    }
+
+
+def _priced(parts: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A line's costs: their sum and all of them."""
+    known = [part for part in parts.values() if part is not None]
+    return {**dict.fromkeys(_COSTS), **parts, "cost": sum(known) if known else None}
+
+
+def _held(
+    tenant: str, pipeline: str, looks: Looks, first: date, last: date, prices: Prices | None
+) -> CostLine:
+    """The line of what a pipeline held from the first to the last day of a month."""
+    months, looked = gib_months(looks, first, last), max(looks)
+    price = prices.stored_gib_month if prices else None
+    return CostLine(
+        tenant=tenant,
+        pipeline=pipeline,
+        kind=STORAGE,
+        run="",
+        attempt="",
+        outcome="held",
+        model_version=None,
+        at_utc=datetime.combine(last, time.min, UTC),
+        rows=None,
+        bytes_read=None,
+        bytes_written=None,
+        bytes_stored=sum(looks[looked].values()),
+        gib_months=months,
+        measured_cpu_seconds=0.0,
+        measured_gpu_seconds=0.0,
+        allocated_s=0.0,
+        used_s=0.0,
+        idle_s=0.0,
+        wasted_s=0.0,
+        cpu_seconds=0.0,
+        gpu_seconds=0.0,
+        **_priced({"cost_stored": None if price is None else months * price}),
+    )
+
+
+def _last_looks(
+    store: MetadataStore, tenant: str, first: datetime, after: datetime
+) -> Iterator[dict[str, Any]]:
+    """What each pipeline held when it was looked at last in a month, in parts."""
+    for pipeline, looks in looks_of(store, tenant, first, after).items():
+        day = max(looks)
+        yield {
+            "tenant": tenant,
+            "pipeline": pipeline,
+            "day": day.isoformat(),
+            "bytes": sum(looks[day].values()),
+            **looks[day],
+        }
+
+
+def _unpriced(prices: Prices | None) -> list[str]:
+    """Of what has no price though other things have."""
+    if prices is None:
+        return []
+    names = {"read_gib": "reading", "written_gib": "writing", "stored_gib_month": "storage"}
+    return [name for field, name in names.items() if getattr(prices, field) is None]
 
 
 def _recorded(store: MetadataStore, tenant: str, first: datetime, after: datetime) -> list[dict[str, Any]]:
@@ -239,7 +323,7 @@ def _recorded(store: MetadataStore, tenant: str, first: datetime, after: datetim
 
 def _measured(line: Mapping[str, Any], prices: Prices | None) -> CostLine:
     """A run without attempts: what was measured is all that is known, and counts as used."""
-    cost = prices.of(line["cpu"], line["gpu"]) if prices else None
+    cost = None if prices is None else prices.of(line["cpu"], line["gpu"])
     return CostLine(
         tenant=line["tenant"],
         pipeline=line["pipeline"],
@@ -250,8 +334,10 @@ def _measured(line: Mapping[str, Any], prices: Prices | None) -> CostLine:
         model_version=line["model_version"],
         at_utc=line["at_utc"],
         rows=line["rows"],
+        bytes_read=None,
         bytes_written=None,
         bytes_stored=None,
+        gib_months=None,
         measured_cpu_seconds=line["cpu"],
         measured_gpu_seconds=line["gpu"],
         allocated_s=line["cpu"],
@@ -260,10 +346,7 @@ def _measured(line: Mapping[str, Any], prices: Prices | None) -> CostLine:
         wasted_s=0.0,
         cpu_seconds=line["cpu"],
         gpu_seconds=line["gpu"],
-        cost=cost,
-        cost_used=cost,
-        cost_idle=None if cost is None else 0.0,
-        cost_wasted=None if cost is None else 0.0,
+        **_priced({} if cost is None else {"cost_used": cost, "cost_idle": 0.0, "cost_wasted": 0.0}),
     )
 
 
@@ -308,23 +391,24 @@ def _sums(lines: list[CostLine], by: tuple[str, ...]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[CostLine]] = {}
     for line in lines:
         groups.setdefault(tuple(getattr(line, name) for name in by), []).append(line)
-    seconds = ("allocated_s", "used_s", "idle_s", "wasted_s", "cpu_seconds", "gpu_seconds")
-    costs = ("cost", "cost_used", "cost_idle", "cost_wasted")
+    seconds = ("allocated_s", "used_s", "idle_s", "wasted_s", "cpu_seconds", "gpu_seconds", "gib_months")
     return [
         {
             **dict(zip(by, key, strict=True)),
-            "runs": len({(line.pipeline, line.run) for line in found}),
-            "attempts": len(found),
+            "runs": len({(line.pipeline, line.run) for line in found if line.kind != STORAGE}),
+            "attempts": sum(line.kind != STORAGE for line in found),
             "failed": sum(line.failed for line in found),
             "rows": sum(line.rows or 0 for line in found),
+            "bytes_read": sum(line.bytes_read or 0 for line in found),
             "bytes_written": sum(line.bytes_written or 0 for line in found),
-            **{name: round(sum(getattr(line, name) for line in found), 6) for name in seconds},
-            **{
-                name: None
-                if found[0].cost is None
-                else round(sum(getattr(line, name) or 0.0 for line in found), 6)
-                for name in costs
-            },
+            **{name: round(sum(getattr(line, name) or 0.0 for line in found), 6) for name in seconds},
+            **{name: _sum(getattr(line, name) for line in found) for name in _COSTS},
         }
         for key, found in sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))
     ]
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """None when no part is known."""
+    known = [part for part in parts if part is not None]
+    return round(sum(known), 6) if known else None

@@ -27,6 +27,7 @@ def gang(
     training_id: str,
     worked_s: Callable[[], float],
     *,
+    bytes_read: int = 0,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[None]:
@@ -34,6 +35,7 @@ def gang(
 
     Args:
         worked_s: Wall seconds of the epochs that are kept.
+        bytes_read: Of the snapshot, which every attempt reads.
 
     Raises:
         ConfigError: A file of `tenants/` is wrong, or the guarantees add up to more than the cluster has.
@@ -55,6 +57,7 @@ def gang(
         used_s = min(allocated_s, workers * max(0.0, worked - kept_s))
         return {
             **NOTHING,
+            "bytes_read": bytes_read,
             "allocated_s": allocated_s,
             "used_s": used_s,
             "wasted_s": allocated_s - used_s if failed else 0.0,

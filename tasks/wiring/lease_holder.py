@@ -10,23 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 from tasks.core.clock import utc_now
-from tasks.core.errors import PenstockError, StaleAttempt, TerminalError
+from tasks.core.errors import PenstockError, ServiceUnavailable, StaleAttempt, TerminalError
 from tasks.core.shares import ClusterSpec, Resources, TenantShare, cluster_file
 from tasks.core.tenants import load_shares, tenant_file
 from tasks.metadata import MetadataStore
-from tasks.tenancy import Lease, beat, ledger_time, refusal
+from tasks.metadata.leases import ENDS_KEPT_S, OpenLedger
+from tasks.tenancy import SEEN, Book, Lease, beat, foreseen_s, key_of, ledger_time, refusal
 from tasks.wiring.context import Context
 
 log = logging.getLogger(__name__)
 
 NOTHING: Mapping[str, Any] = {
     **dict.fromkeys(("allocated_s", "used_s", "wasted_s", "cpu_seconds", "gpu_seconds"), 0.0),
-    **dict.fromkeys(("rows", "bytes_written"), 0),
+    **dict.fromkeys(("rows", "bytes_read", "bytes_written"), 0),
 }
 """The account of an attempt that has had no workers."""
 _PATIENCE_S = 5.0
 """For the ledger's lock: the driver hands out no shards while it waits."""
 _SAY_AGAIN_S = 60.0
+_FORESEE_AGAIN_S = 60.0
 _PAUSE_EACH_S = 0.02
 _RAY_AGAIN_S = 10.0
 _GIB = 1 << 30
@@ -97,12 +99,15 @@ class LeaseHolder:
         self._ray: Resources | None = None
         self._ray_s: float | None = None
         self._told: tuple[Resources, Resources] | None = None
-        self._leases = 0
+        self._book: Book | None = None
+        self._revision, self._looked_s = 0, 0.0
+        self._foreseen: tuple[float, float | None] | None = None
 
     @property
     def pause_s(self) -> float:
-        """How long an attempt without workers waits before it asks again: longer among many, which all read the whole ledger."""
-        return max(self.cluster.beat_s, min(self.cluster.lease_s / 4, self._leases * _PAUSE_EACH_S))
+        """How long an attempt without workers waits before it asks again: longer among many, who beat one at a time."""
+        leases = 0 if self._book is None else len(self._book)
+        return max(self.cluster.beat_s, min(self.cluster.lease_s / 4, leases * _PAUSE_EACH_S))
 
     def refuse_unplaceable(self, what: str, fields: str) -> None:
         """Raises `TerminalError` with limit and figure when no waiting would give the attempt its first workers."""
@@ -139,64 +144,119 @@ class LeaseHolder:
         """
         self._read_again()
         there = self._ray_size()
+        asked = self._asked()
+        book, self._book = self._book, None  # what a transaction that fails leaves in it was never so
         with self._open().lease_ledger() as ledger:
             now_s = ledger_time(ledger.clock_s, ledger.clock_at, ledger.now, lease_s=self.cluster.lease_s)
             ledger.set_clock(now_s, there)
-            found = {lease.key: lease for lease in map(Lease.of_row, ledger.rows)}
-            mine = self._asked()
-            before = found.get(mine.key)
-            if before is not None and before.holder != mine.holder:
-                if self._known:
-                    raise StaleAttempt(
-                        "a newer attempt has taken its workers over",
-                        which=f"{mine.kind} {mine.run_id}",
-                        fix="let the newer attempt finish",
-                    )
-                if not before.reclaimable and before.width and now_s - before.beat_s <= self.cluster.lease_s:
-                    return replace(mine, reason="another attempt of it has its workers")
-                ledger.end(lease_row(before), "taken over")
-                mine = replace(mine, since_s=before.since_s, asked_at_utc=ledger.now)
-            elif before is not None:
-                mine = replace(before, priority=mine.priority)
+            row = ledger.lease(asked.tenant, asked.pipeline, asked.run_id)
+            if row is not None and row["holder"] != asked.holder:
+                before = Lease.of_row(row)
+                alive = now_s - before.beat_s <= self.cluster.lease_s
+                if not self._known and before.width and not before.reclaimable and alive:
+                    return replace(asked, reason="another attempt of it has its workers")
+                mine, row = self._taken_over(ledger, asked, before), None
+            elif row is not None:
+                mine = replace(Lease.of_row(row), priority=asked.priority)
             else:
-                kept = (
-                    self._width if not mine.reclaimable else 0
-                )  # a gang has its workers, whatever the ledger lost
-                mine = replace(mine, since_s=now_s, asked_at_utc=ledger.now, width=kept)
+                # a gang has its workers, whatever the ledger lost
+                kept = 0 if asked.reclaimable else self._width
+                mine = replace(asked, since_s=now_s, asked_at_utc=ledger.now, width=kept)
             mine = replace(
                 mine,
                 most=most,
                 workers=workers,
                 ends_in_s=ends_in_s,
+                starts_in_s=self._foreseen_in_s(),
                 beat_s=now_s,
                 beat_at_utc=ledger.now,
                 **account,
             )
-            step = beat(self._shared_out(there), self._shares, found.values(), mine, now_s)
-            for lease in step.expired:
+            book = self._read(ledger, book)
+            self._end_silent(ledger, book, mine.key, now_s)
+            mine = beat(self._shared_out(there), self._shares, book, mine, now_s)
+            as_before = row is not None and Lease.of_row(row).seen == mine.seen
+            ledger.put(lease_row(mine), revision=row["changed"] if row and as_before else None)
+        self._book, self._revision, self._looked_s = book, ledger.revision, now_s
+        self._known = True
+        mine = self._foresee(mine, there)
+        self._say(mine)
+        return mine
+
+    def end(self, account: Mapping[str, Any], outcome: str) -> None:
+        """End the lease; where the ledger does not answer, it ends by itself."""
+        if not self._known:
+            return
+        first = self._first
+        try:
+            with self._open().lease_ledger() as ledger:
+                row = ledger.lease(first.tenant, first.pipeline, first.run_id)
+                if row is not None and row["holder"] == first.holder:
+                    ledger.end({**row, **account}, outcome)
+        except PenstockError as error:
+            log.warning("The lease of %s ends by itself: %s", self._first.run_id, error.what)
+
+    def _taken_over(self, ledger: OpenLedger, asked: Lease, before: Lease) -> Lease:
+        """End the lease of an older attempt, and go on in its place in the queue. Raises `StaleAttempt` in a newer one's."""
+        if self._known:
+            raise StaleAttempt(
+                "a newer attempt has taken its workers over",
+                which=f"{asked.kind} {asked.run_id}",
+                fix="let the newer attempt finish",
+            )
+        ledger.end(lease_row(before), "taken over")
+        return replace(asked, since_s=before.since_s, asked_at_utc=ledger.now)
+
+    def _end_silent(self, ledger: OpenLedger, book: Book, mine: str, now_s: float) -> None:
+        """End the leases that have not been heard of for too long; one's own is heard of just now."""
+        for row in ledger.unheard(now_s - self.cluster.lease_s):
+            lease = Lease.of_row(row)
+            if lease.key == mine:
+                continue
+            book.remove(lease.key)
+            if ledger.end(row, "expired"):
                 log.warning(
                     "%s %s has not been heard of for %.0f s: its workers are free.",
                     lease.kind.capitalize(),
                     lease.run_id,
                     now_s - lease.beat_s,
                 )
-                ledger.end(lease_row(lease), "expired")
-            ledger.put(lease_row(step.mine))
-        self._known, self._leases = True, len(found)
-        self._say(step.mine)
-        return step.mine
 
-    def end(self, account: Mapping[str, Any], outcome: str) -> None:
-        """End the lease; where the ledger does not answer, it ends by itself."""
-        if not self._known:
-            return
-        try:
-            with self._open().lease_ledger() as ledger:
-                for row in ledger.rows:
-                    if row["holder"] == self._first.holder:
-                        ledger.end({**row, **account}, outcome)
-        except PenstockError as error:
-            log.warning("The lease of %s ends by itself: %s", self._first.run_id, error.what)
+    def _read(self, ledger: OpenLedger, book: Book | None) -> Book:
+        """Everybody's leases: of those that are known only what has changed."""
+        too_old = ledger.clock_s - self._looked_s > ENDS_KEPT_S / 2
+        if book is None or too_old or book.ageing_s != self.cluster.ageing_s:
+            return Book(ledger.rows(SEEN), ageing_s=self.cluster.ageing_s)
+        rows, ended = ledger.changes(self._revision, SEEN)
+        for tenant, pipeline, run_id in ended:
+            book.remove(key_of(tenant, pipeline, run_id))
+        for row in rows:
+            book.put(row)
+        return book
+
+    def _foreseen_in_s(self) -> float | None:
+        """What was foreseen last, less the time since then."""
+        said_s, wait_s = self._foreseen or (0.0, None)
+        return None if wait_s is None else max(0.0, wait_s - (self._monotonic() - said_s))
+
+    def _foresee(self, mine: Lease, there: Resources | None) -> Lease:
+        """When an attempt that waits may expect to start: asked now and then, and while nobody waits for the ledger."""
+        if mine.width or self._book is None:
+            self._foreseen = None
+            return mine
+        if not mine.most or mine.starts_in_s == 0.0:
+            return mine
+        now_s = self._monotonic()
+        if self._foreseen is None or now_s - self._foreseen[0] >= _FORESEE_AGAIN_S:
+            try:
+                ends = {key_of(*key): wait_s for key, wait_s in self._open().lease_ends().items()}
+            except ServiceUnavailable as error:  # the beat is done; what is said of it is not worth a failure
+                log.warning("When %s starts is not foreseen: %s", mine.run_id, error.what)
+                return mine
+            spec = self._shared_out(there)
+            wait_s = foreseen_s(spec, self._shares, self._book, mine, self._looked_s, ends)
+            self._foreseen = (now_s, wait_s)
+        return replace(mine, starts_in_s=self._foreseen_in_s())
 
     def _asked(self) -> Lease:
         share = self._shares.get(self._first.tenant, TenantShare())

@@ -1,4 +1,4 @@
-"""Shares as files for other engines: Kueue and KubeRay manifests, and policies for the object store."""
+"""Tenants as files for other engines: Kueue and KubeRay manifests, and policies for the object store and the database."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from tasks.core import Settings, load_pipeline
 from tasks.core.errors import ConfigError, NotFound, disk_error
 from tasks.core.shares import Resources, cluster_file
-from tasks.core.tenants import load_shares, tenant_names
+from tasks.core.spec import Name
+from tasks.core.tenants import load_shares, tenant_file, tenant_names
+from tasks.tenancy.database_policy import postgres_policy
 from tasks.tenancy.kubernetes import Platform, RunJob, render_job, render_kueue
 from tasks.tenancy.store_policy import s3_policy
 
-KINDS = ("kueue", "s3-policy")
+KINDS = ("kueue", "s3-policy", "postgres")
 _GIB_PER_CPU = 4.0
 """Of a worker whose pipeline does not say `memory_gib_per_worker`."""
 _NO_SECRET = ("PENSTOCK_STORE", "PENSTOCK_MLFLOW_URL", "PENSTOCK_S3_ENDPOINT", "PENSTOCK_S3_REGION")
@@ -45,6 +49,9 @@ def render_tenancy(
     """
     if kind not in KINDS:
         raise NotFound("cannot be rendered", which=kind, fix=f"use one of: {', '.join(KINDS)}")
+    if kind == "postgres":
+        names = [_checked(settings, name) for name in tenant_names(settings)]
+        return _write(to, {f"{name}.sql": postgres_policy(name) for name in names})
     _require_s3(settings)
     if kind == "s3-policy":
         files = {
@@ -88,6 +95,18 @@ def _job(settings: Settings, run: str) -> RunJob:
     memory_gib = scoring.memory_gib_per_worker or _GIB_PER_CPU * scoring.cpus_per_worker
     each = Resources(scoring.gpus_per_worker, scoring.cpus_per_worker, memory_gib)
     return RunJob(spec.tenant, pipeline, run_id, scoring.max_workers, each)
+
+
+def _checked(settings: Settings, tenant: str) -> str:
+    """The name of a tenant's file, which goes into statements, as a pipeline may write it."""
+    try:
+        return TypeAdapter(Name).validate_python(tenant)
+    except ValidationError:
+        raise ConfigError(
+            "is not named as a tenant can be: a letter, then letters, digits and underscores, all small",
+            which=str(tenant_file(settings, tenant)),
+            fix="rename or remove the file",
+        ) from None
 
 
 def _require_s3(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import Context, open_context, parse_day, window
 from tasks.wiring.mitigation import refuse_held
+from tasks.wiring.storage import look_at_storage
 
 if TYPE_CHECKING:
     from tasks.inference import Exposed
@@ -313,7 +314,7 @@ def vacuum_tables(
 def maintain(
     settings: Settings, pipeline: str, *, safe_age_hours: float = 24.0, dag_run: str | None = None
 ) -> dict[str, Any]:
-    """Daily upkeep: remove files that nothing refers to, align MLflow's aliases with the log, fold online rows, merge small files.
+    """Daily upkeep: remove files that nothing refers to, align MLflow's aliases with the log, fold online rows, add up what is stored, merge small files.
 
     Orphans go when they are `safe_age_hours` old and no attempt can commit them any more; files that a table let
     go stay a week for readers of older versions. Days with a hold stay as they are. MLflow being down is told in
@@ -333,6 +334,7 @@ def maintain(
     except ServiceUnavailable as error:
         registry = [f"not reconciled, the next maintenance will: {error.which}: {error.what}"]
     folded = fold_for_upkeep(settings, context.spec)
+    stored = look_at_storage(context)
     # Last: a damaged file makes it fail loudly, and must not keep the rest from being done.
     optimized = optimize(settings, context.spec)
     result = {
@@ -340,6 +342,7 @@ def maintain(
         "vacuumed_files": vacuumed.files,
         "held_files": vacuumed.held_files,
         **folded,
+        "stored_bytes": stored,
         "merged_files": optimized.merged_files,
         "written_files": optimized.written_files,
         "registry": registry,

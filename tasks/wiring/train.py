@@ -126,12 +126,14 @@ def train_model(
 
     context = open_context(settings, pipeline)
     warning = reserve_budget(context, "training", snapshot_id)
+    snapshot = context.snapshot(snapshot_id)
+    size = sum(part.size_bytes for part in snapshot.partitions)
     trained = train(
         settings,
         context.spec,
-        context.snapshot(snapshot_id),
+        snapshot,
         validation_first_day=_required_day(validation_first_day, "validation_first_day"),
-        workers=partial(gang, context),
+        workers=partial(gang, context, bytes_read=size),
     ).to_json()
     is_new = context.metadata.record_training(context.spec, trained, dag_run=dag_run)
     release_budget(context, "training", snapshot_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from share_files import say
 
-from tasks.core import Settings
+from tasks.core import Settings, tenant_files
 from tasks.core.errors import ConfigError
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
 from tasks.core.tenants import load_shares
@@ -57,3 +59,33 @@ def test_wrong_shares_are_refused_with_the_field_and_the_figure(
     with pytest.raises(ConfigError) as caught:
         load_shares(settings)
     assert says in str(caught.value)
+
+
+def test_a_file_is_read_again_when_it_has_changed_and_only_then(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(settings, "{gpus: 8, cpus: 64}", red="share: {guarantee: {gpus: 2}}")
+    file = settings.project / "tenants" / "red.yaml"
+
+    def guaranteed() -> float | None:
+        found = load_shares(settings)
+        assert found is not None
+        return found[1]["red"].guarantee.gpus
+
+    assert guaranteed() == 2
+    file.write_text("share: {guarantee: {gpus: 3}}")
+    assert guaranteed() == 3, "as long as before, and in the same moment"
+    for path in file.parent.iterdir():
+        os.utime(path, (0, 0))
+    assert guaranteed() == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(tenant_files, "_read", lambda *_: pytest.fail("read again"))
+        assert guaranteed() == 3
+    file.write_text("share: {guarantee: {gpus: 9}}")
+    with pytest.raises(ConfigError, match="red 9"):
+        load_shares(settings)
+    file.write_text("share: [")
+    os.utime(file, (0, 0))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"red\.yaml"):
+            load_shares(settings)

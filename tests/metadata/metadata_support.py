@@ -99,6 +99,7 @@ def populate(store: MetadataStore) -> None:
         with store.open_budget(of.tenant) as reserved:
             key = {"tenant": of.tenant, "pipeline": of.name, "kind": "scoring", "subject": "s"}
             reserved.put({**key, "cost": 12.5, "until_utc": now + timedelta(days=1)})
+        store.put_stored(of, now.date(), {"models": 2**43, "other": 0})
 
 
 def lease(of: Scope, run_id: str) -> dict[str, Any]:
@@ -114,7 +115,13 @@ def lease(of: Scope, run_id: str) -> dict[str, Any]:
         "starts_in_s": 90.5,
     }
     times = {"allocated_s": 9.5, "used_s": 5.25, "wasted_s": 1e-9}
-    made = {"rows": 2**40, "bytes_written": 2**41, "cpu_seconds": 3.75, "gpu_seconds": 0.5}
+    made = {
+        "rows": 2**40,
+        "bytes_read": 2**42,
+        "bytes_written": 2**41,
+        "cpu_seconds": 3.75,
+        "gpu_seconds": 0.5,
+    }
     moments = {"asked_at_utc": utc_now(), "beat_at_utc": utc_now()}
     key = {"tenant": of.tenant, "pipeline": of.name, "run_id": run_id, "kind": "scoring", "holder": "h"}
     return {**key, **amounts, **counts, **times, **made, **moments, "reclaimable": True, "reason": "wartet"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +23,8 @@ from tasks.core.shares import ClusterSpec, Resources, TenantShare
 from tasks.inference import Demand
 from tasks.inference.width import WorkerTime
 from tasks.metadata import MetadataStore, Scope
-from tasks.tenancy import Lease, beat, ledger_time
+from tasks.metadata.leases import OpenLedger
+from tasks.tenancy import SEEN, Book, Lease, beat, foreseen_s, ledger_time
 from tasks.wiring import lease_holder
 from tasks.wiring.admission import Admission, admission
 from tasks.wiring.context import open_context
@@ -30,7 +32,8 @@ from tasks.wiring.lease_holder import NOTHING
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FOUR = ClusterSpec(gpus=4, cpus=16, lease_s=60)
-HALVES = {name: TenantShare.model_validate({"guarantee": {"gpus": 2}}) for name in ("red", "blue")}
+Shares = Mapping[str, TenantShare]
+HALVES: Shares = {name: TenantShare.model_validate({"guarantee": {"gpus": 2}}) for name in ("red", "blue")}
 
 
 def lease(tenant: str, run_id: str = "r", **more: object) -> Lease:
@@ -40,6 +43,7 @@ def lease(tenant: str, run_id: str = "r", **more: object) -> Lease:
     made: dict[str, object] = {
         "starts_in_s": None,
         "rows": 0,
+        "bytes_read": 0,
         "bytes_written": 0,
         "cpu_seconds": 0.0,
         "gpu_seconds": 0.0,
@@ -58,36 +62,42 @@ def lease(tenant: str, run_id: str = "r", **more: object) -> Lease:
     )  # type: ignore[arg-type]
 
 
+def granted(leases: Iterable[Lease], mine: Lease, now_s: float, tenants: Shares = HALVES) -> Lease:
+    """One beat beside these leases."""
+    return beat(FOUR, tenants, Book(one.seen for one in leases), mine, now_s)
+
+
 def test_a_run_grows_only_into_what_others_have_really_given_back() -> None:
-    red = beat(FOUR, HALVES, [], lease("red"), 0.0).mine
+    red = granted([], lease("red"), 0.0)
     assert red.width == 4, "nobody else is there"
     red = replace(red, workers=4)
-    blue = beat(FOUR, HALVES, [red], lease("blue", since_s=1.0), 1.0).mine
+    blue = granted([red], lease("blue", since_s=1.0), 1.0)
     assert blue.width == 0 and "as soon as others have finished the shards they are at" in blue.reason
-    red = beat(FOUR, HALVES, [red, blue], red, 2.0).mine
+    red = granted([red, blue], red, 2.0)
     assert (red.width, red.workers) == (2, 4), "it leaves at its shard boundaries"
-    assert beat(FOUR, HALVES, [red, blue], blue, 3.0).mine.width == 0
+    assert granted([red, blue], blue, 3.0).width == 0
     red = replace(red, workers=3)
-    blue = beat(FOUR, HALVES, [red, blue], blue, 3.0).mine
+    blue = granted([red, blue], blue, 3.0)
     assert (blue.width, blue.reason) == (1, "")
-    assert beat(FOUR, HALVES, [replace(red, workers=2), blue], replace(blue, workers=1), 4.0).mine.width == 2
-
-
-def test_a_lease_that_nobody_beats_for_ends_and_its_workers_are_free() -> None:
-    dead = lease("red", width=4, workers=4, beat_s=0.0)
-    assert beat(FOUR, HALVES, [dead], lease("blue"), 60.0).expired == ()
-    step = beat(FOUR, HALVES, [dead], lease("blue"), 60.1)
-    assert step.expired == (dead,) and step.mine.width == 4
+    assert granted([replace(red, workers=2), blue], replace(blue, workers=1), 4.0).width == 2
 
 
 def test_a_run_that_waits_says_when_it_expects_to_start() -> None:
     busy = [
-        lease("red", "a", width=2, workers=2, most=2, ends_in_s=90.0),
+        lease("red", "a", width=2, workers=2, most=2),
         lease("blue", "b", width=2, workers=2),
     ]
     one = {**HALVES, "red": HALVES["red"].model_copy(update={"max_runs": 1})}
-    waits = beat(FOUR, one, busy, lease("red", "c"), 0.0).mine
-    assert waits.waits == "1 runs of the tenant have workers, share.max_runs is 1; expected in about 90 s"
+    waits, book = lease("red", "c"), Book(each.seen for each in busy)
+    waits = beat(FOUR, one, book, waits, 0.0)
+    said = "1 runs of the tenant have workers, share.max_runs is 1"
+    assert waits.waits == f"{said}; start not foreseen"
+    wait_s = foreseen_s(FOUR, one, book, waits, 0.0, {busy[0].key: 90.0, "gone/p/r": 1.0})
+    assert (
+        beat(FOUR, one, book, replace(waits, starts_in_s=wait_s), 1.0).waits
+        == f"{said}; expected in about 90 s"
+    )
+    assert foreseen_s(FOUR, one, book, waits, 0.0, {"gone/p/r": 1.0}) is None
 
 
 def test_the_ledgers_time_never_goes_back_and_a_jump_ends_no_lease() -> None:
@@ -97,22 +107,29 @@ def test_the_ledgers_time_never_goes_back_and_a_jump_ends_no_lease() -> None:
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 40)), max_size=60))
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 40)), max_size=60), st.booleans()
+)
 def test_whoever_beats_in_whatever_order_never_more_is_held_than_there_is(
-    beats: list[tuple[int, int, int]],
+    beats: list[tuple[int, int, int]], keep_book: bool
 ) -> None:
     """Runs beat, want more or less, take what they are granted or are slow to give back, and fall silent."""
     runs = {n: lease(("red", "blue", "green")[n % 3], f"r{n}") for n in range(5)}
     held: dict[int, Lease] = {}
+    book = Book()
     now = 0.0
     for number, wants, later in beats:
         now += later
         mine = held.get(number, replace(runs[number], since_s=now))
         workers = mine.width if wants % 2 else min(mine.workers, mine.width + 1) or mine.width
-        step = beat(FOUR, HALVES, held.values(), replace(mine, most=wants, workers=workers, beat_s=now), now)
-        held[number] = step.mine
-        gone = {one.key for one in step.expired}
-        held = {n: one for n, one in held.items() if one.key not in gone}
+        held = {n: one for n, one in held.items() if now - one.beat_s <= 60 or n == number}
+        beats_now = replace(mine, most=wants, workers=workers, beat_s=now)
+        if keep_book:  # kept from beat to beat
+            for key in set(book.queue.runs) - {one.key for one in held.values()}:
+                book.remove(key)
+            held[number] = beat(FOUR, HALVES, book, beats_now, now)
+        else:
+            held[number] = granted(held.values(), beats_now, now)
         total = Resources()
         for one in held.values():
             total = total.plus(one.holds)
@@ -316,6 +333,56 @@ def test_processes_that_ask_at_the_same_moment_never_get_more_than_there_is(two:
         since=datetime(2000, 1, 1, tzinfo=UTC), until=datetime(2200, 1, 1, tzinfo=UTC)
     )
     assert sorted(row["run_id"] for row in kept) == [f"r{n}" for n in range(8)], "each has ended once"
+
+
+def test_what_a_driver_keeps_from_beat_to_beat_is_what_the_ledger_holds(two: Settings) -> None:
+    """Attempts come, change, end, die, and take each other's place, in any order; who looks seldom sees it all the same."""
+    store, draw, hands = MetadataStore.open(two), random.Random(7), Hands()
+    drivers: dict[str, Admission] = {}
+    seldom, kept = asked(two, "red", "seldom", hands), 0
+    for number in range(150):
+        hands.now_s += 1.0
+        name = f"r{draw.randrange(5)}"
+        known = drivers.get(name)
+        what = draw.random()
+        if known is None or what < 0.15:  # a newer attempt, beside one that may still think it has the lease
+            known = drivers[name] = asked(two, ("red", "blue")[int(name[1]) % 2], name, hands)
+        if what > 0.9:
+            drivers.pop(name).holder.end({**NOTHING, "allocated_s": draw.choice([0.0, 1.0])}, "finished")
+        elif what > 0.8:
+            drivers.pop(name)
+            with store.lease_ledger() as ledger:
+                for row in store.lease_rows():
+                    if row["run_id"] == name:
+                        ledger.put({**row, "beat_s": row["beat_s"] - 61})
+        else:
+            had = known.holder._book
+            known.holder.beat(NOTHING, workers=draw.randrange(3), most=draw.randrange(5))
+            kept += had is not None and known.holder._book is had
+        if number % 10 == 0:
+            seldom.holder.beat(NOTHING, workers=0, most=1)
+            with store.lease_ledger() as ledger:
+                there = Book(ledger.rows(SEEN))
+            book = seldom.holder._book
+            assert book is not None and book.queue.runs == there.queue.runs
+            assert book.queue.groups == there.queue.groups and book.held_beside("") == there.held_beside("")
+    assert kept > 20 and "seldom" in {row["run_id"] for row in store.lease_rows()}
+
+
+def test_a_beat_that_fails_leaves_nothing_of_it_in_memory(
+    two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = asked(two, "red")
+    red.holder.beat(NOTHING, workers=0, most=4)
+
+    def breaks(*_: object) -> None:
+        raise ServiceUnavailable("the connection broke", which="db")
+
+    with monkeypatch.context() as patch, pytest.raises(ServiceUnavailable):
+        patch.setattr(OpenLedger, "flush", breaks)
+        red.holder.beat(NOTHING, workers=4, most=2)
+    assert red.holder._book is None
+    assert red.holder.beat(NOTHING, workers=4, most=4).width == 4
 
 
 def test_a_file_that_promises_more_than_ray_has_is_said_with_both_figures_and_what_ray_has_is_shared_out(

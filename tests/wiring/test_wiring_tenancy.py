@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import multiprocessing
 import shutil
+from calendar import monthrange
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import services
 from database_fixtures import on_database
 from wiring_support import Finished, edit, pipeline_file, plan_next_days, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store, utc_now
 from tasks.core.errors import ConfigError, PenstockError, TerminalError, TransientError
+from tasks.core.partitions import load_snapshot
 from tasks.core.pools import POOLS, RAY_POOL
 from tasks.core.tenants import pools_of
-from tasks.inference.records import ShardRecord
+from tasks.inference.records import ShardRecord, read_plan
 from tasks.inference.shard import ShardWorker
 from tasks.metadata import UNDER_WAY, MetadataStore, Scope
+from tasks.metadata.copying import copy_metadata
 from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import open_context
+from tasks.wiring.storage import look_at_storage
 
 PRICES = "{currency: EUR, cpu_hour: 3600, gpu_hour: 36000}"
 """A CPU-second costs 1, a GPU-second 10."""
+TOY = Scope("toy")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -60,6 +69,11 @@ def test_the_ledger_has_every_attempt_and_its_sums_are_those_of_its_lines(instal
     assert 0 < first["bytes_stored"] < first["bytes_written"], "explanations of its days are archived"
     (trained,) = [line for line in ledger["lines"] if line["kind"] == "training"]
     assert trained["cpu_seconds"] > 0 and trained["outcome"] == "finished" and trained["used_s"] > 0
+    snapshot = load_snapshot(store, MetadataStore.open(installation).trainings(TOY)[0].snapshot_id)
+    assert trained["bytes_read"] == sum(part.size_bytes for part in snapshot.partitions)
+    planned = read_plan(store, run["run_id"])
+    assert last["bytes_read"] >= sum(part.size_bytes for part in planned.partitions)
+    assert last["bytes_read"] == sum(planned.bytes_read(shard.shard) for shard in planned.shards)
     (whole,) = ledger["by_tenant"]
     assert whole["cost"] == pytest.approx(sum(line["cost"] for line in ledger["lines"]), abs=1e-6)
     assert sum(item["runs"] for item in ledger["by_pipeline"]) == len(ledger["lines"]) == whole["runs"]
@@ -85,6 +99,91 @@ def adds_up(line: Mapping[str, float]) -> None:
     money = line["cost_used"] + line["cost_idle"] + line["cost_wasted"]
     assert line["cost"] == pytest.approx(money, abs=rounded)
     assert line["cost"] == pytest.approx(line["cpu_seconds"], abs=rounded)
+
+
+def test_bytes_have_prices_of_their_own_and_what_has_none_costs_nothing_and_says_so(
+    settings: Settings,
+) -> None:
+    key = {"tenant": "red", "pipeline": "toy", "holder": "h", "kind": "scoring", "gpus": 0.0, "cpus": 2.0}
+    had = {"allocated_s": 10.0, "used_s": 4.0, "wasted_s": 1.0, "cpu_seconds": 3.0, "gpu_seconds": 0.0}
+    store = MetadataStore.open(settings)
+    for run_id, read in (("old", None), ("new", 3 << 30)):
+        made = {"run_id": run_id, "rows": 5, "bytes_read": read, "bytes_written": 1 << 29}
+        store.put_allocation({**key, **had, **made, "asked_at_utc": utc_now()}, "finished")
+    say(settings, prices=PRICES.replace("}", ", read_gib: 7, written_gib: 4}"))
+    ledger = wiring.cost_ledger(settings)
+    lines = {line["run"]: line for line in ledger["lines"]}
+    assert (lines["new"]["cost_read"], lines["new"]["cost_written"], lines["new"]["cost"]) == (21, 2, 43)
+    assert lines["old"]["bytes_read"] is lines["old"]["cost_read"] is None and lines["old"]["cost"] == 22
+    (whole,) = ledger["by_tenant"]
+    assert (whole["bytes_read"], whole["cost_read"], whole["cost_written"], whole["cost"]) == (
+        *(3 << 30, 21, 4),
+        65,
+    )
+    assert whole["cost_stored"] is None and ledger["unpriced"] == ["storage"]
+    say(settings)
+    ledger = wiring.cost_ledger(settings)
+    assert ledger["unpriced"] == ["reading", "writing", "storage"] and ledger["by_tenant"][0]["cost"] == 40
+    for row in csv.DictReader(io.StringIO(wiring.ledger_csv(ledger))):
+        assert row["cost_read"] == row["cost_written"] == row["cost_stored"] == "" and row["bytes_written"]
+
+
+@pytest.mark.parametrize("price", ["read_gib: -1", "written_gib: .inf", "stored_gib_month: much", "a_gib: 1"])
+def test_a_price_that_is_none_is_refused_with_its_name(settings: Settings, price: str) -> None:
+    say(settings, prices=PRICES.replace("}", f", {price}}}"))
+    with pytest.raises(ConfigError, match=price.partition(":")[0]):
+        wiring.cost_ledger(settings)
+
+
+def test_the_store_is_looked_at_once_a_day_and_the_look_adds_up(
+    installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(installation, prices=PRICES.replace("}", ", stored_gib_month: 1000}"))
+    context = open_context(installation, "toy")
+    held = look_at_storage(context)
+    (look,) = wiring.cost_ledger(installation)["storage"]
+    sizes = {info.key: info.size_bytes for info in context.store.list()}
+    assert held == look["bytes"] == sum(sizes.values()) and look["day"] == f"{utc_now():%Y-%m-%d}"
+    for part, folders in {
+        "predictions": ("tables/predictions/",),
+        "models": ("bundles/", "training/"),
+    }.items():
+        assert look[part] == sum(size for key, size in sizes.items() if key.startswith(folders)) > 0
+    assert sum(look[part] for part in ("predictions", "explanations", "models", "data", "other")) == held
+
+    monkeypatch.setattr(type(context.store), "list", lambda *_: pytest.fail("a second listing"))
+    assert look_at_storage(context) is None
+    ledger = wiring.cost_ledger(installation)
+    (line,) = [line for line in ledger["lines"] if line["kind"] == "storage"]
+    assert line["gib_months"] == pytest.approx(held / 2**30 / monthrange(*utc_now().timetuple()[:2])[1])
+    assert line["cost"] == line["cost_stored"] == pytest.approx(1000 * line["gib_months"])
+    (whole,) = ledger["by_tenant"]
+    assert whole["cost"] == pytest.approx(sum(line["cost"] for line in ledger["lines"]), abs=1e-6)
+    assert whole["cost_stored"] == pytest.approx(line["cost"], abs=1e-6)
+    assert whole["attempts"] == len(ledger["lines"]) - 1, "what is held is no attempt"
+
+
+def test_what_is_held_is_billed_by_the_day_and_a_month_that_is_over_does_not_change(
+    settings: Settings,
+) -> None:
+    say(settings, prices=PRICES.replace("}", ", stored_gib_month: 29}"))
+    store, toy = MetadataStore.open(settings), Scope("toy", "red")
+    gib = 1 << 30
+    store.put_stored(toy, date(2024, 1, 30), {"data": 5 * gib})
+    store.put_stored(toy, date(2024, 2, 3), {"data": gib, "models": gib})
+    store.put_stored(toy, date(2024, 2, 20), {"data": 10 * gib})
+
+    def cost(month: str, now: datetime) -> float:
+        (line,) = wiring.cost_ledger(settings, month=month, clock=lambda: now)["lines"]
+        return float(line["cost"])
+
+    first_two, seven_from_the_third, seven_from_the_twentieth = 2 * 5, 7 * 2, 7 * 10
+    whole = first_two + seven_from_the_third + seven_from_the_twentieth  # a day's GiB costs 1 in this month
+    assert cost("2024-02", datetime(2024, 2, 4, 12, tzinfo=UTC)) == pytest.approx(first_two + 2 * 2)
+    assert cost("2024-02", datetime(2024, 2, 29, 12, tzinfo=UTC)) == pytest.approx(whole)
+    store.put_stored(toy, date(2024, 3, 1), {"data": 99 * gib})
+    assert cost("2024-02", datetime(2024, 3, 9, tzinfo=UTC)) == pytest.approx(whole)
+    assert cost("2024-01", datetime(2024, 3, 9, tzinfo=UTC)) == pytest.approx(2 * 5 * 29 / 31)
 
 
 def test_an_attempt_that_failed_is_billed_and_flagged_and_the_next_one_has_a_line_of_its_own(
@@ -122,7 +221,7 @@ def test_an_attempt_whose_driver_died_is_billed_until_it_was_heard_of_last(setti
     moment = {"asked_at_utc": heard, "beat_at_utc": heard}
     key = {"tenant": "red", "pipeline": "toy", "run_id": "r", "holder": "h", "kind": "scoring"}
     had = {"gpus": 0.0, "cpus": 2.0, "allocated_s": 10.0, "used_s": 4.0, "wasted_s": 1.0}
-    made = {"rows": 5, "bytes_written": 6, "cpu_seconds": 3.0, "gpu_seconds": 0.0}
+    made = {"rows": 5, "bytes_read": None, "bytes_written": 6, "cpu_seconds": 3.0, "gpu_seconds": 0.0}
     MetadataStore.open(settings, clock=lambda: heard).put_allocation(
         {**key, **had, **made, **moment}, UNDER_WAY
     )
@@ -199,7 +298,7 @@ def begun(settings: Settings, tenant: str, pipeline: str, cost: float | None, *,
         return
     key = {"tenant": tenant, "pipeline": pipeline, "run_id": "r", "holder": "h", "kind": "scoring"}
     had = {"gpus": 0.0, "cpus": 1.0, "allocated_s": cost, "used_s": cost, "wasted_s": 0.0}
-    made = {"rows": rows, "bytes_written": 0, "cpu_seconds": cost, "gpu_seconds": 0.0}
+    made = {"rows": rows, "bytes_read": 0, "bytes_written": 0, "cpu_seconds": cost, "gpu_seconds": 0.0}
     MetadataStore.open(settings).put_allocation({**key, **had, **made, "asked_at_utc": utc_now()}, "finished")
 
 
@@ -265,6 +364,29 @@ def test_two_whose_cost_cannot_be_foreseen_do_not_begin_side_by_side_and_a_reser
         for row in reserved.rows:
             reserved.put({**row, "until_utc": reserved.now})
     assert reserve_budget(one, "training", "s") == "", "what was begun a day ago has been given up"
+
+
+def test_a_run_is_scored_published_and_verified_with_the_login_of_its_tenants_workers(
+    installation: Settings, postgres_url: str, tmp_path: Path
+) -> None:
+    url = services.new_postgres_database(postgres_url)
+    copy_metadata(installation.metadata_url, url)
+    owner = dataclasses.replace(installation, metadata_url=url)
+    say(owner, "budget: {month_hard: 100000}")
+    (name,) = wiring.render_tenancy(owner, "postgres", tmp_path / "sql")["files"]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute((tmp_path / "sql" / name).read_bytes())
+    login = dataclasses.replace(owner, metadata_url=url.replace("penstock@", "penstock_default@"))
+    run_id = plan_next_days(owner)
+    found = wiring.step("resume_run")(
+        login, "toy", run_id=run_id, local=True, dag_run="toy.score/manual__2024-03-01"
+    )
+    assert found["ok"] and not found["already_published"] and found["rows"] > 0
+    run = MetadataStore.open(owner).run(TOY, run_id)
+    assert run is not None and run.status == "verified"
+    version = run.model_version
+    blast = wiring.step("blast_radius")
+    assert blast(login, "toy", version=version) == blast(owner, "toy", version=version)
 
 
 def test_a_budget_without_prices_is_refused_and_names_the_file_to_write(installation: Settings) -> None:
