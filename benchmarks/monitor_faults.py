@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import partial
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -193,7 +194,8 @@ def swapped(rows: pa.Table, moment: Moment) -> pa.Table:
 
 def other_zone(rows: pa.Table, moment: Moment) -> pa.Table:
     """The clock of UTC in place of New York's."""
-    hours = 4 if moment.day < date(2013, 11, 3) else 5
+    noon = datetime.combine(moment.day, time(12), ZoneInfo("America/New_York"))
+    hours = -round(noon.utcoffset() / timedelta(hours=1))
     minutes = (rows["sched_dep_minute"].to_numpy().astype(np.int64) + 60 * hours) % 1440
     return _set(rows, "sched_dep_minute", pa.array(minutes, pa.int16()))
 
@@ -431,10 +433,10 @@ MORE = (
 """Beside the sixteen, for what they say about some of them; not counted."""
 
 
-def starts_of(fault: Fault, count: int = 12) -> list[tuple[date, str]]:
-    """(start day, variant) of each case: one in each of `count` equal parts of 1 July to 3 December."""
-    first, days = date(2013, 7, 1), 156
+def starts_of(fault: Fault, monitored: tuple[date, date], count: int = 12) -> list[tuple[date, str]]:
+    """(start day, variant) of each case: one in each of `count` equal parts of the days that leave room for the longest case."""
+    days = (monitored[1] - monitored[0]).days + 1 - LABEL_DAYS
     rng = np.random.default_rng([2013, *fault.name.encode()])
     step = days // count
-    found = [first + timedelta(days=step * part + int(rng.integers(step))) for part in range(count)]
+    found = [monitored[0] + timedelta(days=step * part + int(rng.integers(step))) for part in range(count)]
     return [(start, fault.variants[index % len(fault.variants)]) for index, start in enumerate(found)]

@@ -1,7 +1,7 @@
-"""Other monitors on the days of `monitor_decisions.py`, which starts this with the Python that has them: FOLDER.
+"""Other monitors on the days of `monitor_decisions.py`, which starts this with the Python that has them: FOLDER FIRST_VALIDATION_DAY ASKED RESULT.
 
-Every one has its default settings. The reference is every eighth row of January to June for the tests of two samples (KS,
-PSI, Evidently), and every row by day for NannyML, whose thresholds come from its reference days; realised AUC has June, which the
+Every one has its default settings. The reference is every eighth row of the half that the model was trained on for the tests of two samples (KS,
+PSI, Evidently), and every row by day for NannyML, whose thresholds come from its reference days; realised AUC has its last month, which the
 model was not trained on. A column that a fault does not touch is equal to the clean day's, and so is its result.
 """
 
@@ -159,12 +159,17 @@ def main() -> None:
     reference, clean = (pd.read_parquet(folder / f"{name}.parquet") for name in ("reference", "clean"))
     columns = [column for column in reference.columns if column not in NOT_COLUMNS]
     tests = Tests(reference.iloc[::EVERY], columns)
-    nannyml = NannyML(reference, columns, reference[reference["day"] >= "2013-06-01"])
+    nannyml = NannyML(reference, columns, reference[reference["day"] >= sys.argv[2]])
     usual = nannyml.days(clean)
     for day, rows in clean.groupby("day"):
         usual[day] |= tests.day(rows, columns)
     print("clean days done", flush=True)
-    result: dict[str, Any] = {"clean": usual, "cases": {}, "clean_cpu_s": tests.cpu_s | nannyml.cpu_s}
+    result: dict[str, Any] = {
+        "asked": sys.argv[3],
+        "clean": usual,
+        "cases": {},
+        "clean_cpu_s": tests.cpu_s | nannyml.cpu_s,
+    }
     for case in json.loads((folder / "cases.json").read_text()):
         rows = pd.read_parquet(folder / case["file"], filters=[("case", "==", case["case"])])
         touched = columns if case["channels"] is None else [c for c in columns if c in case["channels"]]
@@ -182,7 +187,7 @@ def main() -> None:
         result["cases"][case["name"]] = found
         print(case["name"], flush=True)
     result["columns"] = columns
-    (folder / "peers.json").write_text(json.dumps(result))
+    Path(sys.argv[4]).write_text(json.dumps(result))
 
 
 def _half(alarms: list[str], columns: list[str]) -> bool:

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import numpy as np
 from monitor_faults import ALERT, ASK, HOLD, Fault
-from monitor_world import HISTORY, MONITORED, Scored, World, days_between
+from monitor_world import HISTORY, Scored, World, days_between
 
 from tasks.evaluation.canary import MIN_DAY_ROWS, canary_bounds, paired_day
 from tasks.evaluation.records import CanaryDay
@@ -150,8 +150,8 @@ def case(
 ) -> Caught:
     """Replay one case; what the clean replay of the same day says does not count, nor what the fault does not touch."""
     last = start + timedelta(days=fault.days - 1)
-    before = days_between(max(start - HISTORY - WINDOW, date(2013, 1, 1)), start - timedelta(days=1))
-    monitored = [day for day in before if day >= MONITORED[0]]
+    first = max(start - HISTORY - WINDOW, world.year.monitored[0])
+    monitored = days_between(first, start - timedelta(days=1))
     profiles = {day: world.clean_profile(day) for day in monitored}
     performances = {day: world.scored(day).performance(world.spec) for day in monitored}
     profiles |= {scored.day: world.profile(scored) for scored in days}
@@ -178,11 +178,11 @@ def case(
 
 
 def clean_runs(world: World) -> list[Run]:
-    """Every day of July to December as it was."""
-    days = days_between(*MONITORED)
+    """Every monitored day as it was."""
+    days = days_between(*world.year.monitored)
     profiles = {day: world.clean_profile(day) for day in days}
     performances = {day: world.scored(day).performance(world.spec) for day in days}
-    return replay(world, profiles, performances, *MONITORED)
+    return replay(world, profiles, performances, *world.year.monitored)
 
 
 def compared(world: World, other: World, days: Sequence[date]) -> dict[date, CanaryDay]:

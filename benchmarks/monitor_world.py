@@ -1,4 +1,4 @@
-"""The real flights of 2013 for `monitor_decisions.py`: a model trained on January to June, and what a monitor sees of later days.
+"""The real flights of 2013 for `monitor_decisions.py`: a model trained on one half of the year, and what a monitor sees of the other.
 
 Everything is the pipeline's own code: its snapshot, its training step (in this process, without MLflow), its bundle with the
 profile grid and the reference days, its scorer, its profiles. What was trained is kept under `.penstock/monitor_decisions`.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from monitor_faults import LABEL, Fault, Moment
+from monitor_year import AS_IT_WAS, PIPELINE, Year
+from monitor_year import HOME as HOME
+from monitor_year import ROOT as ROOT
 
 from tasks.core import PipelineSpec, Settings, load_pipeline, open_store
 from tasks.core.partitions import read_partition
@@ -32,11 +34,7 @@ from tasks.training.in_process import fit_in_process
 from tasks.training.tracking import Tracked
 from tasks.training.trainer import train
 
-ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / ".penstock" / "monitor_decisions"
-PIPELINE = "flight_delay"
-REFERENCE = (date(2013, 1, 1), date(2013, 6, 30))
-MONITORED = (date(2013, 7, 1), date(2013, 12, 31))
+REFERENCE, MONITORED = AS_IT_WAS.reference, AS_IT_WAS.monitored
 HISTORY = timedelta(days=60)
 
 Floats = npt.NDArray[np.float64]
@@ -77,9 +75,10 @@ class World:
 
     spec: PipelineSpec
     scorer: Scorer
+    year: Year
     validation_first_day: date
     rows: dict[date, pa.Table]
-    """Raw rows with labels, by day, from the first of January on."""
+    """Raw rows with labels, by day, from the first of the reference on."""
     _scored: dict[date, Scored] = field(default_factory=dict)
     _spreads: dict[str, float] = field(default_factory=dict)
     _profiles: dict[date, Profile] = field(default_factory=dict)
@@ -92,7 +91,7 @@ class World:
     @cached_property
     def usual(self) -> list[DayPerformance]:
         """Realised performance of the validation days: the reference of tier 3."""
-        days = days_between(self.validation_first_day, REFERENCE[1])
+        days = days_between(self.validation_first_day, self.year.reference[1])
         return [self.scored(day).performance(self.spec) for day in days]
 
     def scored(self, day: date) -> Scored:
@@ -125,7 +124,7 @@ class World:
 
     def spread(self, column: str) -> float:
         if column not in self._spreads:
-            days = days_between(self.validation_first_day, REFERENCE[1])
+            days = days_between(self.validation_first_day, self.year.reference[1])
             values = pa.concat_tables([self.rows[day].select([column]) for day in days])[column]
             self._spreads[column] = float(pc.stddev(values.cast(pa.float64())).as_py())
         return self._spreads[column]
@@ -148,34 +147,40 @@ def labels_of(rows: pa.Table) -> Floats:
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
 
 
-def make_world(*, validation: tuple[date, date], hidden: Sequence[int] | None = None) -> World:
-    """Train on the days from January to `validation`, or find what was trained before; read every day of the year.
+def make_world(
+    *, validation: tuple[date, date], hidden: Sequence[int] | None = None, year: Year = AS_IT_WAS
+) -> World:
+    """Train on the days from the first of the reference to `validation`, or find what was trained before; read every day of the year.
 
     Args:
         hidden: Layers in place of the pipeline's, trained for one epoch: enough to measure what scoring with them costs.
     """
-    settings = Settings.at_home(HOME, project=ROOT)
+    settings = Settings.at_home(year.home, project=year.project())
     spec = load_pipeline(settings, PIPELINE)
     if hidden:
         other = {"hidden": tuple(hidden), "epochs": 1, "patience": 1, "refit": False}
         spec = spec.model_copy(update={"training": spec.training.model_copy(update=other)})
     store = open_store(settings, prefix=spec.prefix)
-    snapshot = take_snapshot(settings, spec, kind="training", window=_window(REFERENCE[0], validation[1]))
+    snapshot = take_snapshot(
+        settings, spec, kind="training", window=_window(year.reference[0], validation[1])
+    )
     trained = train(
         settings, spec, snapshot, validation_first_day=validation[0], fit=fit_in_process, show=_nowhere
     )
     logging.info("trained until %s: %s", validation[0], trained.metrics)
     scorer = Scorer(fetch_bundle(store, trained.bundle_digest, settings.cache_dir))
-    return World(spec, scorer, validation[0], year())
+    return World(spec, scorer, year, validation[0], rows_of(year))
 
 
 @lru_cache(maxsize=1)
-def year() -> dict[date, pa.Table]:
-    """The rows of every day of 2013, as a training snapshot keeps them."""
-    settings = Settings.at_home(HOME, project=ROOT)
+def rows_of(year: Year) -> dict[date, pa.Table]:
+    """The rows of every day, as a training snapshot keeps them."""
+    settings = Settings.at_home(year.home, project=year.project())
     spec = load_pipeline(settings, PIPELINE)
     store = open_store(settings, prefix=spec.prefix)
-    whole = take_snapshot(settings, spec, kind="training", window=_window(REFERENCE[0], MONITORED[1]))
+    whole = take_snapshot(
+        settings, spec, kind="training", window=_window(year.reference[0], year.monitored[1])
+    )
     return {partition.day: read_partition(store, partition) for partition in whole.partitions}
 
 

@@ -193,10 +193,11 @@ def judge_gaps(
 
     Returns:
         Signals in day order. `alarm` is `once` for z < -4, `cusum` for a day below expectation while the
-        CUSUM (k 1, h 4) is above h. The sum stops at twice h, so that it comes back within days when the
-        cause is gone.
+        CUSUM (k 1, h 4) is above h. A day counts in it with z -4 at most: beyond that it alarms by itself, and must not
+        speak for the days after it. The sum stops at twice h, so that it comes back within days when the cause is gone.
 
-    Source: Page (1954), "Continuous inspection schemes".
+    Sources: Page (1954), "Continuous inspection schemes"; Hawkins & Olwell (1998), "Cumulative sum charts and charting
+    for quality improvement", on winsorised sums.
     """
     usual = [p for p in reference if p.state == "measured" and p.gap is not None]
     centre, spread = 0.0, None
@@ -214,7 +215,7 @@ def judge_gaps(
         error = max(day.auc_se or 0.0, 1e-4)
         scale = float(np.hypot(error, error if spread is None else spread))
         z = (day.gap - centre) / scale
-        cusum = min(max(0.0, cusum - z - CUSUM_K), 2 * CUSUM_H)
+        cusum = min(max(0.0, cusum - max(z, -Z_ALARM) - CUSUM_K), 2 * CUSUM_H)
         middle = day.expected_auc + centre
         signals.append(
             PerformanceSignal(

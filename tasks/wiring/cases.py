@@ -12,7 +12,7 @@ from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.object_store import AlreadyExists
 from tasks.wiring.causes import explained
 from tasks.wiring.context import Context, open_context, parse_day
-from tasks.wiring.measured import scorer_of, signals_of
+from tasks.wiring.measured import LabelledHistory, scorer_of, signals_of
 
 if TYPE_CHECKING:
     from tasks.monitoring import DaySignals, Decision
@@ -31,6 +31,7 @@ class _Window:
 
     context: Context
     decision: Decision
+    history: LabelledHistory
     signals: list[DaySignals]
     version: int | None
     """That scored its newest day."""
@@ -39,7 +40,11 @@ class _Window:
 
 
 def keep_cases(
-    context: Context, decision: Decision, mitigation: Mapping[str, Any], dag_run: str | None
+    context: Context,
+    decision: Decision,
+    history: LabelledHistory,
+    mitigation: Mapping[str, Any],
+    dag_run: str | None,
 ) -> str:
     """Open, update or close the cases that a window speaks of; the id of the one whose question is open, or empty."""
     from tasks.monitoring.cases import asks, close_case, kinds_of, read_cases
@@ -49,6 +54,7 @@ def keep_cases(
     window = _Window(
         context,
         decision,
+        history,
         signals_of(context, first, last),
         scorer_of(context, first, last),
         mitigation,
@@ -364,7 +370,7 @@ def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str,
 
     decision, mitigation = window.decision, window.mitigation
     suggestion, because = _suggested(kind, decision, days, mitigation)
-    causes = explained(window.context, decision).causes
+    causes = explained(window.context, decision, window.history).causes
     told = mitigation["reasons"] if mitigation["outcome"] in _ACTED else ()
     return Case(
         case_id="",

@@ -21,7 +21,7 @@ from tasks.wiring.changes import BEFORE, changes_of
 from tasks.wiring.context import Context
 from tasks.wiring.deciding import answers_of
 from tasks.wiring.measured import (
-    labelled_history,
+    LabelledHistory,
     performance_of,
     run_by_day,
     scored_rows,
@@ -59,10 +59,13 @@ class Explained:
     changes: tuple[Change, ...]
 
 
-def explain(context: Context, decision: Decision) -> Explained:
+def explain(context: Context, decision: Decision, history: LabelledHistory) -> Explained:
     """Causes, slices and changes of a decision's window, from what is stored now.
 
     Asking again costs a few queries: the comparison of slices is kept, by the runs and labels that it is of.
+
+    Args:
+        history: Of the decision's window.
     """
     from tasks.monitoring.causes import suspect
     from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT, known_answer
@@ -78,24 +81,23 @@ def explain(context: Context, decision: Decision) -> Explained:
         else item
         for item in signals_of(context, decision.first_day - BEFORE, decision.last_day)
     ]
-    performances, gaps = labelled_history(context, decision.first_day, decision.last_day)
-    slices = slices_of(context, decision, gaps)
+    slices = slices_of(context, decision, history.gaps)
     causes = suspect(
         decision,
         signals,
         slices,
         changes,
-        performances=performances,
-        gaps=gaps,
+        performances=history.performances,
+        gaps=history.gaps,
         source_columns=_source_columns(context, signals),
     )
     return Explained(causes, slices, changes)
 
 
-def explained(context: Context, decision: Decision) -> Explained:
+def explained(context: Context, decision: Decision, history: LabelledHistory) -> Explained:
     """`explain`, or nothing where a record cannot be read: a decision must not wait for its causes."""
     try:
-        return explain(context, decision)
+        return explain(context, decision, history)
     except TerminalError as error:
         log.warning("the causes of the decision on %s are not known: %s", context.spec.name, error)
         return Explained((), None, ())

@@ -11,8 +11,8 @@ from tasks.core.errors import ConfigError, NotFound
 from tasks.wiring.context import Context
 from tasks.wiring.measured import (
     LABELS_BACK,
+    LabelledHistory,
     bundle_by_day,
-    labelled_history,
     published_in,
     run_by_day,
     scorer_of,
@@ -31,8 +31,12 @@ _DECISIONS, _RUNS = 200, 60
 _DONE = ("published", "verified")
 
 
-def decision_of(context: Context, first: date, last: date) -> Decision:
-    """The decision on a window, from what is measured now. Raises `NotFound` when nothing is."""
+def decision_of(context: Context, first: date, last: date, history: LabelledHistory) -> Decision:
+    """The decision on a window, from what is measured now. Raises `NotFound` when nothing is.
+
+    Args:
+        history: Of this window.
+    """
     from tasks.monitoring import decide
     from tasks.monitoring.operations import label_evidence, taken_in
 
@@ -43,7 +47,7 @@ def decision_of(context: Context, first: date, last: date) -> Decision:
             which=context.spec.name,
             fix="run the measure step of these days first",
         )
-    performances, gaps = labelled_history(context, first, last)
+    performances, gaps = history.performances, history.gaps
     scorers = bundle_by_day(context, [found.day for found in gaps] + [signals[-1].day])
     corrected = _corrected(context, first, last, performances, gaps)
     recent = [found for found in performances if found.day >= first - LABELS_BACK]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -123,12 +124,19 @@ def performance_of(context: Context, day: date, run_id: str) -> DayPerformance:
     return DayPerformance.from_json(json.loads(context.store.get(performance_key(day, run_id))))
 
 
-def labelled_history(
-    context: Context, first: date, last: date
-) -> tuple[list[DayPerformance], list[PerformanceSignal]]:
-    """Performance of a window and of the 60 days before it, and the performance chart over all of them."""
+@dataclass(frozen=True)
+class LabelledHistory:
+    """What the labels say of a window and of the 60 days before it; read once a step, for all that look at it."""
+
+    performances: list[DayPerformance]
+    gaps: list[PerformanceSignal]
+    """The performance chart over all of these days."""
+
+
+def labelled_history(context: Context, first: date, last: date) -> LabelledHistory:
+    """Of a window, as it is known now."""
     performances = performances_of(context, first - HISTORY, last)
-    return performances, _gaps(context, performances)
+    return LabelledHistory(performances, _gaps(context, performances))
 
 
 def scorer_of(context: Context, first: date, last: date) -> int | None:

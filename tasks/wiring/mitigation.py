@@ -11,7 +11,7 @@ from tasks.core.errors import DataGateFailed, TerminalError
 from tasks.wiring.comparing import bounds_of, challengers_skill, compare_days, days_of
 from tasks.wiring.context import Context, open_context, parse_day
 from tasks.wiring.deciding import decision_of
-from tasks.wiring.measured import scorer_of, signals_of
+from tasks.wiring.measured import labelled_history, scorer_of, signals_of
 
 _NEWEST = 28
 """Labelled days of a comparison. Not those since the damage alone: chosen by how the live version did, they would speak against it."""
@@ -47,7 +47,8 @@ def mitigate_window(
     context = open_context(settings, pipeline)
     first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
     assert first is not None and last is not None
-    decision = decision_of(context, first, last)
+    history = labelled_history(context, first, last)
+    decision = decision_of(context, first, last, history)
     over = _release_cured(context)
     if decision.action == HOLD:
         result = _hold(context, decision)
@@ -56,7 +57,7 @@ def mitigate_window(
     else:
         result = {"outcome": "released" if over else "nothing", "reasons": [decision.headline]}
     result["released"] = [hold.hold_id for hold in over]
-    result["case_id"] = keep_cases(context, decision, result, dag_run)
+    result["case_id"] = keep_cases(context, decision, history, result, dag_run)
     if result["outcome"] in ("asked", "held"):
         context.metadata.record_decision(
             context.spec,

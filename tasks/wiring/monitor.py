@@ -161,8 +161,9 @@ def decide_window(
     """The verdict on a window, what to do about it, and why; kept as a decision with its evidence."""
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
-    decision = decision_of(context, first, last)
-    causes = explained(context, decision).causes
+    history = labelled_history(context, first, last)
+    decision = decision_of(context, first, last, history)
+    causes = explained(context, decision, history).causes
     record = {**decision.to_json(), "causes": [cause.to_json() for cause in causes]}
     context.metadata.record_decision(
         context.spec,
@@ -198,17 +199,17 @@ def report_window(
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
-    performances, gaps = labelled_history(context, first, last)
+    history = labelled_history(context, first, last)
     scorers = profiles_by_bundle(context, first, last)
     newest = max(scorers, key=lambda item: max([*item[1], *item[3]]))[0]
-    decision = decision_of(context, first, last)
-    found = explained(context, decision)
+    decision = decision_of(context, first, last, history)
+    found = explained(context, decision, history)
     html = render_report(
         context.spec,
         decision=decision,
         signals=signals_of(context, first, last),
-        performances=[one for one in performances if one.day >= first],
-        gaps=gaps,
+        performances=[one for one in history.performances if one.day >= first],
+        gaps=history.gaps,
         profiles={day: profile for _, by_day, *_ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),
         model=scored_by(context, first, last),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date, timedelta
 
 import monitored_shop as shop
@@ -144,6 +145,34 @@ def test_a_flipped_concept_is_seen_within_days(flip, within):
     found = judge_gaps(days, history(30, start=200))
     assert not any(g.alarm for g in found[:20])
     assert found[-1].alarm
+
+
+def days_off_by(*zs: float) -> list[DayPerformance]:
+    """Labelled days whose AUC is so many errors from what the scores promise."""
+    usual = measure(*drawn())
+    return [
+        replace(
+            usual, day=DAY + timedelta(days=i), auc=0.7 + z * 0.02, auc_se=0.02 / 2**0.5, expected_auc=0.7
+        )
+        for i, z in enumerate(zs)
+    ]
+
+
+def test_a_single_bad_day_does_not_speak_for_the_days_after_it():
+    found = judge_gaps(days_off_by(0.0, -6.5, -1.0, -0.5, 0.0))
+    assert [g.alarm for g in found] == [None, "once", None, None, None]
+
+
+@given(st.lists(st.integers(-96, 32).map(lambda n: n / 8 + 0.0137), min_size=1, max_size=40))
+def test_whatever_bad_days_count_the_first_alarm_is_that_of_the_plain_sum(zs):
+    found = judge_gaps(days_off_by(*zs))
+    total, plain = 0.0, []  # the odd 0.0137 keeps sums off the limits, where rounding would decide
+    for g in found:
+        total = max(0.0, total - g.z - 1.0)
+        plain.append(g.z < -4.0 or (total > 4.0 and g.z < 0))
+    alarms = [g.alarm is not None for g in found]
+    assert any(alarms) == any(plain)
+    assert not any(alarms) or alarms.index(True) == plain.index(True)
 
 
 def test_the_cusum_comes_back_when_the_cause_is_gone():

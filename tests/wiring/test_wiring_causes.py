@@ -15,6 +15,7 @@ from tasks.wiring.causes import explain
 from tasks.wiring.changes import changes_of
 from tasks.wiring.context import Context, open_context
 from tasks.wiring.deciding import decision_of
+from tasks.wiring.measured import LabelledHistory, labelled_history
 
 _FLIPPED = LABEL + "    bought = np.where((day >= date(2024, 2, 5)) & {where}, 1 - bought, bought)\n"
 
@@ -31,10 +32,11 @@ def monitored(settings: Settings, days: dict[str, Any]) -> tuple[dict[str, Any],
     return decided, [Cause.from_json(item) for item in record["causes"]], report
 
 
-def asked(settings: Settings, days: dict[str, Any]) -> tuple[Context, Any]:
+def asked(settings: Settings, days: dict[str, Any]) -> tuple[Context, Any, LabelledHistory]:
     context = open_context(settings, "toy")
     first, last = (date.fromisoformat(days[name]) for name in ("first_day", "last_day"))
-    return context, decision_of(context, first, last)
+    history = labelled_history(context, first, last)
+    return context, decision_of(context, first, last, history), history
 
 
 def test_a_champion_trained_on_wrong_labels_is_suspected_with_its_event(installation: Settings) -> None:
@@ -56,8 +58,8 @@ def test_a_champion_trained_on_wrong_labels_is_suspected_with_its_event(installa
     assert "Most likely cause" in report and "passed its gate" in report and event in report
     assert report.index("Most likely cause") < report.index("<svg")
 
-    context, decision = asked(installation, run)
-    assert list(explain(context, decision).causes) == causes, "asked again it is the same"
+    context, decision, history = asked(installation, run)
+    assert list(explain(context, decision, history).causes) == causes, "asked again it is the same"
     kinds = {change.kind: change for change in changes_of(context, decision.first_day, decision.last_day)}
     assert kinds["deployment"].day.isoformat() == run["first_day"]
     assert f"version {challenger['version']} was trained" in kinds["training"].words
@@ -72,9 +74,9 @@ def test_labels_that_turn_in_one_slice_name_that_slice(installation: Settings) -
     assert causes[0].since.isoformat() == "2024-02-05", "days before the window count"
     assert "device = phone" in report and "ranks worse" in report
 
-    context, decision = asked(installation, run)
+    context, decision, history = asked(installation, run)
     before = sorted(info.key for info in context.store.list(prefix="monitoring/slices"))
-    slices = explain(context, decision).slices
+    slices = explain(context, decision, history).slices
     assert slices is not None and len(slices.days) > 4
     assert {item.name for item in slices.slices} == {"device = phone", "device = desktop"}
     assert before == sorted(info.key for info in context.store.list(prefix="monitoring/slices")), "kept once"
