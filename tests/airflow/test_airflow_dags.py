@@ -204,6 +204,19 @@ def test_a_broken_pipeline_leaves_the_others_and_names_file_field_and_fix(instal
     assert "Fix:" in error
 
 
+def test_each_dag_belongs_to_one_file(installed: Settings) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    found: dict[str, list[str]] = {}
+    for file in sorted(DAGS.glob("*.py")):
+        for dag_id in DagBag(dag_folder=str(file), include_examples=False, collect_dags=True).dags:
+            found.setdefault(dag_id, []).append(file.name)
+    assert found == {
+        **{dag_id: ["penstock_pipelines.py"] for dag_id in CHAINS},
+        "platform.maintenance": ["platform_maintenance.py"],
+    }
+
+
 def test_all_broken_pipelines_are_named_together(installed: Settings) -> None:
     from plugins.pipeline_dags import raise_broken
     from tasks.core.errors import ConfigError
