@@ -28,7 +28,7 @@ from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec, load_pipeline, pipeline_names
 
 DEFAULTS: dict[str, Any] = {
-    "retries": 2,
+    "retries": 4,  # 15, 30, 60 and 120 s: a service may be gone for three minutes
     "retry_delay": timedelta(seconds=15),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),

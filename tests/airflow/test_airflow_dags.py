@@ -90,8 +90,11 @@ def test_every_dag_and_task_says_what_it_does_and_who_owns_it(installed: Setting
         for task in dag.tasks:
             assert task.doc_md, task.task_id
             assert task.owner in ("tests", "platform")
-            assert task.retries == 2
-            assert task.retry_exponential_backoff == 2.0
+            waits_s = [
+                task.retry_delay.total_seconds() * task.retry_exponential_backoff**n
+                for n in range(task.retries)
+            ]
+            assert sum(waits_s) > 180, "a service that is started again is waited for"
             assert task.pool in POOLS
 
 
