@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from tasks.core import PipelineSpec, Settings, load_pipeline, open_store
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.partitions import read_partition
 from tasks.data import scaffold, source_days, take_snapshot
+from tasks.data.sources import open_source
 
 Make = Callable[..., PipelineSpec]
 
@@ -85,6 +87,22 @@ def test_a_category_is_a_text_where_another_file_has_texts(
         pq.write_table(day.set_column(place, "city", city), tmp_path / f"{offset}.parquet")
     rows = rows_of(settings, make_pipeline(tmp_path), 0, 1)
     assert rows["city"].to_pylist() == [*make_day(0)["city"].to_pylist(), *make_day(1)["city"].to_pylist()]
+
+
+def test_the_source_of_the_book_loads(settings: Settings, make_pipeline: Make) -> None:
+    page = Path(__file__).parents[2] / "docs" / "pipeline.md"
+    found = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found
+    spec = make_pipeline(Path("source.py"), "python")
+    folder = settings.pipelines_dir / spec.name
+    (folder / "source.py").write_text(found[1])
+    readings = (
+        "sensor,at,value\na,2024-03-01T09:00:00,170\na,2024-03-02T09:00:00,181\na,2024-03-03T09:00:00,9\n"
+    )
+    (folder / "readings.csv").write_text(readings)
+    assert source_days(settings, spec) == [date(2024, 3, day) for day in (1, 2, 3)]
+    rows = open_source(settings, spec).load(date(2024, 3, 2), date(2024, 3, 3))
+    assert rows["high"].to_pylist() == [True, False]
 
 
 def test_a_code_that_is_a_number_in_one_csv_file_stays_a_text(
