@@ -82,8 +82,12 @@ FIELDS: dict[str, tuple[str, str]] = {
         "First validation day, after the last training day. Empty: as pipeline.yaml says.",
     ),
     "validation_last_day": ("Validate to", "Last validation day, included. Empty: as pipeline.yaml says."),
-    "first_day": ("First day", "First day to work on. Empty: the oldest one that is still to do."),
-    "last_day": ("Last day", "Last day, included. Empty: as many as the pipeline allows in one run."),
+    "first_day": (
+        "First day",
+        "First day to work on. Empty: only the last day. Both empty: scoring takes the oldest days that are not "
+        "published, the monitor those of the newest publication.",
+    ),
+    "last_day": ("Last day", "Last day, included. Empty: only the first day."),
     "as_of": ("As of", "Pretend that today is this day: only labels known by then count. Empty: today."),
     "expected": (
         "Version to leave",

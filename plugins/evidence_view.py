@@ -122,7 +122,13 @@ def _fact(label: str, value: Any) -> Fact:
         return Fact(name, "yes")
     if isinstance(value, int | float):
         return Fact(name, _number(label, value))
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        between = (
+            " " if any(str(item).endswith(".") for item in value) else ", "
+        )  # sentences are not enumerated
+        text = between.join(map(str, value))
+    else:
+        text = str(value)
     if stamp := _STAMP.fullmatch(text):
         return Fact(name, f"{stamp.group(1)} {stamp.group(2)} UTC", whole=text)
     if _DIGEST.fullmatch(text):

@@ -150,6 +150,9 @@ def summary_of(items: list[dict[str, Any]]) -> tuple[str, str]:
     failed = [item for item in items if badge(said(item)) == "fail"]
     held = [item for item in items if badge(said(item)) == "warn"]
     names = ", ".join(str(item.get("title") or item.get("kind")) for item in (failed or held))
+    decided = next((item for item in failed if item.get("kind") == "decision"), None)
+    if decided:  # the monitor has found something: that stops no run
+        return "fail", str((decided.get("summary") or {}).get("headline") or said(decided))
     if failed:
         return "fail", f"Stopped by: {names}."
     if held:

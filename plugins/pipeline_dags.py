@@ -28,7 +28,7 @@ from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec, load_pipeline, pipeline_names
 
 DEFAULTS: dict[str, Any] = {
-    "retries": 2,
+    "retries": 4,  # 15, 30, 60 and 120 s: a service may be gone for three minutes
     "retry_delay": timedelta(seconds=15),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
@@ -42,26 +42,35 @@ def build_all(settings: Settings) -> tuple[dict[str, DAG], dict[str, PenstockErr
 
     When Airflow parses for one DAG only (to run a task), only that pipeline is built.
     """
+    specs, broken = _load_all(settings)
     dags: dict[str, DAG] = {}
-    broken: dict[str, PenstockError] = {}
-    wanted = get_parsing_context().dag_id
-    for name in pipeline_names(settings):
-        if wanted and wanted.rsplit(".", 1)[0] != name:
-            continue
-        try:
-            spec = load_pipeline(settings, name)
-        except PenstockError as error:
-            broken[name] = error
-            continue
+    for name, spec in specs.items():
         dags |= {dag.dag_id: dag for dag in (make(spec) for make in PIPELINE_DAGS)}
         if {"new_data", "code"} & set(spec.training.triggers):
             dags[f"{name}.watch"] = watch_dag(spec)
     return dags, broken
 
 
+def _load_all(settings: Settings) -> tuple[dict[str, PipelineSpec], dict[str, PenstockError]]:
+    specs: dict[str, PipelineSpec] = {}
+    broken: dict[str, PenstockError] = {}
+    wanted = get_parsing_context().dag_id
+    for name in pipeline_names(settings):
+        if wanted and wanted.rsplit(".", 1)[0] != name:
+            continue
+        try:
+            specs[name] = load_pipeline(settings, name)
+        except PenstockError as error:
+            broken[name] = error
+    return specs, broken
+
+
 def raise_broken(settings: Settings) -> None:
-    """Raise one `ConfigError` that names every broken pipeline file, field and fix; return when all are right."""
-    _, broken = build_all(settings)
+    """Raise one `ConfigError` that names every broken pipeline file, field and fix; return when all are right.
+
+    It builds no DAG: Airflow takes each one that is built while a file is parsed for that file's own.
+    """
+    _, broken = _load_all(settings)
     if not broken:
         return
     if len(broken) == 1:

@@ -5,11 +5,13 @@ DAG files name them (`from_run=("dag_run", "actor")`), so that nothing but plain
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from plugins.links import dag_run_url, run_page_url
 from plugins.triggers import causes
+from tasks.core.errors import ConfigError
 from tasks.core.settings import Settings
 
 
@@ -53,6 +55,25 @@ _VALUES: Mapping[str, Callable[[Mapping[str, Any], Settings], Any]] = {
 def values(names: tuple[str, ...], context: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The named values for this run."""
     return {name: _VALUES[name](context, settings) for name in names}
+
+
+def refuse_unknown_params(context: Mapping[str, Any]) -> None:
+    """Airflow accepts a run's configuration with any key; one that is no field of the form would change nothing.
+
+    Raises:
+        ConfigError: It names the key, a close match, and the fields there are.
+    """
+    given = getattr(context["dag_run"], "conf", None) or {}
+    known = sorted(context["dag"].params) if given else []
+    unknown = sorted(set(given) - set(known))
+    if not unknown:
+        return
+    close = difflib.get_close_matches(unknown[0], known, n=1)
+    raise ConfigError(
+        f"is no parameter of this DAG{f', did you mean {close[0]!r}?' if close else ''}",
+        which=f"{context['ti'].dag_id}: {unknown[0]}",
+        fix=f"trigger it again with: {', '.join(known) or 'no parameter'}",
+    )
 
 
 def check_names(names: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from plugins.errors import airflow_error
 from plugins.links import links_of, operator_links
-from plugins.run_context import check_names, values
+from plugins.run_context import check_names, refuse_unknown_params, values
 from plugins.seen import task_ids, with_lineage_parent
 from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
@@ -110,7 +110,12 @@ class PenstockStepOperator(WiredOperator):
 
 
 def step_arguments(operator: WiredOperator, context: Any, settings: Settings) -> dict[str, Any]:
-    """The keyword arguments of an operator's step: its own, the form's and the run's."""
+    """The keyword arguments of an operator's step: its own, the form's and the run's.
+
+    Raises:
+        ConfigError: The run was triggered with a parameter that its DAG does not have.
+    """
+    refuse_unknown_params(context)
     params = context["params"]
     chosen = {name: params[name] for name in operator.from_params if params.get(name) not in (None, "")}
     return {**operator.arguments, **chosen, **values(operator.from_run, context, settings)}

@@ -130,7 +130,7 @@ def refuse_duplicates(table: pa.Table, spec: PipelineSpec) -> None:
     raise DataError(
         f"holds {repeated.num_rows:,} key{'s' * (repeated.num_rows > 1)} more than once, for example {shown} ({first['count_all']} rows)",
         which=f"{_source(spec)}, columns {', '.join(names)}",
-        fix="deliver each row once, or add the column that tells them apart to entity_key",
+        fix="deliver each row once, or add the column that tells them apart to entity_key (--key of `penstock new`)",
     )
 
 

@@ -30,6 +30,12 @@ from tasks.model.ranking import auc
 log = logging.getLogger(__name__)
 
 MAX_CATEGORIES = 200
+NUMBERS_AS_TEXT = 0.9
+"""Share of a text column's values that are decimal numbers, from which on it is taken for a column of numbers."""
+MAX_NEW_SHARE = 0.5
+"""Share of the rows after the training days whose text was never seen before, above which it is no category."""
+_DECIMAL = r"^\s*[-+]?\d*\.\d+([eE][-+]?\d+)?\s*$"
+_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\d*\.\d+)([eE][-+]?\d+)?\s*$"
 LEAK = 0.98
 """A column that alone orders the labels this well (AUC), or follows them (correlation), is not a feature."""
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.70, 0.15
@@ -93,7 +99,7 @@ def scaffold(
     refuse_one_class(rows, probe)
     days = sorted(set(local_days(rows, probe).to_pylist()))
     windows = _windows(days, uri, time)
-    columns = _choose(rows, probe)
+    columns = _choose(rows, probe, last_training_day=windows[1])
     if not columns.numeric and not columns.categorical:
         raise DataError(
             "has no column that could be a feature: "
@@ -230,8 +236,10 @@ def _windows(days: list[date], uri: str, time: str) -> tuple[date, date, date, d
 # -- choosing features
 
 
-def _choose(rows: pa.Table, spec: PipelineSpec) -> _Columns:
+def _choose(rows: pa.Table, spec: PipelineSpec, *, last_training_day: date) -> _Columns:
     chosen = _Columns()
+    days = local_days(rows, spec)
+    later = pc.greater(days, pa.scalar(last_training_day, days.type))
     labelled = rows.filter(rows[spec.label.column].is_valid())
     target = labelled[spec.label.column].to_numpy().astype(np.float64)
     for name in rows.column_names:
@@ -240,7 +248,7 @@ def _choose(rows: pa.Table, spec: PipelineSpec) -> _Columns:
         column = _plain(rows[name])
         known = _plain(labelled[name])
         distinct = pc.count_distinct(column, mode="only_valid").as_py() if _hashable(column.type) else 0
-        why = _reason_against(name, column, distinct)
+        why = _reason_against(name, column, distinct) or _goes_with_time(column, days, later)
         if why is None:
             leak = _strength(known, target)
             if leak > LEAK:
@@ -286,12 +294,50 @@ def _reason_against(name: str, column: pa.ChunkedArray, distinct: int) -> str | 
         return "is different in every row, like an id"
     if re.search(r"(^|_)(id|uuid|guid)$", name.lower()) and distinct > MAX_CATEGORIES:
         return "looks like an id"
+    if _is_category(kind) and not pa.types.is_boolean(kind) and (why := _is_number_as_text(column)):
+        return why
     if _is_category(kind) and distinct > max(MAX_CATEGORIES, 2) and distinct > rows / 2:
         return "is a text that hardly repeats"
     if _is_category(kind) and distinct == rows:
         return "is a text that never repeats"
     if _is_category(kind) and distinct > 5000:
         return f"has {distinct:,} categories: group them in features.py first"
+    return None
+
+
+def _is_number_as_text(column: pa.ChunkedArray) -> str | None:
+    """Why a text column is one of numbers: most values are, half of them with a decimal point, as no code has."""
+    texts = column.drop_null()
+    number = pc.match_substring_regex(texts, _NUMBER)
+    decimal = pc.match_substring_regex(texts, _DECIMAL)
+    share = pc.mean(number).as_py()
+    if share < NUMBERS_AS_TEXT or pc.mean(decimal).as_py() < 0.5:
+        return None
+    others = pc.unique(texts.filter(pc.invert(number))).to_pylist()
+    but = f", but for {', '.join(map(repr, others[:3]))}{', ...' * (len(others) > 3)}" if others else ""
+    return f"is a text that holds numbers{but}: deliver it as a number, or make one of it in features.py"
+
+
+def _goes_with_time(column: pa.ChunkedArray, days: pa.Array, later: pa.Array) -> str | None:
+    """Why a column says when, and not what: what it holds in training does not come again when rows are scored."""
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        return None
+    if _is_category(column.type):
+        new = column.filter(later).drop_null()
+        seen = column.filter(pc.invert(later))
+        share = 1 - pc.mean(pc.is_in(new, pc.unique(seen))).as_py() if len(new) else 0.0
+        if share > MAX_NEW_SHARE:
+            return f"is new in {share:.0%} of the rows after the training days, like a date"
+        return None
+    by_day = (
+        pa.table({"day": days, "value": column})
+        .group_by("day")
+        .aggregate([("value", "min"), ("value", "max")])
+    )
+    by_day = by_day.sort_by("day")
+    low, high = by_day["value_min"].to_numpy(), by_day["value_max"].to_numpy()
+    if len(low) > 2 and (low == high).all() and (np.diff(low) >= 0).all():
+        return "is one number a day that rises with the calendar, like a date"
     return None
 
 

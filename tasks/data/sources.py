@@ -181,13 +181,13 @@ class Files:
         """All files as one dataset; folders named `column=value` become columns.
 
         Raises:
-            DataError: A file is truncated, holds other columns than the others, or is there twice.
+            DataError: A file is truncated, holds other columns or types than the others, or is there twice.
         """
         if self._checked is None:
             self._refuse_twins()
-            self._refuse_other_columns()
+            schema = self._common_schema()
             with self._naming_the_culprit():
-                self._checked = self._dataset(self.paths)
+                self._checked = self._dataset(self.paths, schema)
         return self._checked
 
     def read(self, columns: Sequence[str] | None = None, where: Any = None) -> pa.Table:
@@ -196,11 +196,12 @@ class Files:
         with self._naming_the_culprit():
             return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
 
-    def _dataset(self, paths: Sequence[str]) -> Any:
+    def _dataset(self, paths: Sequence[str], schema: pa.Schema | None = None) -> Any:
         import pyarrow.dataset as ds
 
         return ds.dataset(
             list(paths),
+            schema=schema,
             format=_format(self.kind),
             filesystem=self._fs,
             partitioning="hive",
@@ -225,23 +226,44 @@ class Files:
                         fix="remove one of the two; if the days differ, ask for the right file",
                     )
 
-    def _refuse_other_columns(self) -> None:
-        first: list[str] | None = None
+    def _common_schema(self) -> pa.Schema:
+        """The first file's columns, of types that hold what all files have.
+
+        A missing value makes floats of whole numbers in the file that it is in, where pandas wrote it.
+        """
+        with self._naming_the_culprit():
+            common = self._dataset(self.paths).schema
+        folders = {
+            part.partition("=")[0] for path in self.paths for part in Path(path).parts[:-1] if "=" in part
+        }
         for path in self.paths:
             with self._naming_the_culprit():
-                names = self._dataset([path]).schema.names
-            if first is None:
-                first = names
-            elif set(names) != set(first):
-                lacks, adds = sorted(set(first) - set(names)), sorted(set(names) - set(first))
-                raise DataError(
-                    f"has other columns than {self.name(self.paths[0])}: "
-                    + "; ".join(
-                        [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"adds {', '.join(adds)}"] * bool(adds)
-                    ),
-                    which=self.name(path),
-                    fix="deliver all files with the same columns, or move this one elsewhere",
-                )
+                schema = self._dataset([path]).schema
+            self._refuse_other_columns(path, schema.names, common.names)
+            for place, column in enumerate(common):
+                kind = schema.field(column.name).type
+                if kind != column.type and column.name not in folders:
+                    wide = _wide_type(column.type, kind) or (pa.string() if self.kind == "csv" else None)
+                    if wide is None:
+                        raise DataError(
+                            f"has {column.name} as {kind}, and {self.name(self.paths[0])} as {column.type}",
+                            which=self.name(path),
+                            fix="deliver the column with one type in all files",
+                        )
+                    common = common.set(place, column.with_type(wide))
+        return common
+
+    def _refuse_other_columns(self, path: str, names: Sequence[str], first: Sequence[str]) -> None:
+        lacks, adds = sorted(set(first) - set(names)), sorted(set(names) - set(first))
+        if lacks or adds:
+            raise DataError(
+                f"has other columns than {self.name(self.paths[0])}: "
+                + "; ".join(
+                    [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"adds {', '.join(adds)}"] * bool(adds)
+                ),
+                which=self.name(path),
+                fix="deliver all files with the same columns, or move this one elsewhere",
+            )
 
     @contextmanager
     def _naming_the_culprit(self) -> Iterator[None]:
@@ -309,6 +331,16 @@ def open_files(settings: Settings, uri: str, *, kind: str, base: Path) -> Files:
     paths = sorted(kept)
     base_dir = root if root not in kept else str(Path(root).parent)
     return Files(kind, paths, [kept[path] for path in paths], base_dir, fs)
+
+
+def _wide_type(*kinds: pa.DataType) -> pa.DataType | None:
+    """The type that holds numbers, texts or times of both types; None where there is none."""
+    plain = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+    try:
+        schemas = [pa.schema([pa.field("column", kind)]) for kind in plain]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
 
 
 def _is_data(path: str, root: str, kind: str) -> bool:

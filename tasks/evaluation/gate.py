@@ -216,14 +216,16 @@ def _distribution(spec: PipelineSpec, evaluation: Evaluation) -> Iterable[Findin
     yield _at_most(
         "distribution: nearly constant",
         f"{_share(shape.repeated_share)} of the rows get one prediction, {shape.most_common:.4g}",
-        "look whether features reach the network, or whether training ended at once",
+        "look whether features reach the network, or whether training ended at once; if most rows are that alike, "
+        "raise gates.max_repeated_share",
         shape.repeated_share,
         gates.max_repeated_share,
     )
     yield _at_most(
         "distribution: extremes",
         f"{_share(shape.extreme_share)} of the predictions have odds beyond a thousand times the label rate's",
-        "a logit has run away: look for a feature of another unit, and for leakage",
+        "a logit has run away: look for a feature of another unit, and for leakage; if such rows are that certain, "
+        "raise gates.max_extreme_share",
         shape.extreme_share,
         gates.max_extreme_share,
     )

@@ -27,7 +27,7 @@ from tasks.core.errors import (
     error_from_record,
     error_kind,
 )
-from tasks.core.object_store import open_store, probe
+from tasks.core.object_store import ObjectStore, open_store, probe
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.core.traces import Span, current
@@ -153,7 +153,9 @@ def _trace(around: Span, run_id: str, done: ShardOutcome) -> None:
     )
 
 
-def refuse_dead_letters(spec: PipelineSpec, planned: Plan, records: list[ShardRecord]) -> None:
+def refuse_dead_letters(
+    store: ObjectStore, spec: PipelineSpec, planned: Plan, records: list[ShardRecord]
+) -> None:
     """Refuse a run in which more rows failed than the pipeline allows (I8).
 
     Raises:
@@ -172,7 +174,7 @@ def refuse_dead_letters(spec: PipelineSpec, planned: Plan, records: list[ShardRe
         f"inference.max_dead_letter_share ({limit:.2%}); for example "
         + "; ".join(describe(item) for item in examples[:_EXAMPLES]),
         which=f"run {planned.run_id}",
-        fix=f"nothing was published; read {keys[0]}, then correct the source or the features, "
+        fix=f"nothing was published; read {store.url(keys[0])}, then correct the source or the features, "
         "or raise inference.max_dead_letter_share and publish",
     )
 
@@ -193,7 +195,7 @@ def _report(
             which=f"run {planned.run_id}",
             fix="run it again: committed shards are skipped",
         )
-    refuse_dead_letters(spec, planned, records)
+    refuse_dead_letters(store, spec, planned, records)
     report = RunReport(
         run_id=planned.run_id,
         token=token,

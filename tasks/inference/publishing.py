@@ -90,7 +90,7 @@ def publish(
             which=f"run {run_id}",
             fix="score the run first: committed shards are skipped",
         )
-    refuse_dead_letters(spec, planned, records)
+    refuse_dead_letters(store, spec, planned, records)
     files = tuple(file for record in records for file in record.files)
     audit_files = tuple(file for record in records for file in record.audit_files)
     superseded: tuple[LiveFile, ...] = ()

@@ -25,6 +25,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FLOAT32_MAX = 3.4028234663852886e38
 _NANOSECOND_YEARS = range(1678, 2262)
 _SHOWN = 60
+_COMPARED = 16
+"""Unknown fields of a row that are compared with a missing one: a request may name any number."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,13 @@ class Signature:
     def _wrong_names(self, raw: dict[str, Any], where: str) -> Refused:
         missing = [field.name for field in self._fields if field.name not in raw]
         if missing:
+            unknown = [str(name)[:_SHOWN] for name in sorted(set(raw) - self._names)[:_COMPARED]]
+            meant = ((name, difflib.get_close_matches(name, unknown, n=1)) for name in missing)
+            first, close = next((pair for pair in meant if pair[1]), (missing[0], []))
             others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             return _invalid(
-                f"{where}.{missing[0]}",
-                f"is missing{others}",
+                f"{where}.{first}",
+                f"is missing{others}{f'; was it meant by {close[0]!r}?' if close else ''}",
                 "send every source column, null where it is not known; columns that come from history or other "
                 "rows are the source's, and cannot be computed from one row here",
             )

@@ -154,8 +154,12 @@ def validate(
     return result
 
 
-def require(result: ValidationResult) -> None:
+def require(result: ValidationResult, *, look: str | None = None) -> None:
     """Stop here unless the gate passed.
+
+    Args:
+        result: What the gate said.
+        look: How to see the report, where it is not at `result.report_url`.
 
     Raises:
         DataGateFailed: It names every critical finding, and the report.
@@ -167,10 +171,11 @@ def require(result: ValidationResult) -> None:
         "; ".join(f"{finding.name} ({finding.detail})" for finding in critical)
         or "no expectation was evaluated"
     )
+    look = look or f"open {result.report_url or result.verdict.report_key}"
     raise DataGateFailed(
         f"did not pass the data gate: {reasons}",
         which=f"snapshot {result.verdict.subject} of {result.verdict.pipeline}",
-        fix=f"open {result.report_url or result.verdict.report_key}, then repair the source, or the suite "
+        fix=f"{look}, then repair the source, or the suite "
         "if it is wrong, and run again: nothing downstream has started",
     )
 

@@ -82,7 +82,8 @@ def _days(context: Context, count: int) -> list[TrendDay]:
     last = max(published)
     first = last - timedelta(days=count - 1)
     window: dict[str, Any] = {"since": first, "until": last, "source": "monitor"}
-    realised = {(point.day, point.source_run): point for point in metadata.series(spec, "auc", **window)}
+    # by version: a run that scores a day again and finds the same value adds no point of its own
+    realised = {(point.day, point.model_version): point for point in metadata.series(spec, "auc", **window)}
     stored = metadata.signals(spec, first_day=first, last_day=last)
     signals = {
         item.day: DaySignals.from_json(item.signals)
@@ -94,7 +95,8 @@ def _days(context: Context, count: int) -> list[TrendDay]:
     verdicts = _verdicts(context, first)
     found = []
     for day, run_id in sorted(wanted.items()):
-        run, seen, auc = runs[run_id], signals.get(day), realised.get((day, run_id))
+        run, seen = runs[run_id], signals.get(day)
+        auc = realised.get((day, run.model_version)) if run and run.model_version else None
         found.append(
             TrendDay(
                 day=day,

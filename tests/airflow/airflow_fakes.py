@@ -101,7 +101,12 @@ class FakeTask(SimpleNamespace):
 
 
 def context_of(
-    *, params: dict[str, Any] | None = None, max_tries: int = 2, try_number: int = 1, user: str | None = "ada"
+    *,
+    params: dict[str, Any] | None = None,
+    conf: dict[str, Any] | None = None,
+    max_tries: int = 2,
+    try_number: int = 1,
+    user: str | None = "ada",
 ) -> dict[str, Any]:
     ti = FakeTask(
         dag_id="toy.train",
@@ -116,6 +121,7 @@ def context_of(
     return {
         "ti": ti,
         "params": params or {},
-        "dag_run": SimpleNamespace(triggering_user_name=user, run_type="manual"),
+        "dag": SimpleNamespace(params=params or {}),
+        "dag_run": SimpleNamespace(triggering_user_name=user, run_type="manual", conf=conf),
         "outlet_events": outlet_events,
     }

@@ -90,8 +90,11 @@ def test_every_dag_and_task_says_what_it_does_and_who_owns_it(installed: Setting
         for task in dag.tasks:
             assert task.doc_md, task.task_id
             assert task.owner in ("tests", "platform")
-            assert task.retries == 2
-            assert task.retry_exponential_backoff == 2.0
+            waits_s = [
+                task.retry_delay.total_seconds() * task.retry_exponential_backoff**n
+                for n in range(task.retries)
+            ]
+            assert sum(waits_s) > 180, "a service that is started again is waited for"
             assert task.pool in POOLS
 
 
@@ -202,6 +205,19 @@ def test_a_broken_pipeline_leaves_the_others_and_names_file_field_and_fix(instal
     assert "broken/pipeline.yaml: lables" in error
     assert "did you mean 'label'" in error
     assert "Fix:" in error
+
+
+def test_each_dag_belongs_to_one_file(installed: Settings) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    found: dict[str, list[str]] = {}
+    for file in sorted(DAGS.glob("*.py")):
+        for dag_id in DagBag(dag_folder=str(file), include_examples=False, collect_dags=True).dags:
+            found.setdefault(dag_id, []).append(file.name)
+    assert found == {
+        **{dag_id: ["penstock_pipelines.py"] for dag_id in CHAINS},
+        "platform.maintenance": ["platform_maintenance.py"],
+    }
 
 
 def test_all_broken_pipelines_are_named_together(installed: Settings) -> None:

@@ -57,6 +57,26 @@ def test_a_step_gets_its_arguments_the_form_and_the_run(installed: Settings, wir
     assert operator.links["model_version"].endswith("/#/models/toy/versions/3")
 
 
+def test_a_parameter_that_the_dag_does_not_have_stops_the_run(
+    installed: Settings, wiring: ModuleType
+) -> None:
+    ran: list[str] = []
+    wiring.snapshot_scoring = lambda *_, **__: ran.append("ran") or {}
+    operator = step("snapshot_scoring", from_params=("first_day", "last_day"))
+    fields = {"first_day": None, "last_day": "2024-01-02"}
+    with pytest.raises(AirflowFailException) as caught:
+        operator.execute(
+            context_of(params=fields, conf={"frist_day": "2024-01-01", "last_day": "2024-01-02"})
+        )
+    assert str(caught.value) == (
+        "toy.train: frist_day: is no parameter of this DAG, did you mean 'first_day'?\n"
+        "  Fix: trigger it again with: first_day, last_day"
+    )
+    assert ran == []
+    operator.execute(context_of(params=fields, conf={"last_day": "2024-01-02"}))
+    assert ran == ["ran"]
+
+
 def test_a_terminal_error_is_not_retried_and_keeps_what_which_and_fix(
     installed: Settings, wiring: ModuleType
 ) -> None:

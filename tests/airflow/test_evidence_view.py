@@ -103,6 +103,14 @@ def test_a_rollback_says_what_readers_still_see_of_the_version_left() -> None:
     assert summary_of([item])[1] == f"{said_now}."
 
 
+def test_what_the_monitor_found_is_said_and_is_no_stop() -> None:
+    steps = ["Ask the owner of the feed.", "Deliver the days again."]
+    found = {"headline": "The data of 2024-01-02 breaks the training contract.", "next steps": steps}
+    item = {"kind": "decision", "title": "Decision", "outcome": "data fault", "summary": found}
+    assert summary_of([item]) == ("fail", "The data of 2024-01-02 breaks the training contract.")
+    assert "Ask the owner of the feed. Deliver the days again." in [fact.text for fact in facts(found)]
+
+
 def test_a_verification_that_found_a_problem_fails_the_run() -> None:
     broken = {"kind": "verification", "title": "Verification", "summary": {"ok": False}}
     assert said(broken) == "fail"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from tasks.core import PipelineSpec, Settings, load_pipeline, open_store
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.partitions import read_partition
 from tasks.data import scaffold, source_days, take_snapshot
+from tasks.data.sources import open_source
 
 Make = Callable[..., PipelineSpec]
 
@@ -46,6 +48,84 @@ def test_a_hive_folder_gives_its_column(settings: Settings, make_pipeline: Make,
         pq.write_table(make_day(offset), folder / "rows.parquet")
     rows = rows_of(settings, make_pipeline(tmp_path / "hive"), 0, 1)
     assert rows["region"].to_pylist() == ["north"] * ROWS + ["south"] * ROWS
+
+
+def test_a_hive_folder_may_mix_numbers_and_names(
+    settings: Settings, make_pipeline: Make, tmp_path: Path
+) -> None:
+    for offset, region in ((0, "1"), (1, "north")):
+        folder = tmp_path / "hive" / f"region={region}"
+        folder.mkdir(parents=True)
+        pq.write_table(make_day(offset), folder / "rows.parquet")
+    rows = rows_of(settings, make_pipeline(tmp_path / "hive"), 0, 1)
+    assert rows["region"].to_pylist() == ["1"] * ROWS + ["north"] * ROWS
+
+
+@pytest.mark.parametrize("floats_first", [False, True])
+def test_whole_numbers_and_floats_of_one_column_are_floats(
+    settings: Settings, make_pipeline: Make, tmp_path: Path, floats_first: bool
+) -> None:
+    for offset in range(2):
+        day = make_day(offset)
+        kind = pa.float64() if (offset == 0) == floats_first else pa.int64()
+        values = pa.array([None if kind == pa.float64() and i == 0 else i for i in range(ROWS)], kind)
+        place = day.column_names.index("price")
+        pq.write_table(day.set_column(place, "price", values), tmp_path / f"{offset}.parquet")
+    rows = rows_of(settings, make_pipeline(tmp_path), 0, 1)
+    assert rows["price"].type == pa.float64()
+    assert rows["price"].null_count == 1
+    assert rows["price"].to_pylist()[-1] == ROWS - 1
+
+
+def test_a_category_is_a_text_where_another_file_has_texts(
+    settings: Settings, make_pipeline: Make, tmp_path: Path
+) -> None:
+    for offset in range(2):
+        day = make_day(offset)
+        place = day.column_names.index("city")
+        city = day["city"].dictionary_encode() if offset == 0 else day["city"]
+        pq.write_table(day.set_column(place, "city", city), tmp_path / f"{offset}.parquet")
+    rows = rows_of(settings, make_pipeline(tmp_path), 0, 1)
+    assert rows["city"].to_pylist() == [*make_day(0)["city"].to_pylist(), *make_day(1)["city"].to_pylist()]
+
+
+def test_the_source_of_the_book_loads(settings: Settings, make_pipeline: Make) -> None:
+    page = Path(__file__).parents[2] / "docs" / "pipeline.md"
+    found = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found
+    spec = make_pipeline(Path("source.py"), "python")
+    folder = settings.pipelines_dir / spec.name
+    (folder / "source.py").write_text(found[1])
+    readings = (
+        "sensor,at,value\na,2024-03-01T09:00:00,170\na,2024-03-02T09:00:00,181\na,2024-03-03T09:00:00,9\n"
+    )
+    (folder / "readings.csv").write_text(readings)
+    assert source_days(settings, spec) == [date(2024, 3, day) for day in (1, 2, 3)]
+    rows = open_source(settings, spec).load(date(2024, 3, 2), date(2024, 3, 3))
+    assert rows["high"].to_pylist() == [True, False]
+
+
+def test_a_code_that_is_a_number_in_one_csv_file_stays_a_text(
+    settings: Settings, make_pipeline: Make, tmp_path: Path
+) -> None:
+    header = "shop,visit,at,price,city,paid,bought\n"
+    (tmp_path / "0.csv").write_text(f"{header}a,1,2024-03-01T09:00:00Z,1.0,012,0,0\n")
+    (tmp_path / "1.csv").write_text(f"{header}a,2,2024-03-02T09:00:00Z,1.0,B12,0,1\n")
+    rows = rows_of(settings, make_pipeline(tmp_path, "csv"), 0, 1)
+    assert rows["city"].to_pylist() == ["012", "B12"]
+
+
+def test_a_file_whose_column_has_another_type_is_named(
+    settings: Settings, make_pipeline: Make, delivered: Path
+) -> None:
+    day = make_day(2)
+    texts = pa.array([str(value) for value in day["price"].to_pylist()])
+    place = day.column_names.index("price")
+    pq.write_table(day.set_column(place, "price", texts), delivered / "day-2.parquet")
+    with pytest.raises(DataError) as caught:
+        rows_of(settings, make_pipeline(delivered), 0, 2)
+    assert caught.value.which == str(delivered / "day-2.parquet")
+    assert caught.value.what == f"has price as string, and {delivered / 'day-0.parquet'} as double"
 
 
 def test_times_without_an_offset_are_clock_times_of_the_zone(

@@ -100,6 +100,33 @@ def test_every_column_left_out_is_in_a_comment_with_its_reason(settings: Setting
         assert f"  #   {reason}" in text
 
 
+def test_what_only_says_when_is_no_feature(settings: Settings, tmp_path: Path) -> None:
+    table = orders()
+    day = [(date(2025, 5, 1) + timedelta(days=i // PER_DAY)) for i in range(table.num_rows)]
+    table = table.append_column("load_date", pa.array([str(item) for item in day]))
+    table = table.append_column("batch", pa.array([20250500 + item.day for item in day]))
+    table = table.append_column("weekday", pa.array([f"{item:%a}" for item in day]))
+    pq.write_table(table, tmp_path / "orders.parquet")
+    text = (new(settings, tmp_path / "orders.parquet") / "pipeline.yaml").read_text()
+    assert "  #   load_date is new in 100% of the rows after the training days, like a date\n" in text
+    assert "  #   batch is one number a day that rises with the calendar, like a date\n" in text
+    assert list(load_pipeline(settings, "orders").features.categorical) == ["country", "gift", "weekday"]
+
+
+def test_a_text_of_numbers_is_named_and_codes_are_categories(settings: Settings, tmp_path: Path) -> None:
+    table = orders()
+    rows = range(table.num_rows)
+    table = table.append_column("volts", pa.array(["nil" if i % 20 == 0 else f"{i % 97}.5" for i in rows]))
+    table = table.append_column("postcode", pa.array([f"{8000 + i % 7}" for i in rows]))
+    pq.write_table(table, tmp_path / "orders.parquet")
+    text = (new(settings, tmp_path / "orders.parquet") / "pipeline.yaml").read_text()
+    assert (
+        "  #   volts is a text that holds numbers, but for 'nil': deliver it as a number, "
+        "or make one of it in features.py\n"
+    ) in text
+    assert "postcode" in load_pipeline(settings, "orders").features.categorical
+
+
 def test_the_suite_is_one_that_the_data_gate_accepts(settings: Settings, parquet: Path) -> None:
     new(settings, parquet)
     folder = settings.project / "great_expectations" / "expectations"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
@@ -470,6 +471,8 @@ def test_too_many_dead_letters_stop_the_run_before_publication(settings: Setting
     with pytest.raises(DataError, match=r"15 of 360 rows \(4.17%\)") as caught:
         run_stub(settings, toy, planned.run_id)
     assert "a price of -13 is unlucky" in str(caught.value)
+    letters = re.search(r"read (\S+), then", caught.value.fix)
+    assert letters and pq.read_metadata(letters[1]).num_rows > 0
     with pytest.raises(DataError, match="max_dead_letter_share"):
         publish(settings, toy, planned.run_id)
     assert table_rows(settings, toy) == []

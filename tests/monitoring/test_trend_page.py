@@ -102,6 +102,21 @@ def test_the_verdict_comes_first_then_each_day_then_what_was_deployed(settings: 
     assert EVIL not in html and "&lt;script&gt;" in html
 
 
+def test_a_day_that_was_scored_again_keeps_its_performance(settings: Settings) -> None:
+    populate(settings, count=10)
+    spec, store = load_pipeline(settings, "toy"), MetadataStore.open(settings)
+    before = wiring.trend_page(settings, "toy", days=90)
+    assert "mean of 7 labelled days" in before
+    store.record_run(spec, "again", status="published", model_version=1, rows=1000, dead_letters=0)
+    store.record_publication(spec, "again", table_version=99, rows=1000, files=1, days=[FIRST])
+    measured = signals(FIRST, 0).to_json()
+    store.record_signals(spec, day=FIRST, run_id="again", model_version=1, signals=measured)
+    found = next(point for point in store.series(spec, "auc", source="monitor") if point.day == FIRST)
+    point = NewMetric("auc", 1, FIRST, found.value, "monitor", "again", found.low, found.high)
+    assert store.record_metrics(spec, [point]) == 0, "the same value adds no point"
+    assert "mean of 7 labelled days" in wiring.trend_page(settings, "toy", days=90)
+
+
 def test_the_window_ends_with_the_newest_published_day(settings: Settings) -> None:
     populate(settings)
     html = wiring.trend_page(settings, "toy", days=5)

@@ -114,6 +114,14 @@ def test_a_misspelt_field_is_told_the_nearest_name(client: httpx.Client, rows: l
     assert "'price'" in problem(client.post(PATH, json={"rows": [{**rows[0], "pricee": 1}]}), 422)["fix"]
 
 
+def test_a_field_under_another_name_is_missing_and_both_names_are_said(
+    client: httpx.Client, rows: list[dict[str, Any]]
+) -> None:
+    row = {name.replace("price", "pricee"): value for name, value in rows[0].items()}
+    found = problem(client.post(PATH, json={"rows": [row]}), 422)
+    assert (found["which"], found["what"]) == ("rows[0].price", "is missing; was it meant by 'pricee'?")
+
+
 def test_null_integers_as_floats_unknown_categories_and_zones_are_fine(
     client: httpx.Client, rows: list[dict[str, Any]]
 ) -> None:

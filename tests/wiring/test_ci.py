@@ -163,6 +163,7 @@ def test_a_planted_fault_is_a_failure_that_names_it_and_its_fix(
     assert (result["outcome"], result["exit_code"], found["status"]) == ("fail", 2, "fail")
     text = f"{found['error']['which']} {found['error']['what']}"
     assert all(word in text for word in words), text
+    assert "penstock-ci-" not in found["error"]["fix"], "the sandbox is gone"
     assert found["error"]["fix"]
     assert found["kind"] == "terminal"
     assert found["error"]["what"].splitlines()[0] in markdown(result)

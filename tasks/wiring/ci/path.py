@@ -59,9 +59,12 @@ def run_ci(
             raise ConfigError(f"is {value}", which=name, fix=f"give at least {least}, or leave it out")
     home = Path(tempfile.mkdtemp(prefix="penstock-ci-"))
     try:
-        trial = _Trial(settings, pipeline, home, Checks(say), sample_days, sample_rows)
+        copies = Path(reports) if reports else None
+        trial = _Trial(
+            settings, pipeline, home, Checks(say), sample_days, sample_rows, keep=keep, reports=copies
+        )
         trial.run()
-        return trial.result(keep=keep, reports=Path(reports) if reports else None)
+        return trial.result()
     finally:
         if not keep:
             shutil.rmtree(home, ignore_errors=True)
@@ -87,11 +90,15 @@ class _Trial:
         checks: Checks,
         sample_days: int | None,
         sample_rows: int | None,
+        *,
+        keep: bool,
+        reports: Path | None,
     ) -> None:
         self.production = settings
         self.pipeline = pipeline
         self.checks = checks
         self.sample_days, self.sample_rows = sample_days, sample_rows
+        self.keep, self.reports = keep, reports
         own = Settings.at_home(home, project=settings.project)
         self.sandbox = replace(
             own, s3_endpoint=settings.s3_endpoint, s3_region=settings.s3_region, mlflow_url=""
@@ -159,7 +166,7 @@ class _Trial:
         for finding in found.verdict.findings:
             if finding.status == "warn":
                 self.checks.note(INFORM, f"{finding.name}: {finding.detail}")
-        require(found)
+        require(found, look=self._look("validation", found.report_url))
         self.clean = self.context.snapshot(found.clean_snapshot_id)
         return f"{len(found.verdict.findings)} checks; {found.quarantined_rows:,} rows quarantined"
 
@@ -194,7 +201,7 @@ class _Trial:
             unknown=asked.detail if asked.status != "pass" else "",
         )
 
-    def result(self, *, keep: bool, reports: Path | None) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         results, code = self.checks.results, exit_code(self.checks.results)
         return {
             "pipeline": self.pipeline,
@@ -203,9 +210,20 @@ class _Trial:
             "wall_s": round(sum(item.wall_s for item in results), 1),
             "checks": [item.to_json() for item in results],
             "metrics": _metrics(self.evaluation),
-            "reports": self._reports(reports) if keep or reports else [],
-            "sandbox": str(self.sandbox.home) if keep else None,
+            "reports": self._reports(self.reports) if self.keep or self.reports else [],
+            "sandbox": str(self.sandbox.home) if self.keep else None,
         }
+
+    def _look(self, kind: str, url: str) -> str:
+        """How to see a report after this run: the sandbox goes away unless it is kept."""
+        if self.reports:
+            return f"open {self._copy(self.reports, kind)}"
+        return (
+            f"open {url}" if self.keep else "run this again with --reports FOLDER and open the report there"
+        )
+
+    def _copy(self, target: Path, kind: str) -> Path:
+        return target / f"{self.pipeline}-{kind}.html"
 
     def _reports(self, target: Path | None) -> list[str]:
         """Where the HTML reports lie: in the kept sandbox, or copied to `target`."""
@@ -217,7 +235,7 @@ class _Trial:
         target.mkdir(parents=True, exist_ok=True)
         copies = []
         for kind, path in found.items():
-            copies.append(str(target / f"{self.pipeline}-{kind}.html"))
+            copies.append(str(self._copy(target, kind)))
             shutil.copyfile(path, copies[-1])
         return copies
 
