@@ -68,6 +68,12 @@ class WiredOperator(BaseOperator):
         self.operator_extra_links = operator_links(step)
         self.links: dict[str, str] = {}
 
+    def get_openlineage_facets_on_start(self) -> Any:
+        """What Airflow's OpenLineage provider asks for: no datasets, since the step's own run tells of them."""
+        from airflow.providers.openlineage.extractors import OperatorLineage
+
+        return OperatorLineage()
+
 
 class PenstockStepOperator(WiredOperator):
     """Run `tasks.wiring.<step>(settings, pipeline, **arguments)` and return its JSON-ready result.

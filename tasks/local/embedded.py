@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tasks.core.errors import TerminalError
 from tasks.core.settings import Settings
 from tasks.local.parts import (
     LOOPBACK,
+    Preparation,
     Progress,
     Service,
     airflow_addresses,
@@ -26,11 +25,11 @@ from tasks.local.parts import (
     mlflow_credentials,
     mlflow_server,
     own_programs,
+    prepare_all,
     ray_credentials,
     ray_folder,
     ray_head,
     secret,
-    tail,
     url_at,
 )
 
@@ -143,51 +142,33 @@ def prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     make_login(local)
     progress("preparing Airflow's database")
-    python = sys.executable
-    made: dict[Path, tuple[str, ...]] = {airflow: (python, "-m", "airflow", "db", "migrate")}
+    tables = "tasks.local.mlflow_tables"
+    made: dict[Path, tuple[str, ...]] = {airflow: ("airflow", "db", "migrate")}
     if not mlflow.exists():
-        made[mlflow] = (python, "-m", "tasks.local.mlflow_tables")
+        made[mlflow] = (tables,)
     if not logins.exists():
-        made[logins] = (python, "-m", "tasks.local.mlflow_tables", "logins")
-    running: dict[Path, subprocess.Popen[str]] = {}
-    try:
-        for path, command in made.items():
-            running[path] = _make_database(path, command, env)
-        for path, process in running.items():
-            output, _ = process.communicate()
-            if process.returncode != 0:
-                raise TerminalError(
-                    f"its database could not be prepared:\n{tail(output)}",
-                    which=f"{'Airflow' if path == airflow else 'MLflow'} at {path.parent}",
-                    fix=f"read the message; if the database is damaged, remove {path}",
-                )
-            if not path.exists():
-                unfinished(path).chmod(0o600)  # logins and connections are in them
-                unfinished(path).replace(path)
-    finally:
-        for process in running.values():
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+        made[logins] = (tables, "logins")
+    prepare_all([_preparation(path, module, env) for path, module in made.items()], cwd=local.home)
+    for path in made:
+        if not path.exists():
+            unfinished(path).chmod(0o600)  # logins and connections are in them
+            unfinished(path).replace(path)
 
 
-def _make_database(path: Path, command: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[str]:
+def _preparation(path: Path, module: tuple[str, ...], env: dict[str, str]) -> Preparation:
     for left in path.parent.glob(f"{unfinished(path).name}*"):  # of an interrupted start, with its journal
         left.unlink()
-    target = path if path.exists() else unfinished(path)
-    return subprocess.Popen(
-        command,
-        env={
+    url = _sqlite(path if path.exists() else unfinished(path))
+    return Preparation(
+        f"the database {path}",
+        (sys.executable, "-m", *module),
+        {
             **env,
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": _sqlite(target),
-            "MLFLOW_BACKEND_STORE_URI": _sqlite(target),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url,
+            "MLFLOW_BACKEND_STORE_URI": url,
             "PENSTOCK_SERVICE": "database-preparation",
         },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+        fix=f"read the message; if the database is damaged, remove {path}",
     )
 
 

@@ -13,9 +13,10 @@ import pwd
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Protocol
 
 import httpx
 
+from tasks.core.errors import TerminalError
 from tasks.core.ids import digest_bytes
 from tasks.core.settings import Settings
 
@@ -84,6 +86,18 @@ class Service:
     ends_by: signal.Signals = signal.SIGTERM
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """A program that makes something before services start, and ends."""
+
+    which: str
+    """What it makes."""
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    fix: str
+    """What to do when it fails."""
+
+
 class Profile(Protocol):
     """A set of services, and what its members and their users are given."""
 
@@ -124,6 +138,39 @@ def answers(
             return False
 
     return look
+
+
+def prepare_all(preparations: Collection[Preparation], *, cwd: Path) -> None:
+    """Run programs at once, since each spends its time on imports, and wait for all; when one fails the others are ended.
+
+    Raises:
+        TerminalError: One failed; the message holds the end of what it said.
+    """
+    running: list[tuple[Preparation, subprocess.Popen[str]]] = []
+    try:
+        for preparation in preparations:
+            process = subprocess.Popen(
+                preparation.command,
+                env=dict(preparation.env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            running.append((preparation, process))
+        for preparation, process in running:
+            output, _ = process.communicate()
+            if process.returncode != 0:
+                raise TerminalError(
+                    f"could not be prepared:\n{tail(output)}", which=preparation.which, fix=preparation.fix
+                )
+    finally:
+        for _, process in running:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 # -- the profile and its folders

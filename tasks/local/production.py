@@ -26,6 +26,7 @@ from tasks.core.errors import ConfigError, TerminalError
 from tasks.core.settings import Settings
 from tasks.local.parts import (
     LOOPBACK,
+    Preparation,
     Progress,
     Service,
     airflow_addresses,
@@ -41,6 +42,7 @@ from tasks.local.parts import (
     mlflow_credentials,
     mlflow_server,
     own_programs,
+    prepare_all,
     ray_credentials,
     ray_folder,
     ray_head,
@@ -266,32 +268,14 @@ def prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
         "MLFLOW_BACKEND_STORE_URI": _database_url(local, made["mlflow"]),
         **marks(local, "preparation"),
     }
-    running: dict[str, subprocess.Popen[str]] = {}
-    try:
-        for name, command in commands.items():
-            running[name] = subprocess.Popen(
-                command,
-                env=given,
-                cwd=local.home,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        for name, process in running.items():
-            output, _ = process.communicate()
-            if process.returncode != 0:
-                raise TerminalError(
-                    f"could not be prepared:\n{tail(output)}",
-                    which=f"{name} of the production profile",
-                    fix=f"read the message; the services' logs are in {state_folder(local) / 'logs'}",
-                )
-    finally:
-        for process in running.values():
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+    fix = f"read the message; the services' logs are in {state_folder(local) / 'logs'}"
+    prepare_all(
+        [
+            Preparation(f"{name} of the production profile", command, given, fix)
+            for name, command in commands.items()
+        ],
+        cwd=local.home,
+    )
     for name, temporary in made.items():
         if name != temporary:
             _rename(local, temporary, name)

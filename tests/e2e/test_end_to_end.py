@@ -172,7 +172,7 @@ class TestTheChain:
 
         for dag, task, step in (
             (TRAIN, "model.train", "toy.train_model"),
-            (TRAIN, "data.validate", "toy.validate_snapshot"),
+            (TRAIN, "model.evaluate", "toy.evaluate_model"),
             (SCORE, "inference.score", "toy.score_run"),
         ):
             job = f"{dag}.{task}"
@@ -181,6 +181,7 @@ class TestTheChain:
             )
             ofs = {event["run"]["runId"]: event for event in told(job)}
             assert "START" in {event["eventType"] for event in told(job)}
+            assert not [e for e in told(job) if "unknownSourceAttribute" in e["run"]["facets"]]
             for event in told(step):
                 parent = event["run"]["facets"]["parent"]
                 assert parent["run"]["runId"] in ofs and parent["job"]["name"] == job
