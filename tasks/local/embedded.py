@@ -17,7 +17,6 @@ from tasks.local.parts import (
     airflow_home,
     airflow_services,
     answers,
-    bearer,
     inherited,
     load_ports,
     make_login,
@@ -28,7 +27,7 @@ from tasks.local.parts import (
     prepare_all,
     ray_credentials,
     ray_folder,
-    ray_head,
+    ray_head_service,
     secret,
     url_at,
 )
@@ -52,12 +51,7 @@ def services(local: Settings) -> list[Service]:
         *("--artifacts-destination", str(local.home / "mlflow" / "artifacts")),
     )
     return [
-        Service(
-            "ray",
-            ray_head(local, cpus=max(2, os.cpu_count() or 2)),
-            local.ray_jobs_url,
-            answers(f"{local.ray_jobs_url}/api/version", headers=bearer(_ray_token(local))),
-        ),
+        ray_head_service(local, cpus=max(2, os.cpu_count() or 2), token=_ray_token(local)),
         Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
         *airflow_services(local),
     ]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -42,6 +42,7 @@ database_uri = {database_url}
 auth_cache_ttl_seconds = 300
 """
 """Settings of MLflow's logins, as docker-compose.yml has them. A password is costly to compare, so it is remembered."""
+RAY_STARTS = 3
 AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 HEAD_PORTS = (
     "ray_gcs",
@@ -76,6 +77,8 @@ class Service:
     beat: Callable[[], datetime | None] | None = None
     """When it last wrote into the database that it lives by; None where nobody can say."""
     timeout_s: float = 180.0
+    starts: int = 1
+    """How often it is started before it is given up, when it ends by itself before it is well."""
     keeps_state: bool = False
     """Whether others keep their state in it: it starts before them and ends after them."""
     env: Mapping[str, str] | None = None
@@ -409,6 +412,31 @@ def ray_head(local: Settings, *, cpus: int) -> tuple[str, ...]:
         f"--temp-dir={ray_folder(local)}",
         f"--num-cpus={cpus}",
     )
+
+
+def ray_has_node(
+    local: Settings, is_it: Callable[[dict[str, Any]], bool], *, headers: Mapping[str, str]
+) -> Callable[[], bool]:
+    """Whether the head counts a node among the living for which `is_it` holds, of Ray's record of the node."""
+
+    def look() -> bool:
+        try:
+            url = f"{local.ray_jobs_url}/nodes?view=summary"
+            nodes = httpx.get(url, headers=headers, timeout=5.0, trust_env=False).json()["data"]["summary"]
+            return any(node["raylet"]["state"] == "ALIVE" and is_it(node) for node in nodes)
+        except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
+            return False
+
+    return look
+
+
+def ray_head_service(local: Settings, *, cpus: int, token: str) -> Service:
+    """Ray's head with its Jobs API.
+
+    It answers before its own node has registered, for which Ray waits 30 s and then ends: too short on a busy machine.
+    """
+    alive = ray_has_node(local, lambda node: bool(node["raylet"]["isHeadNode"]), headers=bearer(token))
+    return Service("ray", ray_head(local, cpus=cpus), local.ray_jobs_url, alive, starts=RAY_STARTS)
 
 
 def ray_credentials(token: str) -> dict[str, str]:

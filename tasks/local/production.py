@@ -7,7 +7,6 @@ their owner may read: not in a list of processes, and not in a log.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -20,12 +19,11 @@ from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
-import httpx
-
 from tasks.core.errors import ConfigError, TerminalError
 from tasks.core.settings import Settings
 from tasks.local.parts import (
     LOOPBACK,
+    RAY_STARTS,
     Preparation,
     Progress,
     Service,
@@ -45,7 +43,8 @@ from tasks.local.parts import (
     prepare_all,
     ray_credentials,
     ray_folder,
-    ray_head,
+    ray_has_node,
+    ray_head_service,
     ray_start,
     secret,
     state_folder,
@@ -111,14 +110,13 @@ def services(local: Settings) -> list[Service]:
         *("--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"),
         *("--artifacts-destination", f"s3://{_bucket(local)}/mlflow"),
     )
-    jobs = local.ray_jobs_url
-    cpus = max(2, os.cpu_count() or 2)
+    cpus, token = max(2, os.cpu_count() or 2), _secret(local, "ray_auth_token")
     return [
         _postgres(local),
         *([_objects(local)] if _has_own_objects(local) else []),
         Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
-        Service("ray", ray_head(local, cpus=1), jobs, answers(f"{jobs}/api/version", headers=_token(local))),
-        Service("ray-worker", _worker(local, cpus), None, lambda: _has_joined(local)),
+        ray_head_service(local, cpus=1, token=token),
+        _worker_service(local, cpus, token),
         *airflow_services(local),
     ]
 
@@ -499,25 +497,11 @@ def _worker(local: Settings, cpus: int) -> tuple[str, ...]:
     )
 
 
-def _token(local: Settings) -> dict[str, str]:
-    return bearer(_secret(local, "ray_auth_token"))
-
-
-def _has_joined(local: Settings) -> bool:
-    """Whether the second node says that it is well, and the head counts it among the living.
-
-    Not the head alone: of a node that has just died it does not know yet.
-    """
-    if not answers(f"http://{WORKER_ADDRESS}:{load_ports(local)['worker_agent']}/api/local_raylet_healthz")():
-        return False
-    try:
-        answer = httpx.get(
-            f"{local.ray_jobs_url}/nodes?view=summary", headers=_token(local), timeout=5.0, trust_env=False
-        )
-        nodes = answer.json()["data"]["summary"]
-        return any(node["ip"] == WORKER_ADDRESS and node["raylet"]["state"] == "ALIVE" for node in nodes)
-    except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
-        return False
+def _worker_service(local: Settings, cpus: int, token: str) -> Service:
+    """The second node. It says itself that it is well: of a node that has just died the head does not know yet."""
+    says = answers(f"http://{WORKER_ADDRESS}:{load_ports(local)['worker_agent']}/api/local_raylet_healthz")
+    counted = ray_has_node(local, lambda node: bool(node["ip"] == WORKER_ADDRESS), headers=bearer(token))
+    return Service("ray-worker", _worker(local, cpus), None, lambda: says() and counted(), starts=RAY_STARTS)
 
 
 # -- secrets

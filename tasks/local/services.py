@@ -125,7 +125,7 @@ def _start(local: Settings, services: Collection[Service], env: dict[str, str], 
         progress(f"starting {service.name}")
         started[service.name] = _spawn(local, service, env)
     for service in wanted:
-        _wait_healthy(local, service, started[service.name], progress)
+        _wait_healthy(local, service, started[service.name], env, progress)
     return bool(wanted)
 
 
@@ -307,14 +307,23 @@ def _spawn(local: Settings, service: Service, env: dict[str, str]) -> subprocess
 
 
 def _wait_healthy(
-    local: Settings, service: Service, process: subprocess.Popen[bytes], progress: Progress
+    local: Settings,
+    service: Service,
+    process: subprocess.Popen[bytes],
+    env: dict[str, str],
+    progress: Progress,
 ) -> None:
-    started = time.monotonic()
+    started, starts = time.monotonic(), 1
     path = log_of(local, service.name)
     while not service.healthy():
         code = process.poll()
         waited = time.monotonic() - started
-        if code is not None or waited > service.timeout_s:
+        if code is not None and starts < service.starts:
+            starts += 1
+            progress(f"{service.name} ended before it was healthy, and is started again")
+            stop_services(local, progress, only={service.name})  # what is left of its processes
+            process, started = _spawn(local, service, env), time.monotonic()
+        elif code is not None or waited > service.timeout_s:
             why = (
                 f"ended with exit code {code}"
                 if code is not None

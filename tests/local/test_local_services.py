@@ -227,6 +227,21 @@ def test_a_service_that_ends_is_told_with_the_end_of_its_log(
     assert str(settings.home / "logs" / "mlflow.log") in raised.value.fix
 
 
+def test_ray_whose_node_was_too_slow_to_register_is_started_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow_once = "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]); tried = here / 'tried'; again = tried.exists(); tried.touch(); again or sys.exit(1); (here / 'well').touch(); time.sleep(600)"
+    command, well = (sys.executable, "-c", slow_once, str(tmp_path)), tmp_path / "well"
+    said: list[str] = []
+    monkeypatch.setattr(
+        services, "_services", lambda _local: [parts.Service("ray", command, None, well.exists, starts=2)]
+    )
+    monkeypatch.setattr(services, "_prepare", lambda *_: None)
+    start_services(settings, said.append)
+    assert said[-2:] == ["ray ended before it was healthy, and is started again", "ray is healthy"]
+    assert stop_services(settings, quiet, grace_s=5) == 1
+
+
 def test_a_service_that_never_gets_healthy_is_told_with_the_end_of_its_log(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,6 @@ def growing_ray(tmp_path: Path) -> Iterator[str]:
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
         "RAY_enable_autoscaler_v2": "1",
-        "RAY_raylet_start_wait_time_s": "180",
     }
     with log.open("wb") as sink:
         head = subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT)
