@@ -191,7 +191,9 @@ def run_peers(world: World, cases: Sequence[Caught]) -> dict[str, Peer]:
     folder, said = peers_folder(world), world.year.home / "peers.json"
     script = Path(__file__).with_name("monitor_peers.py")
     asked = digest_json([digest_file(file) for file in (script, REQUIREMENTS, *sorted(folder.iterdir()))])
-    if said.exists() and json.loads(said.read_text())["asked"] == asked:
+    listed = len(json.loads((folder / "cases.json").read_text()))
+    kept = json.loads(said.read_text()) if said.exists() else {}
+    if kept.get("asked") == asked and len(kept["cases"]) == listed:
         return read_peers(world, cases)
     python = PEERS / "bin" / "python"
     if not python.exists():

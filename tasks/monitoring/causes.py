@@ -170,6 +170,11 @@ class _Trouble:
         moved = [c.channel for c in self.alarms if c.kind in ("numeric", "categorical", "pair")]
         return _unique([*moved, *(f.channel for f in self.findings if f.channel)])
 
+    @property
+    def alone(self) -> tuple[ChannelDrift, ...]:
+        """Numeric features whose mean is not what the means of the others suggest."""
+        return tuple(channel for channel in self.alarms if channel.kind == "numeric" and channel.detail)
+
 
 @dataclass(frozen=True)
 class _Facts:
@@ -470,6 +475,8 @@ def _drift_feed(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     warned = [f for f in trouble.warnings if f.channel in trouble.inputs]
     if warned:
         case.add(3, warned[0].detail)
+    if trouble.alone:
+        case.add(3, f"{trouble.alone[0].detail}: an event would have moved those too")
     if len(trouble.inputs) == 1 and set(_parts(trouble.inputs[0])) <= facts.source_columns:
         case.add(1, f"{trouble.inputs[0]} alone moved, and is delivered as it is")
     yield case
@@ -482,7 +489,13 @@ def _drift_world(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     )
     if not facts.at(trouble.since, *_OURS, SCHEMA, RUN_REPLACED):
         case.add(2, f"nothing of ours changed on {trouble.since}")
-    if len(channels) > 1:
+    if trouble.alone:
+        names = _unique(channel.channel for channel in trouble.alone)
+        case.add(
+            -1,
+            f"what {_list(names)} usually {'moves' if len(names) == 1 else 'move'} with did not move in step",
+        )
+    elif len(channels) > 1:
         case.add(1, f"{len(channels)} channels moved together")
     labelled = [p for p in facts.performances if p.day in trouble.days and p.state == "measured"]
     if labelled:

@@ -45,8 +45,8 @@ class Shift:
 
     def in_words(self, name: str) -> str:
         """What it means."""
-        side = "above" if self.deviations > 0 else "below"
-        return f"The mean of {name} is {abs(self.deviations):.2f} standard deviations {side} what those of the other features say"
+        side = "higher" if self.deviations > 0 else "lower"
+        return f"The mean of {name} is {abs(self.deviations):.2f} standard deviations {side} than the means of the other features suggest"
 
 
 @dataclass(frozen=True, eq=False)

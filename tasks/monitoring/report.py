@@ -271,8 +271,8 @@ def _drift(spec: PipelineSpec, signals: Sequence[DaySignals]) -> str:
         + legend
         + _figure(
             picture,
-            "How far each channel's histogram is from the last four same weekdays, in units of how far it is on "
-            "normal days. Largest at the top.",
+            "How far each channel's histogram is from the last four same weekdays, or its mean from what the other features "
+            "suggest, in units of how far it is on normal days. Largest at the top.",
         )
     )
 

@@ -212,6 +212,21 @@ def test_several_inputs_that_move_without_a_change_of_ours_are_the_world():
     assert first.kind == "world" and any("labels of 2 of these days agree" in t for t in first.speaks_for)
 
 
+def test_an_input_that_moves_without_those_it_usually_moves_with_is_the_feed():
+    words = (
+        "The mean of price is 0.84 standard deviations higher than the means of the other features suggest"
+    )
+    moved = [day(i, moved=("price", "visits")) for i in (2, 3)]
+    alone = [
+        replace(one, drift=tuple(replace(c, detail=words) if c.channel == "price" else c for c in one.drift))
+        for one in moved
+    ]
+    found = causes([day(0), day(1), *alone], performances=[measured(i) for i in range(4)])
+    assert [cause.kind for cause in found][:2] == ["feed", "world"]
+    assert any(words in text for text in found[0].speaks_for)
+    assert "what price usually moves with did not move in step" in found[1].speaks_against
+
+
 def test_where_no_rule_fits_that_is_said():
     unjudged = [replace(day(i), drift=()) for i in range(5)]
     found = causes(
