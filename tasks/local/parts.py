@@ -78,6 +78,8 @@ class Service:
     timeout_s: float = 180.0
     keeps_state: bool = False
     """Whether others keep their state in it: it starts before them and ends after them."""
+    follows: bool = False
+    """Whether it starts when those that stand before it are healthy, and not with them."""
     env: Mapping[str, str] | None = None
     """All it is given, where it is not to have what the others have."""
     cwd: Path | None = None

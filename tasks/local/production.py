@@ -118,7 +118,8 @@ def services(local: Settings) -> list[Service]:
         *([_objects(local)] if _has_own_objects(local) else []),
         Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
         Service("ray", ray_head(local, cpus=1), jobs, answers(f"{jobs}/api/version", headers=_token(local))),
-        Service("ray-worker", _worker(local, cpus), None, lambda: _has_joined(local)),
+        # Ray gives a node half a minute to join, which a head that is still starting may not keep.
+        Service("ray-worker", _worker(local, cpus), None, lambda: _has_joined(local), follows=True),
         *airflow_services(local),
     ]
 
