@@ -81,6 +81,8 @@ class Service:
     """How often it is started before it is given up, when it ends by itself before it is well."""
     keeps_state: bool = False
     """Whether others keep their state in it: it starts before them and ends after them."""
+    follows: bool = False
+    """Whether it starts when those that stand before it are healthy, and not with them."""
     env: Mapping[str, str] | None = None
     """All it is given, where it is not to have what the others have."""
     cwd: Path | None = None

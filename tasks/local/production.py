@@ -498,10 +498,20 @@ def _worker(local: Settings, cpus: int) -> tuple[str, ...]:
 
 
 def _worker_service(local: Settings, cpus: int, token: str) -> Service:
-    """The second node. It says itself that it is well: of a node that has just died the head does not know yet."""
+    """The second node. It says itself that it is well: of a node that has just died the head does not know yet.
+
+    Ray gives it half a minute to join, which a head that is still starting may not keep.
+    """
     says = answers(f"http://{WORKER_ADDRESS}:{load_ports(local)['worker_agent']}/api/local_raylet_healthz")
     counted = ray_has_node(local, lambda node: bool(node["ip"] == WORKER_ADDRESS), headers=bearer(token))
-    return Service("ray-worker", _worker(local, cpus), None, lambda: says() and counted(), starts=RAY_STARTS)
+    return Service(
+        "ray-worker",
+        _worker(local, cpus),
+        None,
+        lambda: says() and counted(),
+        starts=RAY_STARTS,
+        follows=True,
+    )
 
 
 # -- secrets

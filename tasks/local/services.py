@@ -120,11 +120,18 @@ def _start(local: Settings, services: Collection[Service], env: dict[str, str], 
     """Start those of `services` that are not healthy, and wait for them; whether there was any."""
     wanted = [service for service in services if not _well(local, service)]
     stop_services(local, progress, only={service.name for service in wanted})
-    started = {}
-    for service in wanted:
+    started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def begin(service: Service) -> None:
         progress(f"starting {service.name}")
         started[service.name] = _spawn(local, service, env)
+
     for service in wanted:
+        if not service.follows:
+            begin(service)
+    for service in wanted:
+        if service.follows:
+            begin(service)
         _wait_healthy(local, service, started[service.name], env, progress)
     return bool(wanted)
 

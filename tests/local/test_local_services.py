@@ -256,6 +256,25 @@ def test_a_service_that_never_gets_healthy_is_told_with_the_end_of_its_log(
     assert stop_services(settings, quiet, grace_s=5) == 1
 
 
+def test_a_service_that_follows_starts_when_those_before_it_are_healthy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = settings.home / "ready"
+    sleep = "import time; time.sleep(600)"
+    head = f"import pathlib, time; time.sleep(0.3); pathlib.Path({str(ready)!r}).touch(); {sleep}"
+    node = f"import pathlib, sys; sys.exit(3) if not pathlib.Path({str(ready)!r}).exists() else None; {sleep}"
+    listed = [
+        parts.Service("ray", (sys.executable, "-c", head), None, ready.exists),
+        parts.Service("ray-worker", (sys.executable, "-c", node), None, lambda: True, follows=True),
+    ]
+    monkeypatch.setattr(services, "_services", lambda _local: listed)
+    monkeypatch.setattr(services, "_prepare", lambda *_: None)
+    said: list[str] = []
+    start_services(settings, said.append)
+    assert said[-4:] == ["starting ray", "ray is healthy", "starting ray-worker", "ray-worker is healthy"]
+    assert stop_services(settings, quiet, grace_s=5) == 2
+
+
 def test_a_damaged_airflow_database_is_told_with_the_file_to_remove(settings: Settings) -> None:
     folder = settings.home / "airflow"
     folder.mkdir(parents=True)

@@ -240,7 +240,7 @@ def test_a_worker_that_takes_more_memory_than_its_own_fails_and_its_neighbour_go
         for _, _, driver in runs.values():
             driver.kill()
             driver.wait()
-    assert reports["red"]["type"] == "TransientError", reports["red"]
+    assert reports["red"]["type"] == "OutOfMemory", reports["red"]
     assert "needs more memory than its 2 GiB (inference.memory_gib_per_worker)" in reports["red"]["what"]
     for tenant in ("blue", "green"):  # green eats as much as red, and may
         spec, planned, _ = runs[tenant]
