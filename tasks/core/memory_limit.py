@@ -9,6 +9,7 @@ from tasks.core.errors import ConfigError
 
 _GIB = 1 << 30
 _KIB = 1024
+_TORCH = "DefaultCPUAllocator: can't allocate memory"
 
 
 def limit_memory(gib: float, *, field: str) -> None:
@@ -35,6 +36,14 @@ def limit_memory(gib: float, *, field: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > wanted:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, wanted))
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation failed: Python's, numpy's, or torch's, which says so by a `RuntimeError` of its own."""
+    if error is None:
+        return False
+    told = isinstance(error, RuntimeError) and _TORCH in str(error)
+    return told or isinstance(error, MemoryError) or out_of_memory(error.__cause__)
 
 
 def _data_bytes() -> int:

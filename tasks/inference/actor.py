@@ -7,9 +7,10 @@ import logging
 import sys
 from dataclasses import dataclass
 
+from tasks.core.cpu_share import take_own_share
 from tasks.core.errors import PenstockError, TransientError
 from tasks.core.log_lines import bound, handler
-from tasks.core.memory_limit import limit_memory
+from tasks.core.memory_limit import limit_memory, out_of_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -113,9 +114,9 @@ class ShardActor:
             return json.dumps({"ok": done.__dict__})
         except PenstockError as error:
             return failed(shard, error)
-        except MemoryError as error:
-            return failed(shard, self._too_large(shard, error))
         except Exception as error:
+            if out_of_memory(error):
+                return failed(shard, self._too_large(shard, error))
             log.exception("Shard %d failed.", shard)
             wrapped = TransientError(
                 f"failed with {type(error).__name__}: {error}",
@@ -124,7 +125,7 @@ class ShardActor:
             )
             return failed(shard, wrapped)
 
-    def _too_large(self, shard: int, error: MemoryError) -> TransientError:
+    def _too_large(self, shard: int, error: Exception) -> TransientError:
         limit = self._arguments.spec.inference.memory_gib_per_worker
         had = f"its {limit:g} GiB (inference.memory_gib_per_worker)" if limit else "what this machine has"
         return TransientError(
@@ -140,6 +141,8 @@ class ShardActor:
             limit = asked.spec.inference.memory_gib_per_worker
             if limit is not None and self._own_process:
                 limit_memory(limit, field="inference.memory_gib_per_worker")
+            if self._own_process:
+                take_own_share()
             planned = read_plan(open_store(asked.settings, prefix=asked.spec.prefix), asked.run_id)
             self._worker = ShardWorker(
                 asked.settings,

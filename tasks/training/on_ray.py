@@ -13,12 +13,15 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tasks.core.cpu_share import take_own_share
 from tasks.core.errors import (
     PenstockError,
     PipelineCodeError,
@@ -27,7 +30,7 @@ from tasks.core.errors import (
     TransientError,
     error_from_record,
 )
-from tasks.core.memory_limit import limit_memory
+from tasks.core.memory_limit import limit_memory, out_of_memory
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -203,9 +206,28 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         if config["memory_gib"]:
             limit_memory(config["memory_gib"], field="training.memory_gib_per_worker")
-        _fit_here(store, config)
+        take_own_share()
+        with _memory_told(config):
+            _fit_here(store, config)
     except TerminalError as error:
         store.put(config["error_key"], json.dumps(error.as_record()).encode())
+
+
+@contextmanager
+def _memory_told(config: dict[str, Any]) -> Iterator[None]:
+    """An allocation that fails is said with the limit, wherever in the training it was."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        limit = config["memory_gib"]
+        had = f"its {limit:g} GiB (training.memory_gib_per_worker)" if limit else "what this machine has"
+        raise TerminalError(
+            f"a worker needs more memory than {had}: {error}",
+            which=f"training {config['training_id']}",
+            fix="lower training.batch_rows, or give a worker more memory; it goes on from its last epoch",
+        ) from error
 
 
 def _fit_here(store: ObjectStore, config: dict[str, Any]) -> None:
