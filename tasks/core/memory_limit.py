@@ -41,12 +41,13 @@ def limit_memory(gib: float, *, field: str) -> None:
         _held = (gib, field)
 
 
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. Python, numpy and pyarrow raise `MemoryError`, torch a `RuntimeError`."""
-    return (
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation failed, here or in what this was raised from. Python, numpy and pyarrow raise `MemoryError`, torch a `RuntimeError`."""
+    return error is not None and (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's of an accelerator
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or ran_out_of_memory(error.__cause__)
     )
 
 
@@ -54,7 +55,7 @@ def out_of_memory(error: BaseException, *, which: str, doing: str = "it") -> Out
     """What to tell of an allocation that failed: the limit, what the process had, and what to change."""
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200].removesuffix(": ")
     had = f"this process had {_data_bytes() / _GIB:.2f} GiB when an allocation failed ({said})"
-    less = "give it less at a time (inference.shard_rows and batch_rows, training.batch_size)"
+    less = "give it less at a time (inference.shard_rows and batch_rows, training.batch_rows)"
     if _held is None:
         return OutOfMemory(
             f"{doing} needs more memory than this machine has: {had}",

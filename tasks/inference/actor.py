@@ -7,9 +7,10 @@ import logging
 import sys
 from dataclasses import dataclass
 
+from tasks.core.cpu_share import take_own_share
 from tasks.core.errors import PenstockError, TransientError
 from tasks.core.log_lines import bound, handler
-from tasks.core.memory_limit import limit_memory, out_of_memory
+from tasks.core.memory_limit import limit_memory, out_of_memory, ran_out_of_memory
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -113,9 +114,9 @@ class ShardActor:
             return json.dumps({"ok": done.__dict__})
         except PenstockError as error:
             return failed(shard, error)
-        except MemoryError as error:
-            return failed(shard, out_of_memory(error, which=f"shard {shard:05d}"))
         except Exception as error:
+            if ran_out_of_memory(error):
+                return failed(shard, out_of_memory(error, which=f"shard {shard:05d}"))
             log.exception("Shard %d failed.", shard)
             wrapped = TransientError(
                 f"failed with {type(error).__name__}: {error}",
@@ -131,6 +132,8 @@ class ShardActor:
             limit = asked.spec.inference.memory_gib_per_worker
             if limit is not None and self._own_process:
                 limit_memory(limit, field="inference.memory_gib_per_worker")
+            if self._own_process:
+                take_own_share()
             planned = read_plan(open_store(asked.settings, prefix=asked.spec.prefix), asked.run_id)
             self._worker = ShardWorker(
                 asked.settings,

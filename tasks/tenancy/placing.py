@@ -70,7 +70,7 @@ def why_waiting(
     share = tenants.get(run.tenant, Share(Resources(), cluster.whole))
     target = found.width(run.run_id)
     if target:
-        return f"gets {target} workers as soon as others have finished the shards they are at"
+        return f"gets {target} worker{'' if target == 1 else 's'} as soon as others have finished the shards they are at"
     need = run.each.times(run.least)
     used = found.used.get(run.tenant, Resources())
     busy = sum(width > 0 and queue.runs[other].tenant == run.tenant for other, width in found.widths.items())

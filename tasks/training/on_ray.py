@@ -13,13 +13,17 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tasks.core.cpu_share import take_own_share
 from tasks.core.errors import (
+    OutOfMemory,
     PenstockError,
     PipelineCodeError,
     ServiceUnavailable,
@@ -27,7 +31,7 @@ from tasks.core.errors import (
     TransientError,
     error_from_record,
 )
-from tasks.core.memory_limit import limit_memory
+from tasks.core.memory_limit import limit_memory, out_of_memory, ran_out_of_memory
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -203,9 +207,28 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         if config["memory_gib"]:
             limit_memory(config["memory_gib"], field="training.memory_gib_per_worker")
-        _fit_here(store, config)
+        take_own_share()
+        with _memory_told(config):
+            _fit_here(store, config)
     except TerminalError as error:
         store.put(config["error_key"], json.dumps(error.as_record()).encode())
+
+
+@contextmanager
+def _memory_told(config: dict[str, Any]) -> Iterator[None]:
+    """An allocation that fails ends the training, wherever in it that was: a repeat would come to the same."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        told = (
+            error
+            if isinstance(error, OutOfMemory)
+            else out_of_memory(error, which=f"training {config['training_id']}", doing="a worker")
+        )
+        fix = f"{told.fix}; it goes on from its last epoch"
+        raise TerminalError(told.what, which=told.which, fix=fix) from error
 
 
 def _fit_here(store: ObjectStore, config: dict[str, Any]) -> None:

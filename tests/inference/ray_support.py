@@ -18,7 +18,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings.from_environment()
     spec = load_pipeline(settings, "toy")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=True)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=True
+    )
     try:
         try:
             report = run_plan(settings, spec, sys.argv[1], audit_table=AUDIT, load_model=sys.argv[2])

@@ -43,6 +43,7 @@ def ray_address() -> Iterator[str]:
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
+        address="local",  # never another one of this machine
         num_cpus=8,
         num_gpus=4,
         include_dashboard=False,

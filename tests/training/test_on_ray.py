@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from training_support import fit_here, load, model_source
 
-from tasks.core import open_store
-from tasks.core.errors import PipelineCodeError, ServiceUnavailable
+from tasks.core import PipelineSpec, open_store
+from tasks.core.cpu_share import take_own_share
+from tasks.core.errors import PipelineCodeError, ServiceUnavailable, TerminalError
 from tasks.training.on_ray import fit_on_ray
 
 pytestmark = pytest.mark.ray
@@ -23,7 +25,7 @@ def local_ray() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -90,3 +92,71 @@ def test_workers_that_ray_has_no_room_for_are_given_up_with_what_they_need_and_w
     says = "has not placed its 5 workers \\(limit 2 s\\): each needs 1 CPU on one node; the whole cluster has {'CPU': 4.0"
     with pytest.raises(ServiceUnavailable, match=says):
         fit_on_ray(settings, five, load(settings, toy, snapshot), training_id="five", **given)
+
+
+def test_a_worker_that_takes_more_memory_than_its_own_ends_with_limit_and_figure_and_its_neighbour_stays(
+    settings, toy, snapshot, local_ray
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Neighbour:
+        """Holds a GiB, and says of itself who it is."""
+
+        def __init__(self) -> None:
+            self.held = torch.ones((1 << 30) // 4)
+
+        def well(self) -> tuple[int, float]:
+            return os.getpid(), float(self.held.sum())
+
+    neighbour = Neighbour.remote()
+    before = ray.get(neighbour.well.remote())
+    source = (
+        "import torch\nfrom tasks.model import TabularMLP\nclass Hungry(TabularMLP):\n    def forward(self, x):\n"
+        "        eaten = torch.ones((3 << 30) // 4)\n        return super().forward(x) * eaten[-1]\n"
+        "def build(spec):\n    return Hungry(spec)\n"
+    )
+    data = load(settings, toy, snapshot)
+    given = {"model_source": source, "model_origin": "model.py"}
+
+    def within(gib: float) -> PipelineSpec:
+        asked = toy.training.model_copy(update={"memory_gib_per_worker": gib, "epochs": 1})
+        return toy.model_copy(update={"training": asked})
+
+    says = r"needs more memory than its 2 GiB \(training.memory_gib_per_worker\): .*can't allocate memory"
+    with pytest.raises(TerminalError, match=says):
+        fit_on_ray(settings, within(2.0), data, training_id="hungry", **given)
+    assert fit_on_ray(settings, within(6.0), data, training_id="fed", **given).history, "so much it may take"
+    assert ray.get(neighbour.well.remote()) == before
+
+
+def test_workers_on_ray_have_a_share_of_the_cpus_of_their_own(local_ray) -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Worker:
+        def share(self) -> tuple[int, bool, str, int]:
+            taken = take_own_share()
+            return os.getpid(), taken, Path("/proc/self/autogroup").read_text(), os.getpgid(0)
+
+    if not take_own_share_works():
+        pytest.skip(
+            "needs a Linux that divides CPUs between sessions: kernel.sched_autogroup_enabled=1 un-skips it"
+        )
+    workers = [Worker.remote() for _ in range(2)]
+    found = ray.get([worker.share.remote() for worker in workers])
+    assert all(taken and group == pid for pid, taken, _, group in found)
+    groups = {shown for _, _, shown, _ in found}
+    assert len(groups) == 2 and Path("/proc/self/autogroup").read_text() not in groups
+    pids = [pid for pid, *_ in found]
+    for worker in workers:
+        ray.kill(worker)
+    assert (
+        psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=60)[1]
+        == []
+    )
+
+
+def take_own_share_works() -> bool:
+    switch = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    return switch.is_file() and switch.read_text().strip() == "1"
