@@ -86,7 +86,7 @@ class SendAlertsOperator(BaseOperator):
 
     ui_color = "#fcebe9"
 
-    def execute(self, context: Any) -> dict[str, Any]:  # noqa: ARG002
+    def execute(self, context: Any) -> dict[str, Any]:
         from tasks.wiring.alerts import send_alerts
 
         settings = Settings.from_environment()
@@ -97,8 +97,9 @@ class SendAlertsOperator(BaseOperator):
                 senders={"email": send_email_by_provider},
             )
         except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
+            failure = airflow_error(error, context)
+            self.log.error("%s", failure)
+            raise failure from None
         for channel, outcome in result["channels"].items():
             self.log.info("%s: %s", channel, outcome["problem"] or f"{outcome['alerts']} alerts sent")
         return result

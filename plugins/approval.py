@@ -84,8 +84,9 @@ class PromotionApproval(ApprovalOperator):
                 settings, self.pipeline, version=int(self.version), evaluation_key=self.evaluation_key
             )
         except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
+            failure = airflow_error(error, context)
+            self.log.error("%s", failure)
+            raise failure from None
         url = run_page_url(settings, ti.dag_id, ti.run_id)
         self.body = approval_body(evidence, self.gate, self.canary, url)
         return super().execute(context)
@@ -111,8 +112,9 @@ class PromotionApproval(ApprovalOperator):
                     dag_run=dag_run_name(context),
                 )
             except PenstockError as error:
-                self.log.error("%s", error)
-                raise airflow_error(error) from None
+                failure = airflow_error(error, context)
+                self.log.error("%s", failure)
+                raise failure from None
         answer = super().execute_complete(context, event)
         return {**answer, "actor": actor, "reason": reason}
 

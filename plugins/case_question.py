@@ -139,9 +139,9 @@ class CaseQuestion(HITLOperator):
         self.drift_timeout = drift_timeout
 
     def execute(self, context: Any) -> Any:
-        case = _call(self, "show_case")
+        case = _call(self, context, "show_case")
         if case["status"] != "open":
-            return self._elsewhere()
+            return self._elsewhere(context)
         self.options = [LABELS[option["answer"]] for option in case["options"]]
         self.subject = f"{case['kind'].capitalize()} in {self.pipeline}: what is to be done?"
         self.body = case_body(case)
@@ -158,13 +158,13 @@ class CaseQuestion(HITLOperator):
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         if event.get("elsewhere"):
-            return self._elsewhere()
+            return self._elsewhere(context)
         answered = super().execute_complete(context, event)
         who = answered["responded_by_user"]
         if not who:
             days = self.drift_timeout / timedelta(days=1)
             words = f"nobody answered in {days:g} days"
-            _call(self, "close_unanswered", words=words, dag_run=dag_run_name(context))
+            _call(self, context, "close_unanswered", words=words, dag_run=dag_run_name(context))
             raise AirflowSkipException(f"Closed: {words}")
         given = answered["params_input"] or {}
         (label,) = answered["chosen_options"]
@@ -175,8 +175,8 @@ class CaseQuestion(HITLOperator):
             "until": given.get("mute_until") or None,
         }
 
-    def _elsewhere(self) -> dict[str, Any]:
-        found = _call(self, "case_status")
+    def _elsewhere(self, context: Any) -> dict[str, Any]:
+        found = _call(self, context, "case_status")
         if not found["answer"]:
             raise AirflowSkipException(f"The case is over: {found['over']}")
         return {name: found[name] for name in ("answer", "actor", "reason", "until")}
@@ -234,6 +234,7 @@ class RetrainForCase(_StartRun):
         run_id = f"case-{self.case_id}"
         begun = _call(
             self,
+            context,
             "begin_retraining",
             training_run=f"{self.started_dag}/{run_id}",
             dag_run=dag_run_name(context),
@@ -243,13 +244,14 @@ class RetrainForCase(_StartRun):
         self.start(run_id, {"actor": begun["actor"], "reason": begun["reason"][:400]})
 
 
-def _call(operator: Any, step: str, **arguments: Any) -> dict[str, Any]:
+def _call(operator: Any, context: Any, step: str, **arguments: Any) -> dict[str, Any]:
     """A step about the operator's case; its errors as Airflow's."""
     try:
         return _step(operator, step, **arguments)
     except PenstockError as error:
-        operator.log.error("%s", error)
-        raise airflow_error(error) from None
+        failure = airflow_error(error, context)
+        operator.log.error("%s", failure)
+        raise failure from None
 
 
 def _step(of: Any, step: str, **arguments: Any) -> dict[str, Any]:

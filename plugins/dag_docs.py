@@ -7,7 +7,8 @@ from tasks.core.spec import PipelineSpec
 
 STEPS: dict[str, str] = {
     "snapshot_training": "Reads the source day by day and freezes training and validation rows as an immutable, "
-    "digested snapshot. Equal rows give the same snapshot id; nothing is written twice.",
+    "digested snapshot. Equal rows give the same snapshot id; nothing is written twice. Says at once when the suite is not there, or "
+    "features.py returns other names than pipeline.yaml lists.",
     "validate_snapshot": "Runs the pipeline's Great Expectations suite on every partition. Rows that fail row-level "
     "expectations go to quarantine with the reason; a critical failure ends the run here. The report is linked.",
     "train_model": "Trains the network on Ray, in a job of its own. A retry attaches to the job while it lives and "

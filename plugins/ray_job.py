@@ -24,7 +24,6 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from airflow.sdk import conf
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from plugins.errors import airflow_error, airflow_error_of_record
 from plugins.links import dag_run_url, links_of, ray_job_url
@@ -32,7 +31,7 @@ from plugins.ray_job_trigger import RayJobTrigger
 from plugins.ray_jobs_api import RayJob, RayJobs
 from plugins.seen import task_ids, with_lineage_parent
 from plugins.steps import WiredOperator, conclude, in_words, step_arguments
-from tasks.core.errors import NotFound, PenstockError, TransientError
+from tasks.core.errors import ConfigError, NotFound, PenstockError, TransientError
 from tasks.core.ids import digest_json
 from tasks.core.settings import Settings
 from tasks.core.traces import span
@@ -109,8 +108,9 @@ class PenstockRayJobOperator(WiredOperator):
                     for line in _log_of(jobs, submission_id).splitlines():
                         self.log.info("%s", line)
         except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
+            failure = airflow_error(error, context)
+            self.log.error("%s", failure)
+            raise failure from None
         if record is not None:
             return self._conclude(context, settings, arguments, record, submission_id)
         return self._wait_for(settings, submission_id, adopted=adopted)
@@ -125,8 +125,9 @@ class PenstockRayJobOperator(WiredOperator):
             arguments = step_arguments(self, context, settings)
             record = _result(settings, submission_id)
         except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
+            failure = airflow_error(error, context)
+            self.log.error("%s", failure)
+            raise failure from None
         status = event["status"]
         succeeded = record is not None and record.get("ok")
         if status == "STOPPED" and adopted and not succeeded:
@@ -136,9 +137,9 @@ class PenstockRayJobOperator(WiredOperator):
             return self.execute(context)
         if record is not None:
             return self._conclude(context, settings, arguments, record, submission_id)
-        why = _without_result(submission_id, event)
-        self.log.error("%s", why)
-        raise (AirflowFailException if status == "REFUSED" else AirflowException)(why) from None
+        failure = airflow_error(_without_result(submission_id, event), context)
+        self.log.error("%s", failure)
+        raise failure from None
 
     def on_kill(self) -> None:
         """The task process is told to end before the task was deferred: stop the job that it just started."""
@@ -245,7 +246,9 @@ class PenstockRayJobOperator(WiredOperator):
     ) -> dict[str, Any]:
         self.links["ray_job"] = ray_job_url(settings.ray_jobs_url, submission_id)
         if not record.get("ok"):
-            failure = airflow_error_of_record(record.get("error") or {}, record.get("kind", "transient"))
+            failure = airflow_error_of_record(
+                record.get("error") or {}, record.get("kind", "transient"), context
+            )
             self.log.error("%s", failure)
             raise failure from None
         result = record.get("result") or {}
@@ -288,7 +291,7 @@ def _result(settings: Settings, submission_id: str) -> dict[str, Any] | None:
         raise TransientError(
             f"is not JSON: {error}",
             which=f"the result of Ray job {submission_id} ({result_key(submission_id)})",
-            fix="look at the job's log; a retry starts the job again",
+            fix="look at the job's log",
         ) from error
     return record if isinstance(record, dict) else None
 
@@ -300,7 +303,7 @@ def _log_of(jobs: RayJobs, submission_id: str) -> str:
         return ""
 
 
-def _without_result(submission_id: str, event: Mapping[str, Any]) -> str:
+def _without_result(submission_id: str, event: Mapping[str, Any]) -> PenstockError:
     """What to tell the user about a job that ended without writing a result."""
     status, message = event["status"], str(event.get("message") or "").strip()
     job = RayJob(submission_id, status, message, event.get("exit_code"))
@@ -308,15 +311,15 @@ def _without_result(submission_id: str, event: Mapping[str, Any]) -> str:
     what, fix = {
         "LOST": (
             "Ray no longer knows the job: its head was restarted.",
-            "nothing; the retry starts the job again and continues from what is committed",
+            "see in its log why; the next try continues from what is committed",
         ),
         "UNREACHABLE": (
             "Ray stopped answering.",
-            "check that the Ray head runs; the retry attaches to the job if it is still alive",
+            "check that the Ray head runs; what is committed is kept",
         ),
         "STOPPED": (
             "the job was stopped outside this task.",
-            "clear the task to start it again, or wait for the retry",
+            "to stop a run, mark its task as failed in Airflow: that ends the job too",
         ),
         "REFUSED": (f"Ray refused the request. {message}", "correct what is named and clear the task"),
         "SUCCEEDED": (
@@ -330,7 +333,8 @@ def _without_result(submission_id: str, event: Mapping[str, Any]) -> str:
             "read the job's log above; a process killed for memory leaves no traceback",
         ),
     )
-    return f"Ray job {submission_id}: {what}\n  Fix: {fix}"
+    kind = ConfigError if status == "REFUSED" else TransientError
+    return kind(what, which=f"Ray job {submission_id}", fix=fix)
 
 
 def _first_line(text: str) -> str:

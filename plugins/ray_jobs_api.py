@@ -65,7 +65,7 @@ def _check(response: httpx.Response) -> None:
         raise ServiceUnavailable(
             f"answered HTTP {response.status_code}: {_last_line(response.text)}",
             which=f"Ray Jobs API at {response.request.url}",
-            fix="check the Ray head's dashboard log; the task retries by itself",
+            fix="check the Ray head's dashboard log",
         )
 
 
@@ -78,7 +78,7 @@ def _unreachable(url: str, error: Exception) -> ServiceUnavailable:
     return ServiceUnavailable(
         f"does not answer ({type(error).__name__}: {error})",
         which=f"Ray Jobs API at {url}",
-        fix="check that the Ray head runs and that PENSTOCK_RAY_JOBS_URL names it; the task retries by itself",
+        fix="check that the Ray head runs and that PENSTOCK_RAY_JOBS_URL names it",
     )
 
 

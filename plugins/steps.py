@@ -106,8 +106,9 @@ class PenstockStepOperator(WiredOperator):
             with span(settings, f"task {self.task_id}", step=self.step, **task_ids(context["ti"])):
                 result: dict[str, Any] = function(settings, self.pipeline, **arguments)
         except PenstockError as error:
-            self.log.error("%s", error)
-            raise airflow_error(error) from None
+            failure = airflow_error(error, context)
+            self.log.error("%s", failure)
+            raise failure from None
         self.links |= self._links(settings, arguments, result)
         return conclude(self, context, result)
 

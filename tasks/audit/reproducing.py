@@ -82,10 +82,10 @@ class Reproduction(JsonRecord):
     """Of the features computed from the source row, before they were rounded to float32."""
     score_of_source_bit_equal: bool | None
     attributions_compared: int
-    attributions_bit_equal: bool | None
-    """Whether they are equal once rounded as the table rounds them."""
-    largest_attribution_difference: float | None
-    """Logits, before rounding."""
+    attributions_bit_equal_once_rounded: bool | None
+    """As the table rounds what it keeps, and a colder tier once more."""
+    largest_attribution_difference_before_rounding: float | None
+    """Logits, between what is recorded, which is rounded, and what was computed now, which is not."""
     not_compared: tuple[str, ...]
     """What could not be compared, and why."""
     differences: tuple[Difference, ...]
@@ -136,8 +136,8 @@ def reproduce(
         score_of_source=None if source is None else float(source),
         score_of_source_bit_equal=None if source is None else bool(np.float32(recorded) == source),
         attributions_compared=compared,
-        attributions_bit_equal=equal,
-        largest_attribution_difference=largest,
+        attributions_bit_equal_once_rounded=equal,
+        largest_attribution_difference_before_rounding=largest,
         not_compared=tuple(found.not_compared),
         differences=tuple(found.differences),
     )

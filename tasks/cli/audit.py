@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 
 from tasks.cli.options import Json, Pipeline, call, run
-from tasks.cli.output import show
+from tasks.cli.output import console, show
 
 audit = typer.Typer(help="Why was this prediction made?", no_args_is_help=True)
 
@@ -91,10 +92,9 @@ def audit_window(
     as_json: Json = False,
 ) -> None:
     """Predictions about a time window, page by page; of each its newest scoring that passes the filters."""
-    run(
+    found = call(
         "audit_predictions",
         pipeline,
-        as_json,
         start=start.isoformat(),
         end=end.isoformat(),
         limit=limit,
@@ -104,3 +104,22 @@ def audit_window(
         max_prediction=max_prediction,
         entity_id=entity,
     )
+    if as_json:
+        show(found, as_json=True)
+        return
+    lines = [_line(record) for record in found["records"]]
+    show(lines, as_json=False, title=f"{pipeline}: predictions", whole="prediction_id")
+    if found["cursor"]:
+        console.print(f"There are more: add --cursor {found['cursor']}", markup=False, soft_wrap=True)
+
+
+def _line(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as one line of a table; `penstock audit show` has all of it."""
+    moment = datetime.fromisoformat(record["event_time"]).astimezone(UTC)
+    return {
+        "prediction_id": record["prediction_id"],
+        "event_time": f"{moment:%Y-%m-%d %H:%M:%S}",
+        "score": record["prediction"],
+        "version": record["model_version"],
+        "entity": record["entity_id"],
+    }

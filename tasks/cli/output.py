@@ -21,15 +21,18 @@ console = Console(highlight=False, width=_WIDE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def show(result: Any, *, as_json: bool, title: str = "") -> None:
-    """Print one result: JSON on request, else a table of its fields, or of its rows when it is a list."""
+def show(result: Any, *, as_json: bool, title: str = "", whole: str = "") -> None:
+    """Print one result: JSON on request, else a table of its fields, or of its rows when it is a list.
+
+    The column `whole` of such rows is not folded, however narrow the terminal: what stands in it is copied.
+    """
     if as_json:
         sys.stdout.write(json.dumps(_strict(result), indent=2, default=str, allow_nan=False) + "\n")
     elif isinstance(result, Mapping):
         _print(_fields(result, title))
     elif isinstance(result, Sequence) and not isinstance(result, str):
         if result:
-            _print(_rows(result, title))
+            _print(_rows(result, title, whole))
         else:
             console.print(f"{title or 'Nothing'}: none")
     else:
@@ -79,7 +82,7 @@ def _fields(result: Mapping[str, Any], title: str) -> Table:
     return table
 
 
-def _rows(rows: Sequence[Any], title: str) -> Table:
+def _rows(rows: Sequence[Any], title: str, whole: str) -> Table:
     table = Table(
         title=title or None, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0)
     )
@@ -89,7 +92,7 @@ def _rows(rows: Sequence[Any], title: str) -> Table:
             table.add_row(_text(value))
         return table
     for key in rows[0]:
-        table.add_column(str(key).replace("_", " "), overflow="fold")
+        table.add_column(str(key).replace("_", " "), overflow="fold", no_wrap=key == whole)
     for row in rows:
         table.add_row(*(_text(row.get(key)) for key in rows[0]))
     return table

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from tasks.core.errors import PipelineCodeError
+from tasks.core.errors import PipelineCodeError, TerminalError
 from tasks.core.ids import digest_bytes
 from tasks.core.spec import FeatureSpec
 from tasks.model.user_code import blaming, execute
+
+log = logging.getLogger(__name__)
 
 _EXAMPLE = 'FEATURE_VERSION = "1" and def features(rows: pa.Table) -> pa.Table'
 
@@ -83,14 +86,30 @@ class FeatureCode:
         columns += [self._categorical(name, table[name]) for name in spec.categorical]
         return pa.table(columns, names=list(spec.names))
 
+    def check_names(self, rows: pa.Table, spec: FeatureSpec) -> None:
+        """Whether features(rows) returns the columns that `pipeline.yaml` lists, tried on rows that no gate has seen.
+
+        Where it raises on them nothing is known, since the rows may be at fault: that is logged, and `compute` will say it.
+
+        Raises:
+            PipelineCodeError: A column is left out or added; the closest name is said.
+        """
+        try:
+            with blaming(self.origin, "features(rows)"):
+                table = self._function(rows)
+        except TerminalError as error:
+            log.warning("features.py cannot be tried before the data gate: %s: %s", error.which, error.what)
+            return
+        if isinstance(table, pa.Table):
+            self._check_columns(table.column_names, spec)
+
     def _check_columns(self, found: list[str], spec: FeatureSpec) -> None:
         missing = [name for name in spec.names if name not in found]
         if missing:
-            close = difflib.get_close_matches(missing[0], found, n=1)
-            hint = f" (it returns {close[0]!r})" if close else ""
+            unlisted = [name for name in found if name not in spec.names]
             raise self._broken(
-                f"features(rows) does not return {', '.join(missing)}{hint}",
-                "return every feature that pipeline.yaml lists",
+                f"features(rows) does not return {', '.join(_with_close(name, unlisted) for name in missing)}",
+                "correct the name under features: in pipeline.yaml, or return it",
             )
         if len(set(found)) != len(found):
             twice = sorted({name for name in found if found.count(name) > 1})
@@ -131,6 +150,11 @@ class FeatureCode:
 
     def _broken(self, what: str, fix: str) -> PipelineCodeError:
         return PipelineCodeError(what, which=self.origin, fix=fix)
+
+
+def _with_close(name: str, unlisted: list[str]) -> str:
+    close = difflib.get_close_matches(name, unlisted, n=1)
+    return f"{name} (did you mean {close[0]}, which pipeline.yaml does not list?)" if close else name
 
 
 def _rebuild(source: str, origin: str) -> FeatureCode:

@@ -14,7 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.core.errors import ConfigError
 from tasks.core.ids import digest_json
+from tasks.core.settings import Settings
+from tasks.core.spec import PipelineSpec, pipeline_folder
 
 SEVERITIES = ("critical", "warning", "info")
 _SUITE_KEYS = {"name", "notes", "meta", "expectations"}
@@ -82,6 +85,21 @@ class Suite:
     digest: str
     """SHA-256 of the suite's content; layout and key order do not change it."""
     problems: tuple[str, ...]
+
+
+def require_suite(settings: Settings, spec: PipelineSpec) -> None:
+    """Raise `ConfigError` unless the suite that `pipeline.yaml` names is there; what it holds is the gate's to judge."""
+    name, folder = spec.validation.suite, settings.expectations_dir
+    if (folder / f"{name}.json").is_file():
+        return
+    known = sorted(path.stem for path in folder.glob("*.json"))
+    close = difflib.get_close_matches(name, known, n=1)
+    raise ConfigError(
+        f"names suite {name!r}, and {folder.parent.name}/{folder.name} has no {name}.json"
+        + (f", did you mean {close[0]!r}?" if close else ""),
+        which=f"{pipeline_folder(settings, spec.name) / 'pipeline.yaml'}: validation.suite",
+        fix=f"name one of: {', '.join(known) or 'none yet'}; or write the file",
+    )
 
 
 def read_suite(folder: Path, name: str) -> Suite:

@@ -37,6 +37,7 @@ def snapshot_scoring(
     Days before the first champion's evaluation ended are never chosen by themselves: they were trained on.
     """
     from tasks.data import take_snapshot
+    from tasks.validation import require_suite
 
     context = open_context(settings, pipeline)
     context.require_champion()
@@ -49,6 +50,7 @@ def snapshot_scoring(
             return result
         first, last = days[0], days[-1]
     chosen = window(first or last, last or first)  # type: ignore[arg-type]
+    require_suite(settings, context.spec)
     snapshot = take_snapshot(settings, context.spec, kind="scoring", window=chosen)
     result = {
         "snapshot_id": snapshot.snapshot_id,

@@ -8,10 +8,15 @@ from typing import Any
 
 from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.core.errors import DataError, GateFailed, NotFound
+from tasks.core.partitions import read_partition
+from tasks.core.records import Snapshot
+from tasks.core.spec import pipeline_folder
 from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import Context, in_short, open_context, parse_day, window
 from tasks.wiring.gang import gang
 from tasks.wiring.waivers import waived_verdict
+
+_TRIED_ROWS = 1_000
 
 
 def snapshot_training(
@@ -28,8 +33,13 @@ def snapshot_training(
     """Freeze the training and validation windows, by default those of pipeline.yaml, into one snapshot.
 
     `causes` says why the run was started; it is kept on its page.
+
+    Raises:
+        ConfigError: pipeline.yaml names a suite that is not there.
+        PipelineCodeError: features.py returns other columns than pipeline.yaml lists. Both would show only steps later.
     """
     from tasks.data import take_snapshot
+    from tasks.validation import require_suite
     from tasks.wiring.triggers import note_start
 
     context = open_context(settings, pipeline)
@@ -47,7 +57,9 @@ def snapshot_training(
             which="validation_first_day",
             fix="choose windows that do not overlap: a model must not be judged on days it has seen",
         )
+    require_suite(settings, context.spec)
     snapshot = take_snapshot(settings, context.spec, kind="training", window=window(first, last))
+    _check_feature_names(context, snapshot)
     result = {
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
@@ -62,6 +74,17 @@ def snapshot_training(
     note_start(context, dag_run=dag_run, own_days=any(asked))
     context.evidence(dag_run, "snapshot", result)
     return result
+
+
+def _check_feature_names(context: Context, snapshot: Snapshot) -> None:
+    """Try features.py on the first rows of a training snapshot."""
+    from tasks.model import FeatureCode
+
+    spec = context.spec
+    rows = read_partition(context.store, snapshot.partitions[0]).slice(0, _TRIED_ROWS)
+    known_then = [name for name in rows.column_names if name not in spec.label.known_afterwards]
+    code = FeatureCode.from_file(pipeline_folder(context.settings, spec.name) / "features.py")
+    code.check_names(rows.select(known_then), spec.features)
 
 
 def show_snapshot(settings: Settings, pipeline: str, *, snapshot_id: str) -> dict[str, Any]:

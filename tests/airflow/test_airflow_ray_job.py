@@ -80,9 +80,9 @@ def finish(settings: Settings, record: dict[str, Any], submission_id: str = f"{B
     open_store(settings).put(result_key(submission_id), json.dumps(record).encode())
 
 
-def resume(status: str, *, adopted: bool = False, **event: Any) -> dict[str, Any]:
+def resume(status: str, *, adopted: bool = False, try_number: int = 1, **event: Any) -> dict[str, Any]:
     payload = {"status": status, "message": "", "exit_code": None, **event}
-    return operator().resume(context_of(), payload, f"{BASE}-g0-0", adopted)
+    return operator().resume(context_of(try_number=try_number), payload, f"{BASE}-g0-0", adopted)
 
 
 def test_the_first_attempt_submits_one_job_that_describes_itself(
@@ -197,6 +197,15 @@ def test_a_silent_cluster_is_retried_and_named(cluster: FakeRay) -> None:
     with pytest.raises(AirflowException, match=r"RuntimeError: no agent.*\n  Fix:") as caught:
         operator().execute(context_of())
     assert not isinstance(caught.value, AirflowFailException)
+    assert str(caught.value).endswith("the task tries again by itself: this was try 1 of 3")
+
+
+def test_the_log_of_the_last_try_does_not_promise_another(cluster: FakeRay, log: LogLines) -> None:
+    cluster.broken = True
+    with pytest.raises(AirflowException):
+        operator().execute(context_of(try_number=3))
+    assert "no try is left, this was the last of 3: clear the task when the cause is gone" in log.text
+    assert "by itself" not in log.text
 
 
 def test_success_returns_the_result_and_the_links(cluster: FakeRay, installed: Settings) -> None:
@@ -221,7 +230,9 @@ def test_the_jobs_own_error_reaches_the_task_whole(
     finish(installed, {"ok": False, "kind": kind, "error": error})
     with pytest.raises(AirflowException) as caught:
         resume("FAILED", exit_code=2)
-    assert str(caught.value) == "model.py:7: build() raised\n  Fix: correct it"
+    whole = "model.py:7: build() raised\n  Fix: correct it"
+    again = "; the task tries again by itself: this was try 1 of 3" if retried else ""
+    assert str(caught.value) == whole + again
     assert isinstance(caught.value, AirflowFailException) is not retried
     assert caught.value.__suppress_context__
 
@@ -243,6 +254,11 @@ def test_a_job_without_a_result_is_retried_with_a_plain_reason(
         resume(status, **event)
     assert not isinstance(caught.value, AirflowFailException)
     assert "Fix:" in str(caught.value)
+    assert str(caught.value).endswith("by itself: this was try 1 of 3")
+    with pytest.raises(AirflowException, match=says) as last:
+        resume(status, try_number=3, **event)
+    assert str(last.value).endswith("this was the last of 3: clear the task when the cause is gone")
+    assert "by itself" not in str(last.value)
 
 
 def test_a_refusal_is_not_retried(cluster: FakeRay) -> None:

@@ -15,7 +15,13 @@ from airflow_fakes import context_of
 from plugins.approval import PromotionApproval, approval_body
 from plugins.steps import PenstockStepOperator, in_words
 from tasks.core import Settings
-from tasks.core.errors import CommitOutcomeUnknown, DataGateFailed, NotFound, StoreUnavailable
+from tasks.core.errors import (
+    CommitOutcomeUnknown,
+    DataGateFailed,
+    NotFound,
+    ServiceUnavailable,
+    StoreUnavailable,
+)
 
 
 @pytest.fixture
@@ -101,6 +107,28 @@ def test_what_may_pass_is_retried(installed: Settings, wiring: ModuleType, error
     with pytest.raises(AirflowException) as caught:
         step("plan_scoring").execute(context_of())
     assert not isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize(
+    ("try_number", "max_tries", "says"),
+    [
+        (1, 2, "start it; the task tries again by itself: this was try 1 of 3"),
+        (2, 2, "start it; the task tries again by itself: this was try 2 of 3"),
+        (3, 2, "start it; no try is left, this was the last of 3: clear the task when the cause is gone"),
+        (4, 5, "start it; the task tries again by itself: this was try 4 of 6"),  # cleared after three
+        (1, 0, "start it"),
+    ],
+)
+def test_a_task_that_fails_says_whether_it_tries_again_by_itself(
+    installed: Settings, wiring: ModuleType, try_number: int, max_tries: int, says: str
+) -> None:
+    def plan_scoring(*_: Any, **__: Any) -> None:
+        raise ServiceUnavailable("does not answer", which="MLflow", fix="start it")
+
+    wiring.plan_scoring = plan_scoring
+    with pytest.raises(AirflowException) as caught:
+        step("plan_scoring").execute(context_of(try_number=try_number, max_tries=max_tries))
+    assert str(caught.value) == f"MLflow: does not answer\n  Fix: {says}"
 
 
 def test_nothing_to_score_skips_the_run_with_its_reason(installed: Settings, wiring: ModuleType) -> None:

@@ -166,6 +166,16 @@ def test_every_prediction_of_a_day_is_reproduced(scored: Scored) -> None:
     assert {one.attributions_compared for one in found} == {4}
 
 
+def test_what_rounding_dropped_from_attributions_is_told_apart_from_a_difference(scored: Scored) -> None:
+    for place in range(0, 120, 12):
+        record = scored.record(place)
+        assert record.attributions is not None and record.attribution_bits is not None
+        found = reproduce(scored.settings, scored.spec, record)
+        assert found.attributions_bit_equal_once_rounded
+        dropped = 2.0 ** -(record.attribution_bits + 1) * max(map(abs, record.attributions.values()))
+        assert 0 < (found.largest_attribution_difference_before_rounding or 0) <= dropped * 1.01
+
+
 def test_what_was_not_explained_is_reproduced_without_attributions(unexplained: Scored) -> None:
     found = reproduce(unexplained.settings, unexplained.spec, unexplained.record())
     assert found.reproduced and found.attributions_compared == 0
@@ -226,7 +236,10 @@ def test_of_the_few_attributions_of_the_cold_tier_each_is_compared(scored: Score
     left = stored.residual + sum(value for name, value in stored.attributions.items() if name not in kept)
     top = replace(stored, attributions=kept, residual=left, explanation="top")
     found = reproduce(scored.settings, scored.spec, top)
-    assert found.reproduced and (found.attributions_compared, found.attributions_bit_equal) == (2, True)
+    assert found.reproduced and (found.attributions_compared, found.attributions_bit_equal_once_rounded) == (
+        2,
+        True,
+    )
     found = reproduce(scored.settings, scored.spec, replace(top, residual=stored.residual))
     assert [one.part for one in found.differences] == ["residual"]
 
@@ -242,7 +255,7 @@ def test_attributions_that_were_rounded_again_in_a_colder_tier_are_equal_once_ro
         named = dict(zip(stored.attributions, fewer[0].tolist(), strict=True))
         cold = replace(stored, attributions=named, residual=float(left[0]), attribution_bits=6)
         found = reproduce(scored.settings, scored.spec, cold)
-        assert found.reproduced and found.attributions_bit_equal
+        assert found.reproduced and found.attributions_bit_equal_once_rounded
 
 
 def test_another_baseline_or_feature_version_is_named(scored: Scored) -> None:

@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from audit_support import add_file, open_store, publish_days, write_batch
+from rich.console import Console
 
 from tasks.audit import AuditFilter, InvalidQuery, by_window, retain, window, window_table
 from tasks.audit.files import ONE_VALUE
 from tasks.audit.rows import AUDIT_SCHEMA
+from tasks.cli import output
+from tasks.cli.app import app
 from tasks.core import PipelineSpec, Settings
 from tasks.core.crash_points import observe
 from tasks.core.delta import FileName
@@ -54,6 +57,33 @@ def test_of_each_prediction_comes_the_newest_scoring_that_passes(
         settings, toy, START, START + DAY, columns=["prediction_id"], filter=AuditFilter(model_version=1)
     )
     assert first.column("prediction_id").to_pylist() == ids
+
+
+def test_the_command_prints_a_window_as_a_table_whose_ids_can_be_copied(
+    settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = write_batch(settings, toy, 3, step=timedelta(hours=1))
+    for name, value in settings.as_environment().items():
+        monkeypatch.setenv(name, value)
+    command = ["audit", "window", "toy", "--start", "2024-03-01", "--end", "2024-03-02"]
+    app(command, standalone_mode=False)
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert title == "toy: predictions"
+    assert header.split() == ["prediction", "id", "event", "time", "score", "version", "entity"]
+    times = ("2024-03-01 12:00:00", "2024-03-01 13:00:00", "2024-03-01 14:00:00")
+    scores = ("0", "0.001", "0.002")
+    assert [" ".join(line.split()) for line in lines] == [
+        f"{ids[i]} {times[i]} {scores[i]} 1 customer {i}" for i in range(3)
+    ]
+
+    monkeypatch.setattr(output, "console", Console(width=60, force_terminal=True, highlight=False))
+    app([*command, "--limit", "2"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert all(one in shown for one in ids[:2]) and ids[2] not in shown
+    assert "There are more: add --cursor " in shown
+    cursor = shown.split("--cursor ")[1].strip()
+    app([*command, "--cursor", cursor], standalone_mode=False)
+    assert ids[2] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("micros", [0, 500, 1_500, 2_000])

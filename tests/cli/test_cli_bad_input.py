@@ -134,6 +134,27 @@ CASES = [
         "",
         in_yaml("suite: toy", "suite: nowhere"),
     ),
+    Case(
+        "a suite that is not there, before any row is read",
+        "data snapshot toy",
+        (
+            "toy/pipeline.yaml: validation.suite: names suite 'toys', and ",
+            "has no toys.json, did you mean 'toy'?",
+            "name one of: ",
+        ),
+        "ConfigError",
+        lambda settings: (in_yaml("suite: toy", "suite: toys")(settings), truncated(settings)),
+    ),
+    Case(
+        "a misspelt feature",
+        "data snapshot toy",
+        (
+            "toy/features.py",
+            "does not return visit (did you mean visits, which pipeline.yaml does not list?)",
+        ),
+        "PipelineCodeError",
+        in_yaml("visits", "visit"),
+    ),
     Case("an unknown pipeline", "data snapshot tay", ("tay: is not a pipeline", "toy"), "NotFound"),
     Case(
         "a day that is none",

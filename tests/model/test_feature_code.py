@@ -74,6 +74,10 @@ def test_features_that_get_no_memory_are_no_mistake_of_their_author(body: str) -
         ("return 7", "returned int"),
         ("return rows.slice(1)", "2 rows for 3"),
         ("return rows.select(['a'])", "does not return c"),
+        (
+            "return rows.rename_columns(['a', 'cc'])",
+            "does not return c (did you mean cc, which pipeline.yaml does not list?)",
+        ),
         ("return rows.append_column('d', rows['a'])", "returns d, which pipeline.yaml does not list"),
         (
             "return pa.table({'a': rows['c'], 'c': rows['c']})",
@@ -85,6 +89,18 @@ def test_a_broken_contract_names_the_file_and_what_is_wrong(body: str, says: str
     with pytest.raises(PipelineCodeError) as caught:
         code(body).compute(ROWS, SPEC)
     assert says in str(caught.value) and "features.py" in caught.value.which and caught.value.fix
+
+
+def test_names_are_checked_on_rows_of_which_features_may_raise(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(PipelineCodeError, match="did you mean cc, which"):
+        code("return rows.rename_columns(['a', 'cc'])").check_names(ROWS, SPEC)
+    code("return pa.table({'a': rows['c'], 'c': rows['c']})").check_names(
+        ROWS, SPEC
+    )  # types are for `compute`
+    assert not caplog.messages
+    code("return rows['nowhere']").check_names(ROWS, SPEC)
+    (message,) = caplog.messages
+    assert message.startswith("features.py cannot be tried before the data gate: features.py:4: ")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from datetime import date
 from typing import Any
 
 import pytest
-from wiring_support import contents, edit, score
+from wiring_support import contents, edit, pipeline_file, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline
-from tasks.core.errors import NotFound
+from tasks.core.errors import ConfigError, NotFound
 from tasks.inference import read_predictions
 from tasks.metadata import MetadataStore
 
@@ -54,6 +54,15 @@ def test_a_hole_is_filled_before_newer_days(installation: Settings) -> None:
 def test_nothing_is_scored_before_a_first_promotion(settings: Settings) -> None:
     with pytest.raises(NotFound, match="has no champion yet"):
         wiring.step("snapshot_scoring")(settings, "toy")
+
+
+def test_days_are_not_frozen_for_a_suite_that_is_not_there(installation: Settings) -> None:
+    edit(pipeline_file(installation), {"suite: toy": "suite: toyy"})
+    before = contents(installation)
+    with pytest.raises(ConfigError, match=r"has no toyy\.json, did you mean 'toy'") as caught:
+        wiring.step("snapshot_scoring")(installation, "toy")
+    assert caught.value.which == f"{pipeline_file(installation)}: validation.suite"
+    assert contents(installation) == before
 
 
 def deliver_again(settings: Settings) -> dict[str, Any]:
