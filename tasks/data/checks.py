@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from datetime import date
 
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 
 from tasks.core.errors import DataError
 from tasks.core.ids import digest_bytes
+from tasks.core.near_names import or_near
 from tasks.core.rows import naive_to_utc
 from tasks.core.spec import PipelineSpec
 
@@ -24,14 +24,8 @@ def require_columns(present: Sequence[str], needed: Iterable[str], spec: Pipelin
     missing = [name for name in dict.fromkeys(needed) if name not in present]
     if not missing:
         return
-    hints = []
-    for name in missing:
-        close = difflib.get_close_matches(name, present, n=2, cutoff=0.7) or [
-            other for other in present if other.lower() == name.lower()
-        ]
-        hints.append(f"{name} (did you mean {' or '.join(close)}?)" if close else name)
     raise DataError(
-        f"lacks {'column' if len(missing) == 1 else 'columns'} {', '.join(hints)}",
+        f"lacks {'column' if len(missing) == 1 else 'columns'} {', '.join(or_near(name, present) for name in missing)}",
         which=_source(spec),
         fix=f"name the columns in pipeline.yaml as the source does; it has: {', '.join(present)}",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from tasks.core.errors import PipelineCodeError, TerminalError
 from tasks.core.ids import digest_bytes
+from tasks.core.near_names import or_near
 from tasks.core.spec import FeatureSpec
 from tasks.model.user_code import blaming, execute
 
@@ -108,7 +108,7 @@ class FeatureCode:
         if missing:
             unlisted = [name for name in found if name not in spec.names]
             raise self._broken(
-                f"features(rows) does not return {', '.join(_with_close(name, unlisted) for name in missing)}",
+                f"features(rows) does not return {', '.join(or_near(name, unlisted) for name in missing)}",
                 "correct the name under features: in pipeline.yaml, or return it",
             )
         if len(set(found)) != len(found):
@@ -150,11 +150,6 @@ class FeatureCode:
 
     def _broken(self, what: str, fix: str) -> PipelineCodeError:
         return PipelineCodeError(what, which=self.origin, fix=fix)
-
-
-def _with_close(name: str, unlisted: list[str]) -> str:
-    close = difflib.get_close_matches(name, unlisted, n=1)
-    return f"{name} (did you mean {close[0]}, which pipeline.yaml does not list?)" if close else name
 
 
 def _rebuild(source: str, origin: str) -> FeatureCode:

@@ -26,6 +26,7 @@ from typing import Any
 from tasks.core.clock import Clock, iso_utc, utc_now
 from tasks.core.errors import DataGateFailed, NotFound
 from tasks.core.ids import digest_json
+from tasks.core.near_names import or_near
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.partitions import derive_snapshot, load_snapshot
 from tasks.core.records import Finding, JsonRecord, Snapshot, Verdict
@@ -214,7 +215,7 @@ def _examine(
         outcomes[outcome.index].append(("the whole snapshot", outcome))
 
     found.checks = [
-        unusable(check, f"the snapshot has no column {', '.join(missing)}")
+        unusable(check, f"the snapshot has no column {', '.join(or_near(name, columns) for name in missing)}")
         if (missing := _missing(check, columns))
         else combine(check, outcomes[check.index])
         for check in checks

@@ -59,7 +59,7 @@ def snapshot_training(
         )
     require_suite(settings, context.spec)
     snapshot = take_snapshot(settings, context.spec, kind="training", window=window(first, last))
-    _check_feature_names(context, snapshot)
+    check_feature_names(context, snapshot)
     result = {
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
@@ -76,8 +76,8 @@ def snapshot_training(
     return result
 
 
-def _check_feature_names(context: Context, snapshot: Snapshot) -> None:
-    """Try features.py on the first rows of a training snapshot."""
+def check_feature_names(context: Context, snapshot: Snapshot) -> None:
+    """Try features.py on the first rows of a training snapshot; raises `PipelineCodeError` for names that are not listed."""
     from tasks.model import FeatureCode
 
     spec = context.spec

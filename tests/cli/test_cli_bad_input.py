@@ -150,7 +150,7 @@ CASES = [
         "data snapshot toy",
         (
             "toy/features.py",
-            "does not return visit (did you mean visits, which pipeline.yaml does not list?)",
+            "does not return visit (did you mean visits?)",
         ),
         "PipelineCodeError",
         in_yaml("visits", "visit"),

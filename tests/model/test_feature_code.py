@@ -75,8 +75,8 @@ def test_features_that_get_no_memory_are_no_mistake_of_their_author(body: str) -
         ("return rows.slice(1)", "2 rows for 3"),
         ("return rows.select(['a'])", "does not return c"),
         (
-            "return rows.rename_columns(['a', 'cc'])",
-            "does not return c (did you mean cc, which pipeline.yaml does not list?)",
+            "return rows.rename_columns(['a', 'C'])",
+            "does not return c (did you mean C?)",
         ),
         ("return rows.append_column('d', rows['a'])", "returns d, which pipeline.yaml does not list"),
         (
@@ -92,11 +92,10 @@ def test_a_broken_contract_names_the_file_and_what_is_wrong(body: str, says: str
 
 
 def test_names_are_checked_on_rows_of_which_features_may_raise(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(PipelineCodeError, match="did you mean cc, which"):
-        code("return rows.rename_columns(['a', 'cc'])").check_names(ROWS, SPEC)
-    code("return pa.table({'a': rows['c'], 'c': rows['c']})").check_names(
-        ROWS, SPEC
-    )  # types are for `compute`
+    with pytest.raises(PipelineCodeError, match=r"did you mean C\?"):
+        code("return rows.rename_columns(['a', 'C'])").check_names(ROWS, SPEC)
+    other_types = code("return pa.table({'a': rows['c'], 'c': rows['c']})")
+    other_types.check_names(ROWS, SPEC)
     assert not caplog.messages
     code("return rows['nowhere']").check_names(ROWS, SPEC)
     (message,) = caplog.messages

@@ -108,6 +108,14 @@ def unknown_column(folder: Path) -> None:
     edit(suite, {'"column": "visits"': '"column": "vists"'})
 
 
+def misspelt_feature(folder: Path) -> None:
+    edit(folder / "pipeline.yaml", {"numeric: [price, visits]": "numeric: [price, vists]"})
+
+
+def misspelt_suite(folder: Path) -> None:
+    edit(folder / "pipeline.yaml", {"suite: toy": "suite: toi"})
+
+
 def empty_suite(folder: Path) -> None:
     suite = folder.parents[1] / "great_expectations/expectations/toy.json"
     suite.write_text('{"name": "toy", "expectations": []}')
@@ -143,7 +151,9 @@ def leak(folder: Path) -> None:
         (no_yaml, "pipeline.yaml", ["pipeline.yaml:", "not valid YAML"]),
         (failing_test, "unit tests", ["assert (1 + 1) == 3", "test_toy.py"]),
         (failing_test_of_the_model, "evaluation gate", ["test_toy", "test_scores"]),
-        (unknown_column, "data gate", ["vists", "no column"]),
+        (unknown_column, "data gate", ["no column vists (did you mean visits?)"]),
+        (misspelt_feature, "sample", ["features.py", "does not return vists (did you mean visits?)"]),
+        (misspelt_suite, "suite", ["pipeline.yaml: validation.suite", "has no toi.json"]),
         (empty_suite, "suite", ["an empty suite proves nothing"]),
         (keys_only_suite, "planted bad rows", ["missing values", "numbers out of range", "price"]),
         (unused_import, "lint", ["features.py:3", "F401"]),

@@ -17,9 +17,10 @@ from tasks.wiring.context import Context
 
 def suite_file(context: Context) -> str:
     """The suite can be read exactly as written, and the library knows every expectation in it."""
-    from tasks.validation import engine
+    from tasks.validation import engine, require_suite
     from tasks.validation.suite import read_suite
 
+    require_suite(context.settings, context.spec)
     folder, name = context.settings.expectations_dir, context.spec.validation.suite
     suite = read_suite(folder, name)
     problems = [*suite.problems] or engine.problems(suite.checks)
