@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 COHORT = FLAVOR = QUEUE = "penstock"
 HEAD = Resources(0.0, 1.0, 4.0)
 """Of a Ray head, which does no work of runs."""
-S3_SECRET, METADATA_SECRET = "penstock-s3", "penstock-metadata"
+S3_SECRET, METADATA_SECRET, MLFLOW_SECRET = "penstock-s3", "penstock-metadata", "penstock-mlflow"
 _KUEUE, _RAY = "kueue.x-k8s.io/v1beta2", "ray.io/v1"
 _LABEL = {"app.kubernetes.io/managed-by": "penstock"}
 _PRIVATE = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]
@@ -345,7 +345,10 @@ def _pod(amount: Resources, name: str, platform: Platform) -> Manifest:
                     "name": name,
                     "image": platform.image,
                     "env": environment,
-                    "envFrom": [{"secretRef": {"name": S3_SECRET}}],
+                    "envFrom": [
+                        {"secretRef": {"name": S3_SECRET}},
+                        {"secretRef": {"name": MLFLOW_SECRET, "optional": True}},
+                    ],
                     "resources": {"requests": resources, "limits": resources},
                     "securityContext": {
                         "allowPrivilegeEscalation": False,

@@ -140,7 +140,10 @@ def test_each_tenant_has_a_namespace_with_limits_no_token_and_no_way_to_another_
         for pod in every_pod(cluster):
             (container,) = pod["containers"]
             assert container["resources"]["limits"] == container["resources"]["requests"]
-            assert container["envFrom"] == [{"secretRef": {"name": "penstock-s3"}}]
+            assert container["envFrom"] == [
+                {"secretRef": {"name": "penstock-s3"}},
+                {"secretRef": {"name": "penstock-mlflow", "optional": True}},
+            ]
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert pod["serviceAccountName"] == "penstock-worker"
 
@@ -222,7 +225,7 @@ _POD = {
             "name": str,
             "image": str,
             "env": [{"name": str, "value": str, "valueFrom": {"secretKeyRef": {"name": str, "key": str}}}],
-            "envFrom": [{"secretRef": {"name": str}}],
+            "envFrom": [{"secretRef": {"name": str, "optional": bool}}],
             "resources": {name: {"*": QUANTITY} for name in _RESOURCES},
             "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
         }
