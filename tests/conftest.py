@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks.core import PipelineSpec, Settings, load_pipeline
+from tasks.core import PipelineSpec, Settings, load_pipeline, object_store
 
 TOY_PROJECT = Path(__file__).parent / "toy_project"
 
@@ -36,6 +37,14 @@ def _own_logging() -> Iterator[None]:
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_connections() -> Iterator[None]:
+    """A client of S3 has ten megabytes and lives as long as its process; tests have hundreds, each with an address of its own."""
+    yield
+    object_store._file_systems.clear()
+    gc.collect()
 
 
 @pytest.fixture

@@ -66,7 +66,12 @@ def _connect(ray: Any) -> bool:
     except ConnectionError:
         # Of its own, because Ray would keep one in the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, log_to_driver=True)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=True,
+        )
         return True
     return False
 

@@ -49,6 +49,7 @@ def local_ray() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     ray.init(
+        address="local",  # never another one of this machine
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80 << 20,

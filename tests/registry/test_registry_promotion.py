@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import threading
 from datetime import timedelta
@@ -98,8 +99,10 @@ def test_of_fifty_processes_that_promote_at_once_one_wins(
             results.put((version, type(error).__name__))
 
     children = [context.Process(target=contend, args=(version,)) for version in range(1, 51)]
+    gc.freeze()  # a collection in a child would write to, and so copy, every object of this process
     for child in children:
         child.start()
+    gc.unfreeze()
     outcomes = dict(results.get() for _ in children)
     for child in children:
         child.join(60)

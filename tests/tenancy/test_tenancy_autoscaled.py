@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +71,10 @@ def growing_ray(tmp_path: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += [f"--ray-client-server-port={free_port()}", f"--autoscaling-config={file}"]
     command += ["--num-cpus=0", "--num-gpus=0", f"--object-store-memory={STORE_BYTES}"]
-    command += ["--include-dashboard=false", "--disable-usage-stats"]
+    folder = tempfile.mkdtemp(
+        prefix="penstock-ray-"
+    )  # in Ray's own, its address would be taken for that of the machine's cluster
+    command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
     env = {
         **os.environ,
         "AUTOSCALER_METRIC_PORT": str(free_port()),
@@ -95,6 +100,7 @@ def growing_ray(tmp_path: Path) -> Iterator[str]:
                     process.kill()
             except psutil.Error:
                 continue
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def until(what: Callable[[], bool], says: Callable[[], object], *, limit_s: float = 180) -> None:
