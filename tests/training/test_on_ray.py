@@ -112,8 +112,9 @@ def test_a_worker_that_takes_more_memory_than_its_own_ends_with_limit_and_figure
     neighbour = Neighbour.remote()
     before = ray.get(neighbour.well.remote())
     source = (
-        "import torch\nfrom tasks.model import TabularMLP\nclass Hungry(TabularMLP):\n    def forward(self, x):\n"
-        "        eaten = torch.ones((3 << 30) // 4)\n        return super().forward(x) * eaten[-1]\n"
+        "import torch\nfrom tasks.model import TabularMLP\nclass Hungry(TabularMLP):\n    full = False\n    def forward(self, x):\n"
+        "        if not Hungry.full:\n            assert torch.ones((3 << 30) // 4)[-1] == 1\n            Hungry.full = True\n"
+        "        return super().forward(x)\n"
         "def build(spec):\n    return Hungry(spec)\n"
     )
     data = load(settings, toy, snapshot)
