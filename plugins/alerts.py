@@ -13,8 +13,7 @@ from typing import Any
 from airflow.sdk import DAG, BaseHook, BaseOperator, CronTriggerTimetable
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
-from plugins.errors import airflow_error
-from tasks.core.errors import PenstockError
+from plugins.errors import as_airflow_errors
 from tasks.core.pools import STEP_POOL
 from tasks.core.settings import Settings
 from tasks.monitoring.alert_rules import FILE, Channel
@@ -90,16 +89,12 @@ class SendAlertsOperator(BaseOperator):
         from tasks.wiring.alerts import send_alerts
 
         settings = Settings.from_environment()
-        try:
+        with as_airflow_errors(self, context):
             result = send_alerts(
                 settings,
                 connections=airflow_connections(settings),
                 senders={"email": send_email_by_provider},
             )
-        except PenstockError as error:
-            failure = airflow_error(error, context)
-            self.log.error("%s", failure)
-            raise failure from None
         for channel, outcome in result["channels"].items():
             self.log.info("%s: %s", channel, outcome["problem"] or f"{outcome['alerts']} alerts sent")
         return result

@@ -9,12 +9,11 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
 
-from plugins.errors import airflow_error
+from plugins.errors import as_airflow_errors
 from plugins.links import run_page_url
 from plugins.questions import actor_of, assigned_users, cell
 from plugins.run_context import dag_run_name
 from plugins.steps import require_promotable
-from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
 
 NOBODY = "nobody"
@@ -79,14 +78,10 @@ class PromotionApproval(ApprovalOperator):
     def execute(self, context: Any) -> Any:
         require_promotable(self.canary, self.log)
         settings, ti = Settings.from_environment(), context["ti"]
-        try:
+        with as_airflow_errors(self, context):
             evidence = importlib.import_module("tasks.wiring").approval_evidence(
                 settings, self.pipeline, version=int(self.version), evaluation_key=self.evaluation_key
             )
-        except PenstockError as error:
-            failure = airflow_error(error, context)
-            self.log.error("%s", failure)
-            raise failure from None
         url = run_page_url(settings, ti.dag_id, ti.run_id)
         self.body = approval_body(evidence, self.gate, self.canary, url)
         return super().execute(context)
@@ -102,7 +97,7 @@ class PromotionApproval(ApprovalOperator):
         else:
             reason = "nobody answered in time"
         if "error" not in event and not approved:
-            try:
+            with as_airflow_errors(self, context):
                 importlib.import_module("tasks.wiring").reject_model(
                     Settings.from_environment(),
                     self.pipeline,
@@ -111,10 +106,6 @@ class PromotionApproval(ApprovalOperator):
                     reason=reason,
                     dag_run=dag_run_name(context),
                 )
-            except PenstockError as error:
-                failure = airflow_error(error, context)
-                self.log.error("%s", failure)
-                raise failure from None
         answer = super().execute_complete(context, event)
         return {**answer, "actor": actor, "reason": reason}
 

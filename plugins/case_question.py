@@ -22,7 +22,7 @@ from airflow.triggers.base import TriggerEvent
 from asgiref.sync import sync_to_async
 
 from plugins.case_answers import LABELS
-from plugins.errors import airflow_error
+from plugins.errors import as_airflow_errors
 from plugins.links import StartedRunLink, dag_run_url
 from plugins.questions import actor_of, assigned_users, cell
 from plugins.run_context import dag_run_name
@@ -246,12 +246,8 @@ class RetrainForCase(_StartRun):
 
 def _call(operator: Any, context: Any, step: str, **arguments: Any) -> dict[str, Any]:
     """A step about the operator's case; its errors as Airflow's."""
-    try:
+    with as_airflow_errors(operator, context):
         return _step(operator, step, **arguments)
-    except PenstockError as error:
-        failure = airflow_error(error, context)
-        operator.log.error("%s", failure)
-        raise failure from None
 
 
 def _step(of: Any, step: str, **arguments: Any) -> dict[str, Any]:

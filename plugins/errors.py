@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from tasks.core.errors import PenstockError, error_from_record, error_kind
+
+
+@contextmanager
+def as_airflow_errors(operator: Any, context: Any) -> Iterator[None]:
+    """Log what Penstock raises within as `airflow_error` says it, and raise that."""
+    try:
+        yield
+    except PenstockError as error:
+        failure = airflow_error(error, context)
+        operator.log.error("%s", failure)
+        raise failure from None
 
 
 def airflow_error(error: PenstockError, context: Any) -> AirflowException:

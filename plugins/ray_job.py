@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from airflow.sdk import conf
 
-from plugins.errors import airflow_error, airflow_error_of_record
+from plugins.errors import airflow_error_of_record, as_airflow_errors
 from plugins.links import dag_run_url, links_of, ray_job_url
 from plugins.ray_job_trigger import RayJobTrigger
 from plugins.ray_jobs_api import RayJob, RayJobs
@@ -95,7 +95,7 @@ class PenstockRayJobOperator(WiredOperator):
         self._live: tuple[str, str] | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:
-        try:
+        with as_airflow_errors(self, context):
             settings = with_lineage_parent(Settings.from_environment(), context["ti"])
             arguments = step_arguments(self, context, settings)
             with (
@@ -107,10 +107,6 @@ class PenstockRayJobOperator(WiredOperator):
                 if record is not None:
                     for line in _log_of(jobs, submission_id).splitlines():
                         self.log.info("%s", line)
-        except PenstockError as error:
-            failure = airflow_error(error, context)
-            self.log.error("%s", failure)
-            raise failure from None
         if record is not None:
             return self._conclude(context, settings, arguments, record, submission_id)
         return self._wait_for(settings, submission_id, adopted=adopted)
@@ -119,15 +115,11 @@ class PenstockRayJobOperator(WiredOperator):
         self, context: Any, event: dict[str, Any], submission_id: str, adopted: bool
     ) -> dict[str, Any]:
         """Continue when the trigger has seen the job end."""
-        try:
+        with as_airflow_errors(self, context):
             settings = Settings.from_environment()
             self.links["ray_job"] = ray_job_url(settings.ray_jobs_url, submission_id)
             arguments = step_arguments(self, context, settings)
             record = _result(settings, submission_id)
-        except PenstockError as error:
-            failure = airflow_error(error, context)
-            self.log.error("%s", failure)
-            raise failure from None
         status = event["status"]
         succeeded = record is not None and record.get("ok")
         if status == "STOPPED" and adopted and not succeeded:
@@ -137,9 +129,8 @@ class PenstockRayJobOperator(WiredOperator):
             return self.execute(context)
         if record is not None:
             return self._conclude(context, settings, arguments, record, submission_id)
-        failure = airflow_error(_without_result(submission_id, event), context)
-        self.log.error("%s", failure)
-        raise failure from None
+        with as_airflow_errors(self, context):
+            raise _without_result(submission_id, event)
 
     def on_kill(self) -> None:
         """The task process is told to end before the task was deferred: stop the job that it just started."""

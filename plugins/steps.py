@@ -14,11 +14,10 @@ from typing import Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from plugins.errors import airflow_error
+from plugins.errors import as_airflow_errors
 from plugins.links import links_of, operator_links
 from plugins.run_context import check_names, refuse_unknown_params, values
 from plugins.seen import task_ids, with_lineage_parent
-from tasks.core.errors import PenstockError
 from tasks.core.settings import Settings
 from tasks.core.traces import span
 
@@ -97,7 +96,7 @@ class PenstockStepOperator(WiredOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         require_promotable(self.canary, self.log)
-        try:
+        with as_airflow_errors(self, context):
             settings = with_lineage_parent(Settings.from_environment(), context["ti"])
             arguments = step_arguments(self, context, settings)
             self.links = self._links(settings, arguments, {})
@@ -105,10 +104,6 @@ class PenstockStepOperator(WiredOperator):
             function = getattr(importlib.import_module("tasks.wiring"), self.step)
             with span(settings, f"task {self.task_id}", step=self.step, **task_ids(context["ti"])):
                 result: dict[str, Any] = function(settings, self.pipeline, **arguments)
-        except PenstockError as error:
-            failure = airflow_error(error, context)
-            self.log.error("%s", failure)
-            raise failure from None
         self.links |= self._links(settings, arguments, result)
         return conclude(self, context, result)
 

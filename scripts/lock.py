@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HASHES = "requirements-hashes.txt"
 UNHASHED = {"torch"}
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)((?:\[[^]]*\])?==\S+)\n", re.M)
 _ENTRY = re.compile(
     r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==\S+ \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.M
 )
@@ -54,26 +55,19 @@ def hashes_of(target: str) -> dict[str, str]:
 def pin_hashes(target: str) -> None:
     """Write the digests beside each version of a lock."""
     path, found = ROOT / target, hashes_of(target)
-    path.write_text(
-        re.sub(
-            r"(?m)^([A-Za-z0-9._-]+)((?:\[[^]]*\])?==\S+)\n",
-            lambda pin: _pinned(pin, found),
-            path.read_text(),
-        )
-    )
-
-
-def _pinned(pin: re.Match[str], found: dict[str, str]) -> str:
-    return f"{pin[1]}{pin[2]} \\\n{found[pin[1]]}"
+    path.write_text(_PIN.sub(lambda pin: _hashed(pin, found), path.read_text()))
 
 
 def write_hashes(source: str, target: str) -> None:
     """Write `target`: every package of the lock `source` but `UNHASHED`, with its digests."""
     found = hashes_of(source)
-    pins = re.findall(r"(?m)^([A-Za-z0-9._-]+)((?:\[[^]]*\])?==\S+)$", (ROOT / source).read_text())
-    lines = [f"{name}{version} \\\n{found[name]}" for name, version in pins if name not in UNHASHED]
+    pins = _PIN.finditer((ROOT / source).read_text())
     head = f"# Made from {source} by `make lock`: all but {', '.join(UNHASHED)}. Do not edit.\n"
-    (ROOT / target).write_text(head + "".join(lines))
+    (ROOT / target).write_text(head + "".join(_hashed(pin, found) for pin in pins if pin[1] not in UNHASHED))
+
+
+def _hashed(pin: re.Match[str], found: dict[str, str]) -> str:
+    return f"{pin[1]}{pin[2]} \\\n{found[pin[1]]}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 MLFLOW_USER = "admin"
 MLFLOW_LOGINS = """\
 [mlflow]
-admin_username = admin
+admin_username = {user}
 default_permission = NO_PERMISSIONS
 database_uri = {database_url}
 auth_cache_ttl_seconds = 300
@@ -317,7 +317,7 @@ def mlflow_asks_for_logins(
     path = state_folder(local) / "mlflow" / "logins.ini"
     path.parent.mkdir(parents=True, exist_ok=True)
     escaped = database_url.replace("%", "%%")  # it is read with interpolation
-    _replace(path, MLFLOW_LOGINS.format(database_url=escaped), opener=_for_the_owner)
+    _replace(path, MLFLOW_LOGINS.format(user=MLFLOW_USER, database_url=escaped), opener=_for_the_owner)
     return {
         "MLFLOW_AUTH_CONFIG_PATH": str(path),
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,  # of the first start: it is in the database from then on

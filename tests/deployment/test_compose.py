@@ -224,7 +224,9 @@ def test_the_entry_point_gives_secrets_to_the_program_and_says_which_is_missing(
 
 def test_mlflow_asks_for_the_login_that_the_others_are_given(tmp_path: Path) -> None:
     database = "postgresql+psycopg://penstock@postgres/mlflow"
-    assert COMPOSED["configs"]["mlflow_logins"]["content"] == MLFLOW_LOGINS.format(database_url=database)
+    assert COMPOSED["configs"]["mlflow_logins"]["content"] == MLFLOW_LOGINS.format(
+        user=MLFLOW_USER, database_url=database
+    )
     (mounted,) = SERVICES["mlflow"]["configs"]
     assert mounted["source"] == "mlflow_logins"
     environment = OURS["mlflow"]["environment"]

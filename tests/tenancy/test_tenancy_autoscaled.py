@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from inference_support import plan_stub, scoring_snapshot, table_rows
+from installation import until
 from ray.util import get_node_ip_address
 from services import free_port
 from share_files import say
@@ -88,7 +88,9 @@ def growing_ray(tmp_path: Path) -> Iterator[str]:
     with log.open("wb") as sink:
         head = subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT)
     try:
-        until(lambda: "block forever" in log.read_text() or head.poll() is not None, log.read_text)
+        until(
+            lambda: "block forever" in log.read_text() or head.poll() is not None or None, f"the head ({log})"
+        )
         assert head.poll() is None, log.read_text()
         yield address
     finally:
@@ -101,13 +103,6 @@ def growing_ray(tmp_path: Path) -> Iterator[str]:
             except psutil.Error:
                 continue
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def until(what: Callable[[], bool], says: Callable[[], object], *, limit_s: float = 180) -> None:
-    end_s = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < end_s, f"it did not come to that: {says()}"
-        time.sleep(0.2)
 
 
 def test_nodes_come_for_workers_that_are_granted_and_go_when_these_have_left(
@@ -137,9 +132,9 @@ def test_nodes_come_for_workers_that_are_granted_and_go_when_these_have_left(
         gate = tmp_path / "go"
         gate.touch()
         driver = start_driver(settings, growing_ray, red.name, planned.run_id, gate)
-        until(lambda: gpus() == 2, ray.nodes)
+        until(lambda: gpus() == 2 or None, "two nodes")
         report = result_of(driver)
-        until(lambda: gpus() == 0, ray.nodes)
+        until(lambda: gpus() == 0 or None, "the end of both nodes")
     finally:
         if driver is not None:
             driver.kill()
