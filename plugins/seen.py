@@ -23,13 +23,15 @@ def task_ids(ti: Any) -> dict[str, Any]:
 
 
 def with_lineage_parent(settings: Settings, ti: Any) -> Settings:
-    """`settings` with the run that Airflow's OpenLineage provider gives this task, when lineage is told at all."""
+    """`settings` with the runs that Airflow's OpenLineage provider gives this task and its DAG run, when lineage is told at all."""
     if settings.lineage is None:
         return settings
     try:
-        from airflow.providers.openlineage.plugins.macros import lineage_parent_id
+        from airflow.providers.openlineage.plugins.macros import lineage_parent_id, lineage_root_parent_id
 
-        return replace(settings, lineage_parent=lineage_parent_id(ti))
+        return replace(
+            settings, lineage_parent=lineage_parent_id(ti), lineage_root=lineage_root_parent_id(ti)
+        )
     except Exception as error:  # lineage never fails a task
         log.warning("The lineage run of this task is not known: %s", error)
         return settings

@@ -14,7 +14,7 @@
 | `PENSTOCK_LOG_FORMAT` | `text` | log lines of commands, jobs and workers: `text` or `json` |
 | `PENSTOCK_OTLP_URL` | unset | OpenTelemetry collector that gets traces over HTTP, such as `http://host:4318` |
 | `PENSTOCK_LINEAGE` | unset | who gets OpenLineage events: a file to append to, or the URL of an HTTP endpoint |
-| `PENSTOCK_TRACE_PARENT`, `PENSTOCK_LINEAGE_PARENT` | unset | set by Penstock for its jobs: the span and the lineage run that they belong to |
+| `PENSTOCK_TRACE_PARENT`, `PENSTOCK_LINEAGE_PARENT`, `PENSTOCK_LINEAGE_ROOT` | unset | set by Penstock for its jobs: the span and the lineage run that they belong to, and the run at the top of that one |
 | `PENSTOCK_SERVICE` | unset | set by `penstock up` in the services that it starts, so that it finds them again |
 
 S3 credentials come from the usual AWS variables or instance profile; Penstock never stores them. MLflow's login comes from
@@ -45,6 +45,7 @@ _KNOWN = {
     "PENSTOCK_LINEAGE",
     "PENSTOCK_TRACE_PARENT",
     "PENSTOCK_LINEAGE_PARENT",
+    "PENSTOCK_LINEAGE_ROOT",
     "PENSTOCK_SERVICE",
 }
 LOG_FORMATS = ("text", "json")
@@ -72,6 +73,8 @@ class Settings:
     """W3C `traceparent` of the span that this process's work belongs to."""
     lineage_parent: str | None = None
     """`namespace/job/run id` of the OpenLineage run that it belongs to."""
+    lineage_root: str | None = None
+    """The same of the run at the top of that one: in Airflow that of the DAG run, or what started it."""
 
     @property
     def pipelines_dir(self) -> Path:
@@ -139,6 +142,7 @@ class Settings:
             lineage=env.get("PENSTOCK_LINEAGE") or base.lineage,
             trace_parent=env.get("PENSTOCK_TRACE_PARENT") or base.trace_parent,
             lineage_parent=env.get("PENSTOCK_LINEAGE_PARENT") or base.lineage_parent,
+            lineage_root=env.get("PENSTOCK_LINEAGE_ROOT") or base.lineage_root,
         )
 
     def as_environment(self) -> dict[str, str]:
@@ -160,6 +164,7 @@ class Settings:
             "PENSTOCK_LINEAGE": self.lineage,
             "PENSTOCK_TRACE_PARENT": self.trace_parent,
             "PENSTOCK_LINEAGE_PARENT": self.lineage_parent,
+            "PENSTOCK_LINEAGE_ROOT": self.lineage_root,
         }
         return {**env, **{name: value for name, value in further.items() if value}}
 

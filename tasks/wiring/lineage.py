@@ -22,6 +22,7 @@ from tasks.wiring.context import Context, open_context
 if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run
+    from openlineage.client.facet_v2 import parent_run
 
 _PRODUCER = "urn:penstock"
 _SEND_S = 5.0
@@ -127,16 +128,27 @@ class _Events:
 
         facets: dict[str, Any] = {}
         if self._settings.lineage_parent:
-            rest, run_id = self._settings.lineage_parent.rsplit("/", 1)
-            namespace, job = rest.rsplit("/", 1)
+            namespace, job, run_id = self._settings.lineage_parent.rsplit("/", 2)
             facets["parent"] = parent_run.ParentRunFacet(
-                run=parent_run.Run(runId=run_id), job=parent_run.Job(namespace=namespace, name=job)
+                run=parent_run.Run(runId=run_id),
+                job=parent_run.Job(namespace=namespace, name=job),
+                root=self._root(),
             )
         if error is not None:
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(
                 message=str(error), programmingLanguage="python"
             )
         return Run(runId=self._run_id, facets=facets)
+
+    def _root(self) -> parent_run.Root | None:
+        from openlineage.client.facet_v2 import parent_run
+
+        if not self._settings.lineage_root:
+            return None
+        namespace, job, run_id = self._settings.lineage_root.rsplit("/", 2)
+        return parent_run.Root(
+            run=parent_run.RootRun(runId=run_id), job=parent_run.RootJob(namespace=namespace, name=job)
+        )
 
 
 def namespace_of(spec: PipelineSpec) -> str:

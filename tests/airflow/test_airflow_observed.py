@@ -35,9 +35,8 @@ def receiver(installed: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
 def in_airflow(**kwargs: Any) -> dict[str, Any]:
     """A task's context whose instance knows its DAG run, as Airflow's does."""
     context = context_of(**kwargs)
-    run = SimpleNamespace(
-        logical_date=datetime(2024, 3, 1, tzinfo=UTC), run_after=datetime(2024, 3, 1, tzinfo=UTC), conf={}
-    )
+    moment = datetime(2024, 3, 1, tzinfo=UTC)
+    run = SimpleNamespace(logical_date=moment, run_after=moment, clear_number=0, conf={})
     context["ti"].get_template_context = lambda: {"dag_run": run}
     context["ti"].task = SimpleNamespace(task_id="model.train", dag=SimpleNamespace(dag_id="toy.train"))
     return context
@@ -64,7 +63,9 @@ def test_a_jobs_spans_and_lineage_belong_to_the_task_that_submitted_it(
         "parent"
     ]
     assert parent["job"]["name"] == "toy.train.model.train"
-    assert uuid.UUID(parent["run"]["runId"])
+    root = parent["root"]
+    assert (root["job"]["namespace"], root["job"]["name"]) == (parent["job"]["namespace"], "toy.train")
+    assert uuid.UUID(parent["run"]["runId"]) != uuid.UUID(root["run"]["runId"])
 
 
 def test_a_step_in_the_tasks_own_process_is_a_child_of_the_tasks_span(

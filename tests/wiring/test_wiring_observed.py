@@ -206,6 +206,7 @@ def test_a_step_in_a_process_of_its_own_writes_lines_with_ids_and_joins_the_trac
     assert len([one for one in receiver.spans if one.name == "shard"]) > 1
     parent = of(receiver, "score_run")["run"]["facets"]["parent"]
     assert (parent["job"]["namespace"], parent["job"]["name"]) == ("airflow", "toy.score.score")
+    assert "root" not in parent
 
 
 def test_without_receivers_neither_library_is_loaded(installation: Settings) -> None:
