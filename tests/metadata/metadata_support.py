@@ -43,8 +43,8 @@ def event(version: int, kind: str = "promote") -> NewEvent:
     return NewEvent(kind, version, f"{version:064x}", "1", version - 1 or None, "ada", "müde, “quoted”, 東京")
 
 
-def register(store: MetadataStore, of: Scope, version: int) -> None:
-    digest = f"{version:064x}"
+def register(store: MetadataStore, of: Scope, version: int, digest: str | None = None) -> None:
+    digest = digest or f"{version:064x}"
     made = ModelVersion(
         version, digest, "1", "s", "t", of.name, None, None, "http://x", utc_now(), {"auc": 0.7}
     )

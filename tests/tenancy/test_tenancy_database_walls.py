@@ -9,12 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 import services
-from metadata_support import OTHER, TOY, event, populate
+from metadata_support import OTHER, TOY, event, populate, register
+from serving_support import PATH, json_rows, make_bundle, put_live, serving, toy_rows, until
 from share_files import say
 from tenancy_support import pipeline_of
 
 from tasks import wiring
-from tasks.core import Settings
+from tasks.core import Settings, load_pipeline
 from tasks.core.errors import AccessDenied, ConfigError
 from tasks.core.tenants import load_shares
 from tasks.metadata import MetadataStore
@@ -32,10 +33,10 @@ Refused = (psycopg.errors.InsufficientPrivilege, psycopg.errors.RestrictViolatio
 
 
 @pytest.fixture
-def owner(settings: Settings, postgres_url: str, tmp_path: Path) -> Settings:
-    """Rows of two tenants in every table, and a login for each."""
+def empty(settings: Settings, postgres_url: str, tmp_path: Path) -> Settings:
+    """A database without rows, and a login for each of two tenants."""
     found = dataclasses.replace(settings, metadata_url=services.new_postgres_database(postgres_url))
-    populate(MetadataStore.open(found))
+    MetadataStore.open(found)
     say(found, None, default="{}", acme="{}")
     rendered = wiring.render_tenancy(found, "postgres", tmp_path / "sql")
     assert rendered["files"] == ["acme.sql", "default.sql"]
@@ -44,6 +45,13 @@ def owner(settings: Settings, postgres_url: str, tmp_path: Path) -> Settings:
             with psycopg.connect(found.metadata_url, autocommit=True) as connection:
                 connection.execute((tmp_path / "sql" / name).read_bytes())
     return found
+
+
+@pytest.fixture
+def owner(empty: Settings) -> Settings:
+    """Rows of two tenants in every table, and the logins."""
+    populate(MetadataStore.open(empty))
+    return empty
 
 
 def as_tenant(owner: Settings, tenant: str) -> Settings:
@@ -170,6 +178,35 @@ def test_each_tenants_workers_share_the_cluster_with_their_own_login(owner: Sett
     second.end({**NOTHING, "allocated_s": 3.0}, "finished")
     assert MetadataStore.open(owner).lease_rows() == []
     assert [line["tenant"] for line in wiring.cost_ledger(as_tenant(owner, "acme"))["by_tenant"]] == ["acme"]
+
+
+def test_a_tenants_login_scores_publishes_scores_anew_and_serves(empty: Settings) -> None:
+    spec, login = load_pipeline(empty, "toy"), as_tenant(empty, "default")
+    bundles = {version: make_bundle(empty, spec, seed=version) for version in (1, 2)}
+    for version, (digest, _) in bundles.items():
+        register(MetadataStore.open(empty), spec, version, digest)
+    put_live(empty, spec, 1, bundles[1])
+
+    def step(settings: Settings, name: str, **arguments: Any) -> dict[str, Any]:
+        return wiring.step(name)(settings, "toy", **arguments)
+
+    snapshot = step(empty, "snapshot_scoring", first_day="2024-03-01", last_day="2024-03-02")["snapshot_id"]
+    clean = step(empty, "validate_snapshot", snapshot_id=snapshot)["snapshot_id"]
+    run_id = step(empty, "plan_scoring", snapshot_id=clean)["run_id"]
+    rows = step(login, "score_run", run_id=run_id, local=True)["rows_scored"]
+    assert step(login, "publish_run", run_id=run_id)["rows"] == rows > 0
+    step(login, "verify_run", run_id=run_id)
+
+    put_live(empty, spec, 2, bundles[2])
+    anew = step(login, "rescore_version", version=1, local=True)
+    assert (anew["rows"], anew["model_version"], anew["visible_rows_left"]) == (rows, 2, 0)
+
+    with serving(login) as (server, client):
+        answer = client.post(PATH, json={"rows": json_rows(toy_rows(empty))[:3]})
+        assert answer.status_code == 200, answer.text
+        assert {one["model_version"] for one in answer.json()["predictions"]} == {2}
+        put_live(empty, spec, 1, bundles[1])
+        until(lambda: server.live is not None and server.live.champion.deployed.version == 1)
 
 
 def _holder(context: Context) -> LeaseHolder:
