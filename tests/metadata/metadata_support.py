@@ -10,6 +10,7 @@ from sqlalchemy import create_engine, text
 
 from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope
+from tasks.metadata.records import Owner
 from tasks.metadata.deployments import NewEvent
 from tasks.metadata.tables import metadata
 
@@ -43,7 +44,7 @@ def event(version: int, kind: str = "promote") -> NewEvent:
     return NewEvent(kind, version, f"{version:064x}", "1", version - 1 or None, "ada", "müde, “quoted”, 東京")
 
 
-def register(store: MetadataStore, of: Scope, version: int, digest: str | None = None) -> None:
+def register(store: MetadataStore, of: Owner, version: int, digest: str | None = None) -> None:
     digest = digest or f"{version:064x}"
     made = ModelVersion(
         version, digest, "1", "s", "t", of.name, None, None, "http://x", utc_now(), {"auc": 0.7}
