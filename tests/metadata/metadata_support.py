@@ -10,8 +10,8 @@ from sqlalchemy import create_engine, text
 
 from tasks.core import Finding, Settings, Verdict, utc_now
 from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope
-from tasks.metadata.records import Owner
 from tasks.metadata.deployments import NewEvent
+from tasks.metadata.records import Owner
 from tasks.metadata.tables import metadata
 
 TOY, OTHER = Scope("toy"), Scope("other", "acme")
