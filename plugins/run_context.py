@@ -5,13 +5,13 @@ DAG files name them (`from_run=("dag_run", "actor")`), so that nothing but plain
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from plugins.links import dag_run_url, run_page_url
 from plugins.triggers import causes
 from tasks.core.errors import ConfigError
+from tasks.core.near_names import did_you_mean
 from tasks.core.settings import Settings
 
 
@@ -68,9 +68,8 @@ def refuse_unknown_params(context: Mapping[str, Any]) -> None:
     unknown = sorted(set(given) - set(known))
     if not unknown:
         return
-    close = difflib.get_close_matches(unknown[0], known, n=1)
     raise ConfigError(
-        f"is no parameter of this DAG{f', did you mean {close[0]!r}?' if close else ''}",
+        f"is no parameter of this DAG{did_you_mean(unknown[0], known)}",
         which=f"{context['ti'].dag_id}: {unknown[0]}",
         fix=f"trigger it again with: {', '.join(known) or 'no parameter'}",
     )

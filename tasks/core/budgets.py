@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.core.settings import Settings
 from tasks.core.tenant_files import read_record
+from tasks.core.units import GIB
 
-GIB = 1 << 30
 _Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -6,8 +6,8 @@ import resource
 from pathlib import Path
 
 from tasks.core.errors import ConfigError, OutOfMemory
+from tasks.core.units import GIB
 
-_GIB = 1 << 30
 _KIB = 1024
 _held: tuple[float, str] | None = None
 """Limit of this process in GiB, and where it is said."""
@@ -28,10 +28,10 @@ def limit_memory(gib: float, *, field: str) -> None:
     Source: setrlimit(2), RLIMIT_DATA.
     """
     global _held
-    wanted, has = int(gib * _GIB), _data_bytes()
+    wanted, has = int(gib * GIB), _data_bytes()
     if has >= wanted:
         raise ConfigError(
-            f"is {gib:g}, and a worker has {has / _GIB:.2f} GiB before it loads anything",
+            f"is {gib:g}, and a worker has {has / GIB:.2f} GiB before it loads anything",
             which=field,
             fix="raise it: a worker with torch needs about 1 GiB, and its rows beside",
         )
@@ -54,7 +54,7 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
 def out_of_memory(error: BaseException, *, which: str, doing: str = "it") -> OutOfMemory:
     """What to tell of an allocation that failed: the limit, what the process had, and what to change."""
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200].removesuffix(": ")
-    had = f"this process had {_data_bytes() / _GIB:.2f} GiB when an allocation failed ({said})"
+    had = f"this process had {_data_bytes() / GIB:.2f} GiB when an allocation failed ({said})"
     less = "give it less at a time (inference.shard_rows and batch_rows, training.batch_rows)"
     if _held is None:
         return OutOfMemory(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import date, timedelta
 from itertools import pairwise
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from tasks.core.errors import ConfigError, NotFound
+from tasks.core.near_names import did_you_mean
 from tasks.core.pools import RAY_POOL
 from tasks.core.settings import Settings
 from tasks.core.tenants import (
@@ -575,8 +575,7 @@ def _problem(item: Any) -> tuple[str, str]:
     location = [str(part) for part in item["loc"]]
     field = ".".join(location) or "(whole file)"
     if item["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], _fields_at(location[:-1]), n=1)
-        return field, f"unknown key{f', did you mean {close[0]!r}?' if close else ''}"
+        return field, f"unknown key{did_you_mean(location[-1], _fields_at(location[:-1]))}"
     if item["type"] == "missing":
         return field, "is required"
     message = item["msg"].removeprefix("Value error, ")

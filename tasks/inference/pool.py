@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any
 
 from tasks.core.errors import ServiceUnavailable, TransientError
+from tasks.core.units import GIB
 from tasks.inference.actor import ActorArguments, ShardActor, failed
 from tasks.inference.dispatch import Dispatch, wanted_workers
 from tasks.inference.width import Demand, Made, Width, WorkerTime
@@ -97,9 +98,7 @@ class _Pool:
         self._actor = ray.remote(ShardActor).options(
             num_cpus=self._spec.cpus_per_worker,
             num_gpus=self._spec.gpus_per_worker or None,
-            memory=int(self._spec.memory_gib_per_worker * 2**30)
-            if self._spec.memory_gib_per_worker
-            else None,
+            memory=int(self._spec.memory_gib_per_worker * GIB) if self._spec.memory_gib_per_worker else None,
             scheduling_strategy="SPREAD",
             max_restarts=0,
         )
@@ -301,7 +300,7 @@ class _Pool:
 
         limit = self._spec.memory_gib_per_worker
         each = f"{limit:g} GiB" if limit else "no limit"
-        nodes = [node["Resources"].get("memory", 0.0) / 2**30 for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"].get("memory", 0.0) / GIB for node in ray.nodes() if node["Alive"]]
         return (
             f"(Memory: a worker has {each} (inference.memory_gib_per_worker), and Ray counts "
             f"{max(nodes, default=0.0):.1f} GiB on the largest node.)"
@@ -319,7 +318,7 @@ class _Pool:
             {
                 "CPU": round(found.get("CPU", 0.0), 2),
                 "GPU": round(found.get("GPU", 0.0), 2),
-                "GiB": round(found.get("memory", 0.0) / 2**30, 1),
+                "GiB": round(found.get("memory", 0.0) / GIB, 1),
             }
             for found in (ray.cluster_resources(), ray.available_resources())
         )

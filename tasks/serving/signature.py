@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.core.ids import entity_id
+from tasks.core.near_names import did_you_mean
 from tasks.core.spec import PipelineSpec
 from tasks.serving.refusals import Refused
 
@@ -174,8 +175,7 @@ class Signature:
         extra = sorted(set(raw) - self._names)[0]
         if extra in self._afterwards:
             return _invalid(f"{where}.{extra[:_SHOWN]}", "is known only afterwards", "leave it out")
-        close = difflib.get_close_matches(extra[:_SHOWN], self._names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(extra[:_SHOWN], self._names, before="; ")
         return _invalid(
             f"{where}.{extra[:_SHOWN]}",
             "is not a field of this model",

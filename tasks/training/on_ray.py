@@ -35,6 +35,7 @@ from tasks.core.memory_limit import limit_memory, out_of_memory, ran_out_of_memo
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
+from tasks.core.units import GIB
 from tasks.model.network_spec import NetworkSpec
 from tasks.training.dataset import Part, TrainingData
 from tasks.training.fit import Checkpoints, Fitted
@@ -128,7 +129,7 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
     if training.gpus_per_worker:
         resources["GPU"] = training.gpus_per_worker
     if training.memory_gib_per_worker:
-        resources["memory"] = training.memory_gib_per_worker * 2**30
+        resources["memory"] = training.memory_gib_per_worker * GIB
     logger.info(
         "fitting on Ray: %d worker(s), each %s",
         training.workers,

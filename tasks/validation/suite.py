@@ -6,7 +6,6 @@ be taken exactly as written is a problem, and a suite with a problem is never ru
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from typing import Any
 
 from tasks.core.errors import ConfigError
 from tasks.core.ids import digest_json
+from tasks.core.near_names import did_you_mean
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec, pipeline_folder
 
@@ -93,10 +93,8 @@ def require_suite(settings: Settings, spec: PipelineSpec) -> None:
     if (folder / f"{name}.json").is_file():
         return
     known = sorted(path.stem for path in folder.glob("*.json"))
-    close = difflib.get_close_matches(name, known, n=1)
     raise ConfigError(
-        f"names suite {name!r}, and {folder.parent.name}/{folder.name} has no {name}.json"
-        + (f", did you mean {close[0]!r}?" if close else ""),
+        f"names suite {name!r}, and {folder.parent.name}/{folder.name} has no {name}.json{did_you_mean(name, known)}",
         which=f"{pipeline_folder(settings, spec.name) / 'pipeline.yaml'}: validation.suite",
         fix=f"name one of: {', '.join(known) or 'none yet'}; or write the file",
     )
@@ -208,8 +206,7 @@ def _all_bounded(ranges: Any) -> bool:
 def _unknown_keys(raw: dict[str, Any], known: set[str]) -> list[str]:
     problems = []
     for key in sorted(set(raw) - known):
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else f", known are {', '.join(sorted(known))}"
+        hint = did_you_mean(key, known) or f", known are {', '.join(sorted(known))}"
         problems.append(f"unknown key {key!r}{hint}")
     return problems
 

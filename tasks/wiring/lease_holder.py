@@ -13,6 +13,7 @@ from tasks.core.clock import utc_now
 from tasks.core.errors import PenstockError, ServiceUnavailable, StaleAttempt, TerminalError
 from tasks.core.shares import ClusterSpec, Resources, TenantShare, cluster_file
 from tasks.core.tenants import load_shares, tenant_file
+from tasks.core.units import GIB
 from tasks.metadata import MetadataStore
 from tasks.metadata.leases import ENDS_KEPT_S, OpenLedger
 from tasks.tenancy import SEEN, Book, Lease, beat, foreseen_s, key_of, ledger_time, refusal
@@ -31,7 +32,6 @@ _SAY_AGAIN_S = 60.0
 _FORESEE_AGAIN_S = 60.0
 _PAUSE_EACH_S = 0.02
 _RAY_AGAIN_S = 10.0
-_GIB = 1 << 30
 
 
 def first_lease(context: Context, run_id: str, kind: str) -> Lease:
@@ -322,7 +322,7 @@ def ray_size() -> Resources | None:
     if ray is None or not ray.is_initialized():
         return None
     found = ray.cluster_resources()
-    return Resources(found.get("GPU", 0.0), found.get("CPU", 0.0), found.get("memory", 0.0) / _GIB)
+    return Resources(found.get("GPU", 0.0), found.get("CPU", 0.0), found.get("memory", 0.0) / GIB)
 
 
 def too_much_said(said: Resources, there: Resources) -> str:

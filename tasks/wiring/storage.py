@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 
 from tasks.core import Clock, utc_now
-from tasks.core.budgets import GIB
+from tasks.core.units import GIB
 from tasks.metadata import MetadataStore
 from tasks.wiring.context import Context
 

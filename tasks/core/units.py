@@ -1,0 +1,3 @@
+"""Units that are counted in bytes."""
+
+GIB = 1 << 30
