@@ -50,7 +50,7 @@ def main() -> int:
     try:
         line.up()
         os.environ.update(credentials(line.installation.settings))
-        rows = line.clean_run()
+        rows = line.clean_run(len(FAULTS) + 1)
         for number, blow in enumerate(FAULTS):
             if blow.name not in chosen:
                 continue

@@ -14,6 +14,14 @@ import pytest
 from tasks.core import PipelineSpec, Settings, load_pipeline, object_store
 
 TOY_PROJECT = Path(__file__).parent / "toy_project"
+LONGEST_FIRST = ("inference", "e2e", "production", "training", "tenancy", "wiring", "serving", "registry")
+"""Folders that take minutes. With these at work first nobody is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders of `LONGEST_FIRST` in its order, then the others as they came."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
 
 
 @pytest.hookimpl(optionalhook=True)

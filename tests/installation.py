@@ -221,15 +221,24 @@ class Installation:
 
     def ray_jobs(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Ray's own list of the jobs of a DAG run, oldest first."""
-        headers = bearer(credentials(self.settings)["RAY_AUTH_TOKEN"])
-        url = f"{self.settings.ray_jobs_url}/api/jobs/"
-        jobs = httpx.get(url, headers=headers, timeout=30, trust_env=False).json()
         mine = [
             job
-            for job in jobs
+            for job in self._ray("/api/jobs/")
             if job["metadata"].get("dag_id") == dag_id and job["metadata"].get("run_id") == run_id
         ]
         return sorted(mine, key=lambda job: job["start_time"])
+
+    def ray_job_log(self, dag_id: str, run_id: str) -> str:
+        """What the newest Ray job of a DAG run has written so far."""
+        job = self.ray_jobs(dag_id, run_id)[-1]
+        return str(self._ray(f"/api/jobs/{job['submission_id']}/logs")["logs"])
+
+    def _ray(self, path: str) -> Any:
+        headers = bearer(credentials(self.settings)["RAY_AUTH_TOKEN"])
+        answer = httpx.get(
+            f"{self.settings.ray_jobs_url}{path}", headers=headers, timeout=30, trust_env=False
+        )
+        return answer.raise_for_status().json()
 
     def mlflow(self, path: str, **params: str) -> Any:
         url = f"{self.settings.mlflow_url}/api/2.0/mlflow/{path}"

@@ -2,7 +2,7 @@
 
 A clean run scores all days first. Each fault then strikes a run of its own, which scores some of these days again: with
 the same model each row must come out as it was, and a reader sees the run before, whole, until the new one is published.
-The tests use a few of `FAULTS`; `benchmarks/production_faults.py` uses all, and writes their table.
+The tests use a few of `FAULTS`; `benchmarks/production_faults.py` uses all, and writes their table. Each strikes days of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ PIPELINE = "flight_delay"
 TRAIN, SCORE, MONITOR = (f"{PIPELINE}.{kind}" for kind in ("train", "score", "monitor"))
 SCORE_TASK = "inference.score"
 FIRST_DAY = date(2013, 2, 5)
-DAYS = 13
 _SMALLER = {
     "train: { first_day: 2013-01-01, last_day: 2013-03-31 }": "train: { first_day: 2013-01-01, last_day: 2013-01-21 }",
     "validation: { first_day: 2013-04-01, last_day: 2013-04-30 }": "validation: { first_day: 2013-01-22, last_day: 2013-02-04 }",
@@ -51,12 +50,20 @@ _SMALLER = {
 }
 _HOLD = """
 
+_calls = 0
+
+
 def _wait_while_held() -> None:
     import os
     import time
     from pathlib import Path
 
-    while Path(os.environ["PENSTOCK_PROJECT"], "hold").exists():
+    global _calls
+    _calls += 1
+    project = Path(os.environ["PENSTOCK_PROJECT"])
+    while _calls > 3 and (project / "hold").exists():
+        (project / "held" / str(os.getpid())).touch()
+        _eat_when_told()
         time.sleep(0.1)
 
 
@@ -75,7 +82,10 @@ def _eat_when_told() -> None:
         if who != "all":
             eaten.fill(1)
 """
-"""The file `hold` keeps features from coming; `hungry` makes them ask for 2.5 GiB: in every process, or in one that takes them."""
+"""While the file `hold` is there, a process gets the features of its golden rows and of two shards, and then says in `held` that it waits.
+
+`hungry` makes features ask for 2.5 GiB: in every process, or in one that takes them.
+"""
 
 
 def days(first: int, count: int = 2) -> tuple[str, str]:
@@ -100,6 +110,7 @@ class Line:
         features.write_text(
             text.replace(head, f"{head}    _wait_while_held()\n    _eat_when_told()\n") + _HOLD
         )
+        (self.installation.project / "held").mkdir()
         self.clean: pa.Table | None = None
         self._runs = 0
 
@@ -192,21 +203,36 @@ class Line:
         return str(self.airflow.xcom(SCORE, dag_run, "inference.plan", "run_id"))
 
     @contextmanager
-    def held_in_the_middle(self, dag_run: str) -> Iterator[None]:
-        """While its block runs, some shards of the run are committed, some are not, and nobody commits one."""
+    def scoring_held(self, first: int) -> Iterator[str]:
+        """The id of a scoring's DAG run; while the block runs, both workers have committed shards, and each waits over another."""
         hold = self.installation.project / "hold"
-        self.installation.task_in(SCORE, dag_run, SCORE_TASK, "deferred")
-        store = open_store(
-            self.installation.settings, prefix=load_pipeline(self.installation.settings, PIPELINE).prefix
-        )
-        run_id = self.run_of(dag_run)
-        until(lambda: len(committed_shards(store, run_id)) >= 2 or None, "the first shards")
+        for mark in self.held().values():  # of an earlier run
+            mark.unlink()
         hold.touch()
         try:
-            assert len(committed_shards(store, run_id)) < len(read_plan(store, run_id).shards) - 2, "too late"
-            yield
+            dag_run = self.score(first)
+            self.installation.task_in(SCORE, dag_run, SCORE_TASK, "deferred")
+            until(lambda: len(self.held()) == 2 or None, "both workers to have begun")
+            store = open_store(
+                self.installation.settings, prefix=load_pipeline(self.installation.settings, PIPELINE).prefix
+            )
+            run_id = self.run_of(dag_run)
+            assert 2 <= len(committed_shards(store, run_id)) <= len(read_plan(store, run_id).shards) - 2
+            yield dag_run
         finally:
             hold.unlink()
+
+    def held(self) -> dict[int, Path]:
+        """Pid -> mark of the scoring processes that have come to the hold."""
+        return {int(path.name): path for path in (self.installation.project / "held").iterdir()}
+
+    def until_the_driver_says(self, dag_run: str, pattern: str) -> None:
+        """Wait for a line of the log of the run's scoring job."""
+
+        def look() -> bool | None:
+            return bool(re.search(pattern, self.installation.ray_job_log(SCORE, dag_run))) or None
+
+        until(look, f"the driver of {dag_run} to say {pattern!r}")
 
     def live_version(self) -> Any:
         from tasks import wiring
@@ -226,12 +252,12 @@ class Line:
         table = self.installation.predictions(PIPELINE)
         return table.sort_by("prediction_id")
 
-    def clean_run(self) -> int:
-        """Train, and score all days without a fault; how many rows that are."""
+    def clean_run(self, count: int) -> int:
+        """Train, and score `count` days without a fault; how many rows that are."""
         until(lambda: {TRAIN, SCORE} <= set(self.airflow.dags()) or None, "the DAGs to be read")
         self.train("clean")
         self.installation.succeeded(TRAIN, "clean")
-        self.installation.succeeded(SCORE, self.score(0, DAYS))
+        self.installation.succeeded(SCORE, self.score(0, count))
         self.clean = self.rows()
         return int(self.clean.num_rows)
 
@@ -306,9 +332,9 @@ def _is_retried(line: Line, first: int, struck: Struck, run: str) -> None:
 
 
 def worker_node_killed(line: Line, first: int, struck: Struck) -> None:
-    run = line.score(first)
-    with line.held_in_the_middle(run):
+    with line.scoring_held(first) as run:
         line.kill("ray-worker")
+        line.until_the_driver_says(run, r"Lost worker \d+")
     log = _ends_well(line, first, struck, run)
     _said(struck, log, r"Lost worker \d+ with its node")
     line.up()
@@ -316,15 +342,14 @@ def worker_node_killed(line: Line, first: int, struck: Struck) -> None:
 
 
 def out_of_memory(line: Line, first: int, struck: Struck) -> None:
-    run = line.score(first)
     hungry = line.installation.project / "hungry"
     cgroup = MemoryCgroup(mib=512)
     try:
-        with line.held_in_the_middle(run):
-            actors = [p for p in psutil.process_iter(["name", "cmdline"]) if _scores(p, line)]
-            assert actors, "no process scores"
-            cgroup.take(actors[0].pid)
-            hungry.write_text(str(actors[0].pid))
+        with line.scoring_held(first) as run:
+            victim = min(line.held())
+            cgroup.take(victim)
+            hungry.write_text(str(victim))
+            line.until_the_driver_says(run, r"Lost worker \d+")
         log = _ends_well(line, first, struck, run)
         assert cgroup.killed == 1, "the kernel has ended nobody"
     finally:
@@ -353,18 +378,8 @@ def memory_limit(line: Line, first: int, struck: Struck) -> None:
     line.installation.edit(PIPELINE, "pipeline.yaml", {f"{high}{without}": without})
 
 
-def _scores(process: psutil.Process, line: Line) -> bool:
-    try:
-        return "ShardActor" in " ".join(process.info["cmdline"] or ()) and process in _living(
-            line.installation.settings
-        )
-    except psutil.Error:
-        return False
-
-
 def ray_head_killed(line: Line, first: int, struck: Struck) -> None:
-    run = line.score(first)
-    with line.held_in_the_middle(run):
+    with line.scoring_held(first) as run:
         line.kill("ray")
         struck.seen.append(f"`penstock status`: exit code {line.installation.penstock('status').returncode}")
         line.check_rows(None, first)
@@ -374,8 +389,7 @@ def ray_head_killed(line: Line, first: int, struck: Struck) -> None:
 
 
 def postgres_restarted(line: Line, first: int, struck: Struck) -> None:
-    run = line.score(first)
-    with line.held_in_the_middle(run):
+    with line.scoring_held(first) as run:
         line.end("postgres")
         struck.seen.append(f"`penstock status`: exit code {line.installation.penstock('status').returncode}")
         line.up()
@@ -384,8 +398,7 @@ def postgres_restarted(line: Line, first: int, struck: Struck) -> None:
 
 def store_slow(line: Line, first: int, struck: Struck) -> None:
     with line.store_behind_a_proxy() as proxy:
-        run = line.score(first)
-        with line.held_in_the_middle(run):
+        with line.scoring_held(first) as run:
             proxy.add(
                 Fault("GetObject", "", "delay", delay_s=0.5, times=20),
                 Fault("PutObject", "", "trickle", delay_s=2.0, times=20),
@@ -397,8 +410,7 @@ def store_slow(line: Line, first: int, struck: Struck) -> None:
 
 def store_errs(line: Line, first: int, struck: Struck) -> None:
     with line.store_behind_a_proxy() as proxy:
-        run = line.score(first)
-        with line.held_in_the_middle(run):
+        with line.scoring_held(first) as run:
             proxy.add(Fault("*", "", "answer", status=500, code="InternalError", times=12))
         log = _ends_well(line, first, struck, run)
         _said(struck, log, r"InternalError.*send \d of \d follows")
@@ -406,8 +418,7 @@ def store_errs(line: Line, first: int, struck: Struck) -> None:
 
 def store_resets(line: Line, first: int, struck: Struck) -> None:
     with line.store_behind_a_proxy() as proxy:
-        run = line.score(first)
-        with line.held_in_the_middle(run):
+        with line.scoring_held(first) as run:
             proxy.add(
                 Fault("PutObject", r"/shard-\d+\.json$", "lose-answer", times=4),
                 Fault("*", "", "reset", times=8),
@@ -419,8 +430,7 @@ def store_resets(line: Line, first: int, struck: Struck) -> None:
 
 def store_throttles(line: Line, first: int, struck: Struck) -> None:
     with line.store_behind_a_proxy() as proxy:
-        run = line.score(first)
-        with line.held_in_the_middle(run):
+        with line.scoring_held(first) as run:
             proxy.add(Fault("PutObject", r"/(runs|tables)/", "answer", status=503, code="SlowDown"))
         _is_retried(line, first, struck, run)
         _said(struck, line.log(SCORE, run, SCORE_TASK), r"SlowDown")
@@ -438,8 +448,7 @@ def disk_full(line: Line, first: int, struck: Struck) -> None:
 
 
 def scheduler_killed(line: Line, first: int, struck: Struck) -> None:
-    run = line.score(first)
-    with line.held_in_the_middle(run):
+    with line.scoring_held(first) as run:
         line.kill("airflow-scheduler")
         struck.seen.append(f"`penstock status`: exit code {line.installation.penstock('status').returncode}")
         line.check_rows(None, first)

@@ -85,6 +85,14 @@ def test_the_bill_of_materials_names_every_locked_package_and_is_the_same_each_t
     assert found == set(supply_chain.pinned("requirements.txt").items())
 
 
+def test_nothing_that_development_needs_makes_every_process_slow_to_start(supply_chain: ModuleType) -> None:
+    """jsonschema, and so Ray and Airflow, would import it at each start, and it makes a grammar for a second and more."""
+    for lock in supply_chain.LOCKS:
+        assert "rfc3987-syntax" not in supply_chain.pinned(lock), (
+            "jsonschema[format-nongpl] is asked for: by whom?"
+        )
+
+
 def test_an_audit_without_the_service_is_no_pass(supply_chain: ModuleType) -> None:
     """The real pip-audit, behind a proxy that is not there."""
     dead = "http://127.0.0.1:9"

@@ -62,7 +62,9 @@ class StubModel:
         return np.nan_to_num(np.stack(columns, axis=1)).astype(np.float32)
 
     def predict(self, encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        scores = 1 / (1 + np.exp(-(encoded @ np.array([0.05, 0.1], np.float32) - self.version)))
+        # not by a product of matrices: some BLAS round a row otherwise beside other rows
+        parts = encoded * np.array([0.05, 0.1], np.float32)
+        scores = 1 / (1 + np.exp(-(parts[:, 0] + parts[:, 1] - self.version)))
         scores[encoded[:, 0] == NOT_A_NUMBER] = np.nan
         return scores.astype(np.float32)
 

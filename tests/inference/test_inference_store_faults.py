@@ -372,6 +372,8 @@ def test_a_slow_store_holds_the_worker_back_and_no_rows_pile_up(
     many = spec.model_copy(update={"inference": spec.inference.model_copy(update={"shard_rows": 20})})
     planned = plan_stub(remote, many, scoring_snapshot(remote, many))
     held: list[int] = []
+    gc.collect()
+    gc.freeze()  # what is there already is not gone through again at each shard
 
     def measure(point: str) -> None:
         if point == "before-data-file":
@@ -381,7 +383,10 @@ def test_a_slow_store_holds_the_worker_back_and_no_rows_pile_up(
     observe(measure)
     proxy.forget()
     proxy.add(Fault("PutObject", r"\.parquet$", "delay", delay_s=0.05))
-    run_stub(remote, many, planned.run_id)
+    try:
+        run_stub(remote, many, planned.run_id)
+    finally:
+        gc.unfreeze()
     store = open_store(remote, prefix=many.prefix)
     sizes = [info.size_bytes for info in store.list("tables") if info.key.endswith(".parquet")]
     assert proxy.met("delay") == len(sizes) == 2 * len(planned.shards) == 36
