@@ -220,10 +220,14 @@ _RECENT = {
     "origin_recent_deps": ("origin",),
     "origin_overdue_deps": ("origin",),
     "origin_overdue_min": ("origin",),
+    "carrier_recent_deps": ("carrier", "origin"),
     "carrier_recent_delay_min": ("carrier", "origin"),
     "carrier_recent_late_share": ("carrier", "origin"),
+    "dest_recent_deps": ("dest",),
     "dest_recent_delay_min": ("dest",),
 }
+_DEPARTURES = {name: name.endswith("_deps") for name in _RECENT if "overdue" not in name}
+"""What is made of departures: whether it is a count."""
 
 
 def stale(rows: pa.Table, moment: Moment) -> pa.Table:
@@ -248,6 +252,17 @@ def _as_of(rows: pa.Table, old: pa.Table, name: str, keys: tuple[str, ...]) -> n
     at = np.searchsorted(known, key(rows), "right") - 1
     same = (at >= 0) & (known[np.maximum(at, 0)] // 10_000 == key(rows) // 10_000)
     return np.where(same, values[np.maximum(at, 0)], np.nan)
+
+
+def feed_gone(rows: pa.Table, moment: Moment, *, hours: int = 6) -> pa.Table:
+    """No departure is reported, by the clock of the rows: counts are 0, and what departures would tell is null."""
+    first = int(moment.variant.removesuffix(":00")) * 60
+    minute = rows["sched_dep_minute"].to_numpy()
+    hit = pa.array((minute >= first) & (minute < first + 60 * hours))
+    for name, counts in _DEPARTURES.items():
+        column = rows[name]
+        rows = _set(rows, name, pc.if_else(hit, pa.scalar(0 if counts else None, column.type), column))
+    return rows
 
 
 def flipped(
@@ -428,6 +443,22 @@ MORE = (
         labels=partial(flipped, share=1.0),
         touches=lambda _: (),
         by_labels=True,
+    ),
+    Fault(
+        "departures missing, 6 hours",
+        "no departure is reported for six hours: counts are 0, and what departures would tell is null",
+        HOLD,
+        ("6:00", "12:00", "15:00"),
+        feed_gone,
+        touches=lambda _: tuple(_DEPARTURES),
+    ),
+    Fault(
+        "departures missing, all day",
+        "no departure is reported for days",
+        HOLD,
+        ("0:00",),
+        partial(feed_gone, hours=24),
+        touches=lambda _: tuple(_DEPARTURES),
     ),
 )
 """Beside the sixteen, for what they say about some of them; not counted."""

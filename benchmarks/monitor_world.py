@@ -49,6 +49,8 @@ class Scored:
     """One day's rows as the model saw them."""
 
     day: date
+    rows: pa.Table
+    """As the source had them, or a fault."""
     features: pa.Table
     scores: Floats
     labels: Floats
@@ -101,11 +103,11 @@ class World:
 
     def score(self, day: date, rows: pa.Table) -> Scored:
         features = self.scorer.features(rows)
-        return self._scored_as(day, features, self.scorer.encode(features), labels_of(rows))
+        return self._scored_as(day, rows, features, self.scorer.encode(features))
 
-    def _scored_as(self, day: date, features: pa.Table, encoded: Matrix, labels: Floats) -> Scored:
+    def _scored_as(self, day: date, rows: pa.Table, features: pa.Table, encoded: Matrix) -> Scored:
         scores = self.scorer.predict(encoded).astype(np.float64)
-        return Scored(day, features, scores, labels, self.scorer.explain(encoded).attributions)
+        return Scored(day, rows, features, scores, labels_of(rows), self.scorer.explain(encoded).attributions)
 
     def faulty(self, fault: Fault, start: date, variant: str, day: date) -> Scored:
         """The day with the fault in it."""
@@ -120,7 +122,7 @@ class World:
             return replace(clean, labels=fault.labels(clean.labels, moment))
         assert fault.encoded is not None
         encoded = fault.encoded(self.scorer.encode(clean.features), clean.features, moment)
-        return self._scored_as(day, clean.features, encoded, clean.labels)
+        return self._scored_as(day, clean.rows, clean.features, encoded)
 
     def spread(self, column: str) -> float:
         if column not in self._spreads:
@@ -138,8 +140,9 @@ class World:
     def profile(self, scored: Scored) -> Profile:
         """As a shard writes it."""
         every = np.ones(len(scored.scores), dtype=np.bool_)
-        rows = ExplainedRows(every, scored.attributions, selection_of(self.spec))
-        return Profile.of(self.scorer.bundle.profile_spec, scored.features, scored.scores, rows)
+        explained = ExplainedRows(every, scored.attributions, selection_of(self.spec))
+        grid = self.scorer.bundle.profile_spec
+        return Profile.of(grid, scored.features, scored.scores, explained, scored.rows)
 
 
 def labels_of(rows: pa.Table) -> Floats:

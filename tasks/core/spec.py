@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import date, timedelta
 from itertools import pairwise
@@ -52,6 +53,26 @@ def _as_text(value: object) -> object:
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _values(given: object) -> tuple[object, ...]:
+    """A value, or a list of them, of which a column has one."""
+    values = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if not values:
+        raise ValueError("the list is empty: name the values at which the feature may be null")
+    for value in values:
+        if not (value is None or isinstance(value, str | bool | int | float)):
+            raise ValueError(
+                f"{value!r} is a {type(value).__name__}: write a number, a text, true, false or null"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value} equals nothing: write null for a value that is missing")
+    return values
+
+
+Values = Annotated[tuple[str | bool | int | float | None, ...], BeforeValidator(_values)]
+NullWhen = Annotated[dict[Column, Values], Field(min_length=1)]
+"""By column, the values at which a feature may be null; several columns: all at once."""
 
 
 class SourceSpec(_Record):
@@ -364,6 +385,8 @@ class DriftSpec(_Record):
     z_persistent: float = Field(3.5, gt=0)
     pairs: tuple[tuple[Column, Column], ...] = ()
     """Pairs of categorical features whose joint distribution is watched."""
+    null_when: dict[Column, NullWhen] = Field(default_factory=dict)
+    """Feature -> where it may be null as a fact: column -> value or values, None for null."""
     min_rows: int = Field(200, ge=1)
     volume_tolerance: float = Field(0.2, gt=0)
     rollback: Literal["automatic", "ask"] | None = None
@@ -452,6 +475,25 @@ class PipelineSpec(_Record):
             raise ValueError(
                 f"gates.known_at names {unknown}, which are no features; use some of: {', '.join(self.features.names)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _known_null_conditions(self) -> PipelineSpec:
+        unknown = sorted(set(self.drift.null_when) - set(self.features.names))
+        if unknown:
+            raise ValueError(
+                f"drift.null_when names {unknown}, which are no features; use some of: {', '.join(self.features.names)}"
+            )
+        for feature, when in self.drift.null_when.items():
+            if feature in when:
+                raise ValueError(
+                    f"drift.null_when.{feature} asks the feature itself: name another column that says why it is null"
+                )
+            later = sorted(set(when) & self.label.known_afterwards)
+            if later:
+                raise ValueError(
+                    f"drift.null_when.{feature} asks {later}, which are outcomes: rows that are scored do not have them"
+                )
         return self
 
     @model_validator(mode="after")

@@ -64,9 +64,10 @@ class BundleModel:
         scores: npt.NDArray[np.float32],
         explained: npt.NDArray[np.bool_],
         attributions: npt.NDArray[np.float32],
+        rows: pa.Table,
     ) -> dict[str, Any] | None:
-        rows = ExplainedRows(explained, attributions, self._selection)
-        return Profile.of(self._scorer.bundle.profile_spec, features, scores, rows).to_json()
+        found = ExplainedRows(explained, attributions, self._selection)
+        return Profile.of(self._scorer.bundle.profile_spec, features, scores, found, rows).to_json()
 
 
 def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> ShardModel:

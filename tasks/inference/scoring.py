@@ -89,11 +89,16 @@ class ShardModel(Protocol):
         ...
 
     def profile(
-        self, features: pa.Table, scores: Floats, explained: npt.NDArray[np.bool_], attributions: Floats
+        self,
+        features: pa.Table,
+        scores: Floats,
+        explained: npt.NDArray[np.bool_],
+        attributions: Floats,
+        rows: pa.Table,
     ) -> dict[str, Any] | None:
         """The JSON of a mergeable profile of n rows; None when the model has no grid for one.
 
-        `attributions`, float32 [k, F], are of those k rows that `explained`, [n], marks.
+        `attributions`, float32 [k, F], are of those k rows that `explained`, [n], marks; `rows` are the n source rows.
         """
         ...
 

@@ -299,6 +299,7 @@ class ShardWorker:
             np.concatenate([batch.scores for batch in batches]),
             np.concatenate([batch.explained for batch in batches]),
             np.concatenate([batch.attributions for batch in batches]),
+            _scored_rows(rows, task, batches),
         )
         if exposed is None:
             parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]
@@ -458,6 +459,13 @@ class ShardWorker:
         self.store.put(key, sink.getvalue().to_pybytes())
         log.warning("Shard %d: %d rows could not be scored; see %s.", task.shard, table.num_rows, key)
         return key
+
+
+def _scored_rows(rows: pa.Table, task: ShardPlan, batches: Sequence[ScoredBatch]) -> pa.Table:
+    """The source rows of the batches, in their order."""
+    if sum(len(batch.source_rows) for batch in batches) == rows.num_rows:
+        return rows
+    return rows.take(pa.array(np.concatenate([batch.source_rows for batch in batches]) - task.row_start))
 
 
 def _refuse_duplicates(ordered: PredictionIds, which: str) -> None:

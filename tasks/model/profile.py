@@ -9,12 +9,14 @@ merge of the parts, in any order, equals the profile of the whole, bit for bit.
 
 Rows that were explained add what their attributions sum to, by feature: on what the scores rest. These sums are
 no channel of the grid, so the grid of an older bundle stays what it was and a profile without them reads as before.
+
+Where the pipeline says that a feature may be null (`drift.null_when`), the nulls in such rows are counted beside all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -29,6 +31,7 @@ from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
 from tasks.model.binning import AT_ONCE, SEEN_BITS, bins_of, marks_of, search
 from tasks.model.feature_columns import numbers, texts
+from tasks.model.null_conditions import NullCondition, null_conditions
 from tasks.model.occurrences import Occurrences
 from tasks.model.ranking import auc_of_groups
 
@@ -101,6 +104,7 @@ class ProfileSpec:
     categorical: tuple[CategoricalGrid, ...]
     pairs: tuple[PairGrid, ...]
     version: int = PROFILE_VERSION
+    null_conditions: tuple[NullCondition, ...] = ()
 
     @classmethod
     def fit(cls, features: pa.Table, scores: npt.ArrayLike | None, spec: PipelineSpec) -> ProfileSpec:
@@ -110,7 +114,7 @@ class ProfileSpec:
             features: Training rows with the columns `spec.features.names`; at most about 400,000 of them,
                 evenly spaced, are used.
             scores: Unused by this version, whose score bins are fixed; kept so that a grid may follow them.
-            spec: Names the features and, in `drift.pairs`, the pairs to watch.
+            spec: Names the features and, in `drift.pairs`, the pairs to watch; `drift.null_when` is kept as it is.
 
         Raises:
             DataError: A column is missing, or holds what its kind cannot.
@@ -133,7 +137,7 @@ class ProfileSpec:
                         fix=f"use two of: {', '.join(by_name) or 'none'}",
                     )
             pairs.append(_fit_pair(features, by_name[first], by_name[second]))
-        return cls(numeric, categorical, tuple(pairs))
+        return cls(numeric, categorical, tuple(pairs), null_conditions=null_conditions(spec))
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -160,6 +164,7 @@ class ProfileSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; floats round-trip exactly."""
+        conditions = [condition.to_json() for condition in self.null_conditions]
         return {
             "version": self.version,
             "numeric": [
@@ -168,6 +173,7 @@ class ProfileSpec:
             ],
             "categorical": [{"name": g.name, "categories": list(g.categories)} for g in self.categorical],
             "pairs": [{"first": g.first, "second": g.second, "cells": list(g.cells)} for g in self.pairs],
+            **({"null_conditions": conditions} if conditions else {}),
         }
 
     @classmethod
@@ -182,6 +188,7 @@ class ProfileSpec:
             tuple(CategoricalGrid(g["name"], tuple(g["categories"])) for g in raw["categorical"]),
             tuple(PairGrid(g["first"], g["second"], tuple(map(int, g["cells"]))) for g in raw["pairs"]),
             int(raw["version"]),
+            tuple(NullCondition.from_json(item) for item in raw.get("null_conditions", ())),
         )
 
 
@@ -423,6 +430,8 @@ class Profile:
     attributions: AttributionSums | None = None
     """Of the rows that were explained; None when none was."""
     version: int = PROFILE_VERSION
+    expected_nulls: Mapping[str, int] = field(default_factory=dict)
+    """By feature with a null condition: its nulls in rows where that holds. No part of a histogram."""
 
     @classmethod
     def of(
@@ -431,6 +440,7 @@ class Profile:
         features: pa.Table,
         scores: npt.ArrayLike,
         explained: ExplainedRows | None = None,
+        rows: pa.Table | None = None,
     ) -> Profile:
         """Count rows.
 
@@ -439,6 +449,8 @@ class Profile:
             features: Shape (n, F); n may be 0. Columns that the grid does not know are ignored.
             scores: Shape (n,), calibrated probabilities; NaN counts as null.
             explained: Which of the rows were explained, and how.
+            rows: The source's rows, shape (n, ...), in the same order, of which null conditions may ask columns; without them
+                only features are asked.
 
         Raises:
             DataError: A column is missing or of a wrong type, or the lengths differ.
@@ -449,6 +461,12 @@ class Profile:
                 f"has shape {values.shape} for {features.num_rows} feature rows",
                 which="scores of a profile",
                 fix="pass one score for each row",
+            )
+        if rows is not None and rows.num_rows != features.num_rows:
+            raise DataError(
+                f"are {rows.num_rows} for {features.num_rows} feature rows",
+                which="source rows of a profile",
+                fix="pass the rows that the features were computed from",
             )
         cells = _cells_for(spec, features, explained)
         numeric, room, places = {}, np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
@@ -466,6 +484,7 @@ class Profile:
             {g.name: _count_pair(spec, g, codes) for g in spec.pairs},
             _count_scores(values),
             _sum_attributions(spec, cells, codes, explained),
+            expected_nulls={c.feature: c.expected(features, rows) for c in spec.null_conditions},
         )
 
     @classmethod
@@ -482,6 +501,7 @@ class Profile:
             {g.name: CategoricalCounts(g, zeros(len(g.categories)), 0, 0, ()) for g in spec.categorical},
             {g.name: PairCounts(g, zeros(len(g.cells)), 0, 0) for g in spec.pairs},
             ScoreCounts(zeros(SCORE_BINS), zeros(SCORE_BINS), 0, 0),
+            expected_nulls={condition.feature: 0 for condition in spec.null_conditions},
         )
 
     @classmethod
@@ -512,6 +532,9 @@ class Profile:
             else self.attributions.merge(other.attributions)
             if other.attributions is not None
             else self.attributions,
+            expected_nulls={
+                name: count + other.expected_nulls[name] for name, count in self.expected_nulls.items()
+            },
         )
 
     def histogram(self, channel: str) -> IntArray:
@@ -539,6 +562,7 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, integers but for minima and maxima; the grid is named by digest, not repeated."""
         explained = {} if self.attributions is None else {"attributions": self.attributions.to_json()}
+        nulls = {"expected_nulls": dict(self.expected_nulls)} if self.expected_nulls else {}
         return {
             "version": self.version,
             "grid": self.spec.digest,
@@ -548,6 +572,7 @@ class Profile:
             "pairs": {name: counts.to_json() for name, counts in self.pairs.items()},
             "score": self.score.to_json(),
             **explained,
+            **nulls,
         }
 
     @classmethod
@@ -579,6 +604,9 @@ class Profile:
                 AttributionSums.from_json(raw["attributions"], spec.cell_widths)
                 if raw.get("attributions") is not None
                 else None,
+                expected_nulls={
+                    c.feature: int(raw["expected_nulls"][c.feature]) for c in spec.null_conditions
+                },
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(

@@ -21,6 +21,7 @@ from tasks.monitoring.drift import (
     FloatArray,
     association_loss,
     null_share,
+    rows_of_nulls,
     same_weekdays,
 )
 from tasks.monitoring.signals import FAULT, WARN, ContractFinding
@@ -46,6 +47,8 @@ class ContractLimits:
     """Numeric channels whose set of values never equalled that of a day up to a week before."""
     least_new: Mapping[str, float]
     """By numeric channel: the smallest share of its values that were new beside a day up to a week before."""
+    never_empty: frozenset[str]
+    """Features with a null condition of which no day was without any value."""
     confirmed: frozenset[str] = frozenset()
     """Channels of which a person has confirmed days as the new normal; the empty name is the number of rows."""
     confirmed_rows: tuple[int, ...] = ()
@@ -62,6 +65,9 @@ def limits_of(baseline: Baseline) -> ContractLimits:
         _limits(baseline.grid, list(days.values())),
         never_stale=frozenset(set(numeric) - stale),
         least_new={name: min(shares, default=0.0) for name, shares in new.items()},
+        never_empty=frozenset(
+            name for name in _may_be_null(baseline.grid) if not any(_empty(p, name) for p in days.values())
+        ),
     )
 
 
@@ -83,6 +89,7 @@ def widened(
         novel_pairs=_joined(limits.novel_pairs, more.novel_pairs, channels),
         out_of_range=_joined(limits.out_of_range, more.out_of_range, channels),
         distinct=_joined(limits.distinct, more.distinct, channels),
+        never_empty=limits.never_empty - channels,
         confirmed=limits.confirmed | channels,
         confirmed_rows=(*limits.confirmed_rows, *rows),
     )
@@ -113,6 +120,7 @@ def _limits(grid: ProfileSpec, days: Sequence[Profile]) -> ContractLimits:
         | over(_used, categorical),
         never_stale=frozenset(),
         least_new={},
+        never_empty=frozenset(),
     )
 
 
@@ -262,13 +270,29 @@ def _nulls(
 ) -> list[ContractFinding]:
     """Two rules, the worse one counts: more nulls than any day had, or many more than such a day has.
 
-    The second sees a burst in a feature whose nulls vary much by weekday or rarely reach the worst day's share.
+    The second sees a burst in a feature whose nulls vary much by weekday or rarely reach the worst day's share. Nulls that a
+    condition of the pipeline lets expect are left out of both; that no value is left at all is a fault in spite of it.
     """
     found = []
+    expected_where = _may_be_null(profile.spec)
     for channel, shares in limits.nulls.items():
+        if channel in limits.never_empty and _empty(profile, channel):
+            found.append(
+                ContractFinding(
+                    check="nulls",
+                    severity=FAULT,
+                    channel=channel,
+                    detail=f"all of {channel} is null, which it may be where {expected_where[channel]}; "
+                    "no reference day was without any value",
+                    value=1.0,
+                    limit=1.0,
+                )
+            )
+            continue
         share = null_share(profile, channel)
         usual, high, top = (float(q) for q in np.quantile(shares, (0.5, 0.99, 0.995)))
-        chance = _chance(high, profile.rows)
+        rows = max(rows_of_nulls(profile, channel), 1)
+        chance = _chance(high, rows)
         # 5 points as measured in DESIGN section 4; 2 for a feature whose nulls hardly vary.
         once = top + min(max(4 * (top - usual), 0.02), 0.05) + chance
         often = lasting = high + 0.01 + chance
@@ -276,25 +300,36 @@ def _nulls(
             middle, spread = shifts[channel]
             such = null_share(pooled, channel)
             # The spread of such days holds what chance does, so only the larger of the two counts.
-            by_chance = _chance(such, profile.rows)
+            by_chance = _chance(such, rows)
             once = min(once, such + middle + max(0.05, 8 * spread, by_chance))
             lasting = min(lasting, such + middle + max(0.02, 5 * spread, by_chance))
             often = min(often, such + middle + max(0.015, 4 * spread, by_chance))
         if share <= often:
             continue
         again = share > lasting and any(null_share(day, channel) > lasting for day in earlier)
+        beside = f", rows aside where {expected_where[channel]}" if channel in expected_where else ""
         found.append(
             ContractFinding(
                 check="nulls",
                 severity=FAULT if share > once or again else WARN,
                 channel=channel,
-                detail=f"{share:.1%} of {channel} is null; up to {often:.1%} is usual"
+                detail=f"{share:.1%} of {channel} is null{beside}; up to {often:.1%} is usual"
                 + ("; second day in three" if again else ""),
                 value=share,
                 limit=once if share > once else lasting if again else often,
             )
         )
     return found
+
+
+def _may_be_null(grid: ProfileSpec) -> dict[str, str]:
+    """By feature that has one: its null condition in words."""
+    return {condition.feature: condition.in_words for condition in grid.null_conditions}
+
+
+def _empty(profile: Profile, channel: str) -> bool:
+    counts = profile.numeric.get(channel) or profile.categorical[channel]
+    return counts.nulls == profile.rows
 
 
 def _categories(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:

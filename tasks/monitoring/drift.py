@@ -196,9 +196,15 @@ def _normals(
 
 
 def null_share(profile: Profile, channel: str) -> float:
-    """Nulls of a feature over rows; 0 for no rows."""
+    """Nulls of a feature over rows, where rows whose null is expected are left out of both; 0 for no rows."""
     counts = profile.numeric.get(channel) or profile.categorical[channel]
-    return counts.nulls / profile.rows if profile.rows else 0.0
+    rows = rows_of_nulls(profile, channel)
+    return (counts.nulls - (profile.rows - rows)) / rows if rows else 0.0
+
+
+def rows_of_nulls(profile: Profile, channel: str) -> int:
+    """The rows that `null_share` is a share of."""
+    return profile.rows - profile.expected_nulls.get(channel, 0)
 
 
 def association(counts: PairCounts, second: int) -> float:

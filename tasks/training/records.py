@@ -71,5 +71,8 @@ def training_id(
             "feature_order": list(spec.features.names),
             "training": spec.training.model_dump(mode="json"),
             "watched_pairs": [list(pair) for pair in spec.drift.pairs],
+            **(
+                {"null_when": spec.drift.model_dump(mode="json")["null_when"]} if spec.drift.null_when else {}
+            ),
         }
     )[:16]

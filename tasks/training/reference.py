@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -51,7 +52,24 @@ def reference_profiles(
         if asked is not None:
             asked.choose(day, encoded, scores[day.day])
     found = asked.explained(calibration) if asked is not None else {}
-    return {day.day: Profile.of(grid, day.features, scores[day.day], found.get(day.day)) for day in days}
+    profiles = {
+        day.day: Profile.of(grid, day.features, scores[day.day], found.get(day.day), day.rows) for day in days
+    }
+    _say_idle(grid, profiles)
+    return profiles
+
+
+def _say_idle(grid: ProfileSpec, profiles: Mapping[date, Profile]) -> None:
+    """Null conditions that hold for no null of these days are logged: most likely a value is misspelt."""
+    whole = Profile.merged(grid, profiles.values())
+    for condition in grid.null_conditions:
+        name = condition.feature
+        nulls = (whole.numeric.get(name) or whole.categorical[name]).nulls
+        if nulls and not whole.expected_nulls[name]:
+            logger.warning(
+                "drift.null_when.%s: of its %d nulls on %d reference days none is where %s",
+                *(name, nulls, len(profiles), condition.in_words),
+            )
 
 
 class _Asked:

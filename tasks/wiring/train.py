@@ -59,7 +59,7 @@ def snapshot_training(
         )
     require_suite(settings, context.spec)
     snapshot = take_snapshot(settings, context.spec, kind="training", window=window(first, last))
-    check_feature_names(context, snapshot)
+    check_names(context, snapshot)
     result = {
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
@@ -76,15 +76,22 @@ def snapshot_training(
     return result
 
 
-def check_feature_names(context: Context, snapshot: Snapshot) -> None:
-    """Try features.py on the first rows of a training snapshot; raises `PipelineCodeError` for names that are not listed."""
+def check_names(context: Context, snapshot: Snapshot) -> None:
+    """Try features.py and null conditions on the first rows of a training snapshot.
+
+    Raises:
+        PipelineCodeError: features.py has other names than those listed.
+        ConfigError: `drift.null_when` asks what these rows cannot answer.
+    """
     from tasks.model import FeatureCode
+    from tasks.model.null_conditions import check_null_conditions
 
     spec = context.spec
     rows = read_partition(context.store, snapshot.partitions[0]).slice(0, _TRIED_ROWS)
     known_then = [name for name in rows.column_names if name not in spec.label.known_afterwards]
     code = FeatureCode.from_file(pipeline_folder(context.settings, spec.name) / "features.py")
     code.check_names(rows.select(known_then), spec.features)
+    check_null_conditions(spec, rows.select(known_then))
 
 
 def show_snapshot(settings: Settings, pipeline: str, *, snapshot_id: str) -> dict[str, Any]:

@@ -155,6 +155,17 @@ CASES = [
         "PipelineCodeError",
         in_yaml("visits", "visit"),
     ),
+    Case(
+        "a null condition on a column that is not there",
+        "data snapshot toy",
+        (
+            "toy/pipeline.yaml: drift.null_when.price.vists: is neither",
+            "did you mean visits?",
+            "use one of: asked_at",
+        ),
+        "ConfigError",
+        in_yaml("drift: {", "drift: {null_when: {price: {vists: 0}}, "),
+    ),
     Case("an unknown pipeline", "data snapshot tay", ("tay: is not a pipeline", "toy"), "NotFound"),
     Case(
         "a day that is none",

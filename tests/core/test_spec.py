@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -122,6 +123,43 @@ def test_every_problem_is_listed_at_once() -> None:
 def test_a_feature_that_is_an_outcome_is_refused(column: str) -> None:
     error = broken(lambda raw: raw["features"]["numeric"].append(column))
     assert f"features ['{column}'] are outcomes" in error.what
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "words"),
+    [
+        (
+            {"prize": {"visits": 0}},
+            "(whole file)",
+            "names ['prize'], which are no features; use some of: price",
+        ),
+        ({"price": {"price": None}}, "(whole file)", "null_when.price asks the feature itself"),
+        ({"price": {"paid": 0}}, "(whole file)", "null_when.price asks ['paid'], which are outcomes"),
+        ({"price": {"bought": None}}, "(whole file)", "asks ['bought'], which are outcomes"),
+        ({"price": {}}, "drift.null_when.price", "at least 1 item"),
+        ({"price": None}, "drift.null_when.price", "valid dictionary"),
+        ({"price": {"visits": []}}, "drift.null_when.price.visits", "the list is empty"),
+        (
+            {"price": {"visits": {"below": 3}}},
+            "drift.null_when.price.visits",
+            "{'below': 3} is a dict: write a number",
+        ),
+        ({"price": {"visits": [0, [1]]}}, "drift.null_when.price.visits", "[1] is a list"),
+        ({"price": {"visits": float("nan")}}, "drift.null_when.price.visits", "write null"),
+        ({"price": {"asked_at": date(2024, 1, 1)}}, "drift.null_when.price.asked_at", "is a date"),
+    ],
+    ids=str,
+)
+def test_a_null_condition_that_cannot_hold_is_refused(said: dict[str, Any], field: str, words: str) -> None:
+    error = broken(lambda raw: raw["drift"].update(null_when=said))
+    assert error.which.endswith(f": {field}") and words in error.what
+
+
+def test_null_conditions_keep_the_kind_of_their_values() -> None:
+    raw = yaml.safe_load(TOY.read_text())
+    raw["drift"]["null_when"] = {"price": {"visits": [0, 1.5, True, "no", None], "device": "phone"}}
+    said = parse_pipeline(yaml.safe_dump(raw), origin="toy").drift.null_when
+    assert repr(said) == "{'price': {'device': ('phone',), 'visits': (0, 1.5, True, 'no', None)}}"
 
 
 def test_windows_that_overlap_or_run_backwards_are_refused() -> None:

@@ -17,6 +17,7 @@ from tasks.core.partitions import read_partition
 from tasks.core.rows import local_days
 from tasks.core.spec import Window
 from tasks.data import labels, source_days, take_snapshot
+from tasks.model.null_conditions import null_conditions
 from tasks.model.user_code import execute
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "flight_delay"
@@ -127,6 +128,19 @@ def test_hours_of_the_weather_are_utc(tables: Any) -> None:
     means = pa.table({"hour": hour, "temp": july["temp"]}).group_by("hour").aggregate([("temp", "mean")])
     coldest = means.sort_by("temp_mean")["hour"][0].as_py()
     assert coldest == 9  # the hour of sunrise: 09:40 UTC in New York in July
+
+
+def test_every_null_of_a_feature_with_a_condition_is_where_the_condition_holds_and_none_is_missing(
+    real: tuple[Settings, PipelineSpec], year: pa.Table
+) -> None:
+    spec = real[1]
+    features = execute_file("features.py").features(year)
+    assert len(null_conditions(spec)) == 5
+    for condition in null_conditions(spec):
+        ((column, values),) = condition.when
+        nulls = features[condition.feature].null_count
+        assert condition.expected(features, year) == nulls > 0, condition
+        assert pc.sum(pc.equal(year[column], values[0])).as_py() == nulls, condition
 
 
 def test_an_impossible_wind_is_null(year: pa.Table) -> None:

@@ -32,6 +32,7 @@ from tasks.core.ids import digest_bytes
 from tasks.core.partitions import save_snapshot, table_schema
 from tasks.inference import plan, publish, run_plan, verify
 from tasks.inference.records import committed_shards, read_shard_record
+from tasks.model import Profile, fetch_bundle
 
 DAY = date(2024, 3, 1)
 Change = Callable[[pa.Table], pa.Table]
@@ -157,6 +158,33 @@ def test_a_row_without_key_or_time_is_a_dead_letter_and_the_rest_is_published(
     assert letters[0]["penstock_prediction_id"] is None
     assert f"{name}" in letters[0]["penstock_reason"] or "null" in letters[0]["penstock_reason"]
     assert verify(settings, spec, run_id).ok
+
+
+def test_expected_nulls_are_counted_of_the_rows_that_were_scored(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path
+) -> None:
+    """A dead letter in front of them moves no row against its condition."""
+    conditions = {"price": {"stock": ("none",)}}
+    drift = toy.drift.model_copy(update={"null_when": conditions})
+    spec = tolerant(toy.model_copy(update={"drift": drift}))
+    digest, version = upload_random_bundle(settings, spec, tmp_path / "bundle")
+
+    def change(rows: pa.Table) -> pa.Table:
+        stock = pa.array(["none" if index in (7, 20, 21, 90) else "some" for index in range(rows.num_rows)])
+        price = pa.array([None if index in (20, 21, 22, 90) else 1.0 for index in range(rows.num_rows)])
+        rows = with_value("customer", None)(rows).append_column("stock", stock)
+        return rows.set_column(rows.schema.get_field_index("price"), "price", price)
+
+    snapshot = scoring_snapshot(settings, spec, days=1, change=change)
+    planned = plan(settings, spec, snapshot, model_version=1, bundle_digest=digest, feature_version=version)
+    run_plan(settings, spec, planned.run_id, local=True, audit_table=AUDIT)
+    store = open_store(settings, prefix=spec.prefix)
+    grid = fetch_bundle(store, digest, settings.cache_dir).profile_spec
+    records = [read_shard_record(store, planned.run_id, shard) for shard in range(2)]
+    whole = Profile.merged(
+        grid, [Profile.from_json(grid, item.profile) for item in records if item and item.profile]
+    )
+    assert (whole.rows, whole.numeric["price"].nulls, whole.expected_nulls["price"]) == (119, 4, 3)
 
 
 def test_days_whose_columns_differ_in_order_are_scored_alike(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from training_support import load, model_source
 
 from tasks.core import PipelineSpec, Settings, Snapshot
-from tasks.core.spec import ExplanationSpec
+from tasks.core.spec import DriftSpec, ExplanationSpec
 from tasks.model import Calibration, build_network
 from tasks.model.attribution_sums import selection_of
 from tasks.model.profile import Profile, ProfileSpec
@@ -16,10 +19,17 @@ from tasks.training.reference import reference_profiles
 
 
 def profiles(
-    settings: Settings, spec: PipelineSpec, snapshot: Snapshot, **policy: object
+    settings: Settings,
+    spec: PipelineSpec,
+    snapshot: Snapshot,
+    *,
+    null_when: Mapping[str, object] = MappingProxyType({}),
+    **policy: object,
 ) -> tuple[PipelineSpec, list[Profile]]:
     import torch
 
+    drift = DriftSpec.model_validate({**spec.drift.model_dump(), "null_when": null_when})
+    spec = spec.model_copy(update={"drift": drift})
     chosen = spec.model_copy(update={"explanations": ExplanationSpec.model_validate(policy)})
     data = load(settings, spec, snapshot)
     torch.manual_seed(0)
@@ -57,6 +67,23 @@ def test_clauses_that_prefer_rows_choose_the_same_ones_here(settings, toy, snaps
     assert [p.attributions.rows if p.attributions else 0 for p in found] == inside
     assert {p.attributions.selection for p in found if p.attributions} == {selection_of(spec)}
     assert selection_of(spec) != "any"
+
+
+def test_expected_nulls_of_reference_days_are_counted_on_source_columns(
+    settings, toy, snapshot, caplog
+) -> None:
+    _, found = profiles(settings, toy, snapshot, null_when={"price": {"visits": [0, 1, 2]}}, share=0.0)
+    nulls = sum(item.numeric["price"].nulls for item in found)
+    assert 0 < sum(item.expected_nulls["price"] for item in found) < nulls
+    assert "null_when" not in caplog.text
+
+
+def test_a_condition_that_holds_for_no_null_of_the_training_is_logged(
+    settings, toy, snapshot, caplog
+) -> None:
+    profiles(settings, toy, snapshot, null_when={"price": {"customer": "nobody"}}, share=0.0)
+    assert "drift.null_when.price: of its " in caplog.text
+    assert "nulls on 35 reference days none is where customer is nobody" in caplog.text
 
 
 def test_a_network_that_cannot_be_explained_is_trained_without(

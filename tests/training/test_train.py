@@ -149,15 +149,19 @@ def test_a_changed_file_or_setting_is_another_training(settings, toy, snapshot) 
         return training_id(spec, **{**given, **changed})
 
     seeded = toy.model_copy(update={"training": toy.training.model_copy(update={"seed": 1})})
+    nullable = toy.model_copy(
+        update={"drift": toy.drift.model_copy(update={"null_when": {"price": {"visits": (0,)}}})}
+    )
     others = [
         identity(seeded),
+        identity(nullable),
         identity(snapshot_id="t"),
         identity(feature_version="g"),
         identity(model_source="n"),
         identity(validation_first_day=date(2024, 1, 30)),
     ]
     described = toy.model_copy(update={"description": "other words"})
-    assert len({identity(), *others}) == 6 and identity(described) == identity() and len(identity()) == 16
+    assert len({identity(), *others}) == 7 and identity(described) == identity() and len(identity()) == 16
 
 
 def test_mlflow_that_does_not_answer_is_a_transient_error_before_anything_is_trained(

@@ -1,0 +1,135 @@
+"""Nulls that are facts of the world: where a pipeline says that a feature may be null (`drift.null_when`).
+
+No flight has arrived yet, so there is no delay of recent arrivals to know: such a null is no fault of a feed, however many there are of
+them. A condition is asked of each row while it is scored, so that the nulls to expect are told from others exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.core.errors import ConfigError
+from tasks.core.near_names import or_near
+from tasks.core.spec import PipelineSpec, Values
+
+
+@dataclass(frozen=True)
+class NullCondition:
+    """A feature may be null in rows where each of some columns has one of its values."""
+
+    feature: str
+    when: tuple[tuple[str, Values], ...]
+    """Columns, of the source or features, in order of their names, each with its values; None for null. Never empty."""
+
+    @property
+    def in_words(self) -> str:
+        """`origin_recent_deps is 0 and gate is A or null`."""
+        said = (
+            f"{column} is {' or '.join(_as_written(value) for value in values)}"
+            for column, values in self.when
+        )
+        return " and ".join(said)
+
+    def expected(self, features: pa.Table, rows: pa.Table | None) -> int:
+        """How many nulls of the feature lie in rows where the condition holds.
+
+        A column that is not there, or of a type without the values, makes no null expected: what cannot be shown is not taken for granted.
+
+        Args:
+            features: Shape (n, F), with the feature.
+            rows: The source's rows, shape (n, ...), in the same order; without them only features can be asked.
+        """
+        found = _is_null(features[self.feature])
+        for column, values in self.when:
+            held = _column(column, rows, features)
+            if held is None:
+                return 0
+            try:
+                found = pc.and_kleene(found, _is_one_of(held, values))
+            except pa.ArrowException:
+                return 0
+        return int(pc.sum(found).as_py() or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"feature": self.feature, "when": {name: list(values) for name, values in self.when}}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> NullCondition:
+        return cls.of(str(raw["feature"]), raw["when"])
+
+    @classmethod
+    def of(cls, feature: str, when: Mapping[str, Sequence[Any]]) -> NullCondition:
+        """As `drift.null_when` has it."""
+        return cls(feature, tuple((name, tuple(when[name])) for name in sorted(when)))
+
+
+def null_conditions(spec: PipelineSpec) -> tuple[NullCondition, ...]:
+    """The conditions of a pipeline, in the order of its features."""
+    said = spec.drift.null_when
+    return tuple(NullCondition.of(name, said[name]) for name in spec.features.names if name in said)
+
+
+def check_null_conditions(spec: PipelineSpec, rows: pa.Table) -> None:
+    """Whether the conditions of a pipeline can be asked of these rows.
+
+    Args:
+        rows: Some rows of the source, without label and outcome columns.
+
+    Raises:
+        ConfigError: A condition names what is neither a source column nor a feature, or a value that the column cannot hold.
+    """
+    numeric = {name: pa.nulls(0, pa.float64()) for name in spec.features.numeric}
+    features = pa.table(numeric | {name: pa.nulls(0, pa.string()) for name in spec.features.categorical})
+    for condition in null_conditions(spec):
+        for column, values in condition.when:
+            where = f"pipelines/{spec.name}/pipeline.yaml: drift.null_when.{condition.feature}.{column}"
+            held = _column(column, rows, features)
+            if held is None:
+                known = sorted({*rows.column_names, *features.column_names})
+                raise ConfigError(
+                    f"is neither a source column nor a feature: {or_near(column, known)}",
+                    which=where,
+                    fix=f"use one of: {', '.join(known)}",
+                )
+            try:
+                _is_one_of(held, values)
+            except pa.ArrowException as error:
+                raise ConfigError(
+                    f"{list(values)} cannot be compared with the column, which is {held.type}: {error}",
+                    which=where,
+                    fix="write values of the column's type",
+                ) from error
+
+
+def _as_written(value: object) -> str:
+    """As YAML has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _column(name: str, rows: pa.Table | None, features: pa.Table) -> pa.ChunkedArray | None:
+    tables = (features,) if rows is None else (rows, features)
+    return next((table[name] for table in tables if name in table.column_names), None)
+
+
+def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """NaN counts as null, as in profiles."""
+    return pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+
+
+def _is_one_of(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.ChunkedArray:
+    """True where it is; false or null where it is not."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_decimal(column.type):  # a whole number is cast to it only where it leaves room for any
+        column = column.cast(pa.float64())
+    held = [
+        _is_null(column) if value is None else pc.equal(column, pa.scalar(value).cast(column.type))
+        for value in values
+    ]
+    return reduce(pc.or_kleene, held)
