@@ -15,6 +15,7 @@ NAMES = (
     "airflow_fernet_key",
     "ray_auth_token",
     "mlflow_password",
+    "mlflow_service_password",
     "mlflow_secret_key",
     "s3_access_key",
     "s3_secret_key",

@@ -15,7 +15,10 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from dataclasses import replace
 from pathlib import Path
+
+from tasks.core import Settings
 
 _START_S = 90
 
@@ -60,6 +63,42 @@ def start_mlflow(tmp: Path, *, port: int | None = None) -> tuple[str, subprocess
         time.sleep(0.1)
     stop(process)
     raise RuntimeError(f"MLflow did not start:\n{(tmp / 'mlflow.log').read_text()[-4000:]}")
+
+
+def start_mlflow_with_logins(settings: Settings) -> tuple[Settings, subprocess.Popen[bytes]]:
+    """The MLflow server that `penstock up` starts for the installation, with the user of Penstock's programs, and no other service.
+
+    Returns:
+        The settings with its URL, and the process. End it with `stop`.
+    """
+    from tasks.local import embedded, parts
+
+    parts.choose_ports(settings)
+    local = embedded.settings_of(settings)
+    (server,) = (service for service in embedded.services(local) if service.name == "mlflow")
+    assert server.own_env is not None and server.settle is not None
+    (local.home / "mlflow" / "artifacts").mkdir(parents=True)
+    log = local.home / "mlflow.log"
+    process = subprocess.Popen(
+        server.command,
+        env={**embedded.environment(local), **server.own_env(), "GIT_PYTHON_REFRESH": "quiet"},
+        cwd=local.home,
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + _START_S
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if server.healthy():
+                server.settle()
+                return replace(settings, mlflow_url=local.mlflow_url), process
+            time.sleep(0.1)
+    except BaseException:
+        stop(process)
+        raise
+    stop(process)
+    raise RuntimeError(f"MLflow did not start:\n{log.read_text()[-4000:]}")
 
 
 def postgres_binaries() -> Path | None:

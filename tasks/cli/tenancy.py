@@ -107,6 +107,48 @@ def tenancy_render(
     show(found, as_json=as_json, title="Rendered")
 
 
+@tenancy.command("mlflow")
+def tenancy_mlflow(
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            help="Folder of the logins; default: rendered/mlflow of PENSTOCK_HOME.",
+            show_default=False,
+        ),
+    ] = None,
+    tenant: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this tenant; may be given again. Default: all.", show_default=False),
+    ] = None,
+    new_passwords: Annotated[
+        bool, typer.Option("--new-passwords", help="Give their users new passwords; the old ones end.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """A login of MLflow's for each tenant, for the experiments and models of its own pipelines and no others; needs MLflow's admin.
+
+    The admin's password comes from MLFLOW_AUTH_ADMIN_PASSWORD; of the MLflow of `penstock up` it is known. Logins are
+    written into TENANT.env, which only its owner may read. Run it again after a new pipeline or tenant.
+    """
+    from tasks import wiring
+
+    settings = cli_settings()
+    found = wiring.sync_mlflow(
+        settings,
+        to or settings.home / "rendered" / "mlflow",
+        tenants=tenant or (),
+        new_passwords=new_passwords,
+    )
+    show(found if as_json else found["tenants"], as_json=as_json, title="Logins of MLflow")
+    if found["broken"] and not as_json:
+        show(
+            found["broken"],
+            as_json=False,
+            title="Cannot be read: their experiments and models stay as they are",
+        )
+
+
 @tenancy.command("sync")
 def tenancy_sync(as_json: Json = False) -> None:
     """Make Airflow's pools what the tenants' files say; needs Airflow."""

@@ -72,6 +72,10 @@ class ConfigError(TerminalError):
     """A setting or a pipeline file is wrong; `which` names the file and the field."""
 
 
+class LoginRefused(ConfigError):
+    """A service does not take this program's user or password."""
+
+
 class PipelineCodeError(TerminalError):
     """The user's own features.py, model.py or source.py raised or broke its contract."""
 

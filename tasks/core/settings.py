@@ -18,7 +18,8 @@
 | `PENSTOCK_SERVICE` | unset | set by `penstock up` in the services that it starts, so that it finds them again |
 
 S3 credentials come from the usual AWS variables or instance profile; Penstock never stores them. MLflow's login comes from
-`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.
+`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, that of its admin, for `penstock tenancy mlflow` alone, from
+`MLFLOW_AUTH_ADMIN_USERNAME` and `MLFLOW_AUTH_ADMIN_PASSWORD`.
 """
 
 from __future__ import annotations

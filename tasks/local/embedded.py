@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from tasks.core.mlflow_login import ADMIN, Login
 from tasks.core.settings import Settings
 from tasks.local.parts import (
     LOOPBACK,
+    MLFLOW_WALLS,
     Preparation,
     Progress,
     Service,
     airflow_addresses,
     airflow_home,
     airflow_services,
-    answers,
     inherited,
     load_ports,
     make_login,
     mlflow_asks_for_logins,
     mlflow_credentials,
-    mlflow_server,
+    mlflow_service,
     own_programs,
     prepare_all,
     ray_credentials,
@@ -45,23 +47,26 @@ def settings_of(settings: Settings) -> Settings:
 
 
 def services(local: Settings) -> list[Service]:
-    mlflow = mlflow_server(
+    mlflow = mlflow_service(
         local,
         *("--backend-store-uri", _sqlite(_mlflow_database(local))),
         *("--artifacts-destination", str(local.home / "mlflow" / "artifacts")),
+        own_env=partial(_mlflow_environment, local),
+        admin=mlflow_admin(local),
+        password=_mlflow_password(local),
     )
     return [
         ray_head_service(local, cpus=max(2, os.cpu_count() or 2), token=_ray_token(local)),
-        Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
+        mlflow,
         *airflow_services(local),
     ]
 
 
 def environment(local: Settings) -> dict[str, str]:
-    """What every service is given."""
+    """What every service is given; MLflow gets more."""
     home = airflow_home(local)
     return {
-        **inherited("PENSTOCK_", "AIRFLOW_"),
+        **inherited("PENSTOCK_", "AIRFLOW_", "MLFLOW_AUTH_"),
         **local.as_environment(),
         **own_programs(),
         "AIRFLOW_HOME": str(home),
@@ -85,18 +90,30 @@ def environment(local: Settings) -> dict[str, str]:
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW__PENSTOCK__RAY_HAS_SECRETS": "True",
-        **mlflow_asks_for_logins(
-            local,
-            database_url=_sqlite(_logins_database(local)),
-            password=_mlflow_password(local),
-            secret_key=secret(local.home / "mlflow_secret_key"),
-        ),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "NO_PROXY": "127.0.0.1,localhost",
         **joining_ray(local),
     }
+
+
+def _mlflow_environment(local: Settings) -> dict[str, str]:
+    """What MLflow's server alone is given: its admin's password is for no program."""
+    return {
+        **mlflow_asks_for_logins(
+            local,
+            database_url=_sqlite(_logins_database(local)),
+            admin=mlflow_admin(local),
+            secret_key=secret(local.home / "mlflow_secret_key"),
+        ),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **MLFLOW_WALLS,
+    }
+
+
+def mlflow_admin(local: Settings) -> Login:
+    """Of people, and of who makes MLflow's users."""
+    return ADMIN, secret(local.home / "mlflow_password")
 
 
 def joining_ray(local: Settings) -> dict[str, str]:
@@ -118,7 +135,7 @@ def _ray_token(local: Settings) -> str:
 
 
 def _mlflow_password(local: Settings) -> str:
-    return secret(local.home / "mlflow_password")
+    return secret(local.home / "mlflow_service_password")
 
 
 def prepare_stores(local: Settings, progress: Progress) -> None:

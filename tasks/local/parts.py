@@ -26,6 +26,7 @@ import httpx
 
 from tasks.core.errors import TerminalError
 from tasks.core.ids import digest_bytes
+from tasks.core.mlflow_login import ADMIN_PASSWORD, PASSWORD, SERVICE_USER, USER, Login
 from tasks.core.settings import Settings
 
 Progress = Callable[[str], None]
@@ -33,7 +34,6 @@ Progress = Callable[[str], None]
 EMBEDDED, PRODUCTION = "embedded", "production"
 PROFILES = (EMBEDDED, PRODUCTION)
 LOOPBACK = "127.0.0.1"
-MLFLOW_USER = "admin"
 MLFLOW_LOGINS = """\
 [mlflow]
 admin_username = {user}
@@ -42,6 +42,12 @@ database_uri = {database_url}
 auth_cache_ttl_seconds = 300
 """
 """Settings of MLflow's logins, as docker-compose.yml has them. A password is costly to compare, so it is remembered."""
+MLFLOW_WALLS = {
+    "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^(models|runs):/",
+    "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH": "0",
+}
+"""A user names no place that MLflow reads or writes with its own credentials: a version is made from a run or a model, for
+which MLflow asks for a right, and an experiment's artifacts lie where it puts them."""
 RAY_STARTS = 3
 AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 HEAD_PORTS = (
@@ -89,6 +95,10 @@ class Service:
     user: pwd.struct_passwd | None = None
     """Who runs it, where that is not who runs this."""
     ends_by: signal.Signals = signal.SIGTERM
+    own_env: Callable[[], Mapping[str, str]] | None = None
+    """What it is given beside that and nobody else, asked for when it starts."""
+    settle: Callable[[], None] | None = None
+    """What has to be so in it before others use it, asked for as soon as it is healthy."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,9 @@ class Profile(Protocol):
 
     def joining_ray(self, local: Settings) -> dict[str, str]:
         """The variables by which a program joins this Ray."""
+
+    def mlflow_admin(self, local: Settings) -> Login:
+        """Of people, and of who makes MLflow's users."""
 
 
 def answers(
@@ -271,6 +284,7 @@ def _bind(port: int) -> socket.socket | None:
 
 def _replace(path: Path, text: str, *, opener: Callable[[str, int], int] | None = None) -> None:
     staged = path.with_suffix(".part")
+    staged.unlink(missing_ok=True)  # of an interrupted call, maybe with other rights
     with open(staged, "w", opener=opener) as file:
         file.write(text)
     staged.replace(path)
@@ -291,6 +305,11 @@ def secret(path: Path, *, fernet: bool = False) -> str:
     return path.read_text()
 
 
+def write_for_owner(path: Path, text: str) -> None:
+    """Put a file that only its owner may read in the place of what is at `path`; whole or not at all."""
+    _replace(path, text, opener=_for_the_owner)
+
+
 def _for_the_owner(file: str, flags: int) -> int:
     return os.open(file, flags, 0o600)
 
@@ -305,22 +324,50 @@ def mlflow_server(local: Settings, *options: str) -> tuple[str, ...]:
     )
 
 
+def mlflow_service(
+    local: Settings, *options: str, own_env: Callable[[], Mapping[str, str]], admin: Login, password: str
+) -> Service:
+    """MLflow's server, with a user for Penstock's programs.
+
+    Args:
+        local: This installation.
+        options: Of the command `mlflow server`.
+        own_env: What it alone is given.
+        admin: Its first user.
+        password: Of the user of Penstock's programs.
+    """
+
+    def settle() -> None:
+        from tasks.core.mlflow_users import ensure_service_user
+
+        ensure_service_user(local.mlflow_url, admin=admin, password=password)
+
+    return Service(
+        "mlflow",
+        mlflow_server(local, *options),
+        local.mlflow_url,
+        answers(f"{local.mlflow_url}/health"),
+        own_env=own_env,
+        settle=settle,
+    )
+
+
 def mlflow_credentials(password: str) -> dict[str, str]:
     """The variables by which a program logs in to MLflow."""
-    return {"MLFLOW_TRACKING_USERNAME": MLFLOW_USER, "MLFLOW_TRACKING_PASSWORD": password}
+    return {USER: SERVICE_USER, PASSWORD: password}
 
 
 def mlflow_asks_for_logins(
-    local: Settings, *, database_url: str, password: str, secret_key: str
+    local: Settings, *, database_url: str, admin: Login, secret_key: str
 ) -> dict[str, str]:
     """The variables by which MLflow's server asks for a login; its file of settings is made, for its owner alone."""
     path = state_folder(local) / "mlflow" / "logins.ini"
     path.parent.mkdir(parents=True, exist_ok=True)
     escaped = database_url.replace("%", "%%")  # it is read with interpolation
-    _replace(path, MLFLOW_LOGINS.format(user=MLFLOW_USER, database_url=escaped), opener=_for_the_owner)
+    write_for_owner(path, MLFLOW_LOGINS.format(user=admin[0], database_url=escaped))
     return {
         "MLFLOW_AUTH_CONFIG_PATH": str(path),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,  # of the first start: it is in the database from then on
+        ADMIN_PASSWORD: admin[1],  # of the first start: it is in the database from then on
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secret_key,
     }
 

@@ -15,14 +15,17 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
 from tasks.core.errors import ConfigError, TerminalError
+from tasks.core.mlflow_login import ADMIN, Login
 from tasks.core.settings import Settings
 from tasks.local.parts import (
     LOOPBACK,
+    MLFLOW_WALLS,
     RAY_STARTS,
     Preparation,
     Progress,
@@ -38,7 +41,7 @@ from tasks.local.parts import (
     marks,
     mlflow_asks_for_logins,
     mlflow_credentials,
-    mlflow_server,
+    mlflow_service,
     own_programs,
     prepare_all,
     ray_credentials,
@@ -63,6 +66,7 @@ SECRETS = (
     "airflow_fernet_key",
     "ray_auth_token",
     "mlflow_password",
+    "mlflow_service_password",
     "mlflow_secret_key",
     "s3_access_key",
     "s3_secret_key",
@@ -105,16 +109,19 @@ def settings_of(settings: Settings) -> Settings:
 
 def services(local: Settings) -> list[Service]:
     port = load_ports(local)["mlflow"]
-    mlflow = mlflow_server(
+    mlflow = mlflow_service(
         local,
         *("--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"),
         *("--artifacts-destination", f"s3://{_bucket(local)}/mlflow"),
+        own_env=partial(_mlflow_environment, local),
+        admin=mlflow_admin(local),
+        password=_secret(local, "mlflow_service_password"),
     )
     cpus, token = max(2, os.cpu_count() or 2), _secret(local, "ray_auth_token")
     return [
         _postgres(local),
         *([_objects(local)] if _has_own_objects(local) else []),
-        Service("mlflow", mlflow, local.mlflow_url, answers(f"{local.mlflow_url}/health")),
+        mlflow,
         ray_head_service(local, cpus=1, token=token),
         _worker_service(local, cpus, token),
         *airflow_services(local),
@@ -122,7 +129,7 @@ def services(local: Settings) -> list[Service]:
 
 
 def environment(local: Settings) -> dict[str, str]:
-    """What every service is given but the two that keep state."""
+    """What every service is given but the two that keep state; MLflow gets more."""
     ports = load_ports(local)
     own = _has_own_objects(local)
     endpoint = {"MLFLOW_S3_ENDPOINT_URL": local.s3_endpoint} if local.s3_endpoint else {}
@@ -149,20 +156,33 @@ def environment(local: Settings) -> dict[str, str]:
         "AIRFLOW__PENSTOCK__RAY_HAS_SECRETS": "True",
         **airflow_addresses(local),
         **endpoint,
-        "MLFLOW_BACKEND_STORE_URI": _database_url(local, "mlflow"),
-        **mlflow_asks_for_logins(
-            local,
-            database_url=_database_url(local, "mlflow"),
-            password=_secret(local, "mlflow_password"),
-            secret_key=_secret(local, "mlflow_secret_key"),
-        ),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_PROXY": f"{LOOPBACK},{WORKER_ADDRESS},localhost",
         **credentials(local),
     }
+
+
+def _mlflow_environment(local: Settings) -> dict[str, str]:
+    """What MLflow's server alone is given: its admin's password is for no program."""
+    database_url = _database_url(local, "mlflow")
+    return {
+        "MLFLOW_BACKEND_STORE_URI": database_url,
+        **mlflow_asks_for_logins(
+            local,
+            database_url=database_url,
+            admin=mlflow_admin(local),
+            secret_key=_secret(local, "mlflow_secret_key"),
+        ),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **MLFLOW_WALLS,
+    }
+
+
+def mlflow_admin(local: Settings) -> Login:
+    """Of people, and of who makes MLflow's users."""
+    return ADMIN, _secret(local, "mlflow_password")
 
 
 def credentials(local: Settings) -> dict[str, str]:
@@ -174,7 +194,7 @@ def credentials(local: Settings) -> dict[str, str]:
     return {
         **(keys if _has_own_objects(local) else {}),
         **ray_credentials(_secret(local, "ray_auth_token")),
-        **mlflow_credentials(_secret(local, "mlflow_password")),
+        **mlflow_credentials(_secret(local, "mlflow_service_password")),
     }
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from tasks.core.errors import ConfigError, ServiceUnavailable
-from tasks.core.mlflow_login import mlflow_login
+from tasks.core.errors import ConfigError, ServiceUnavailable, TerminalError
+from tasks.core.mlflow_login import Login
 from tasks.core.settings import Settings
 from tasks.local import embedded, production
 from tasks.local.parts import (
@@ -76,12 +76,15 @@ def start_services(settings: Settings, progress: Progress, *, profile: str | Non
     Raises:
         ConfigError: There is no such profile, the other one runs, or a program that it needs is not installed.
         ServiceUnavailable: A service ended or did not get healthy in time; the message holds the end of its log.
+        TerminalError: MLflow refuses its admin, who was to make the user of Penstock's programs.
     """
     _settle_profile(settings, profile)
     states = survey(settings)
     if all(state.healthy for state in states):
+        local = local_settings(settings)
+        _settle(_services(local))
         progress("services are up already")
-        return local_settings(settings)
+        return local
     if any(state.running for state in states):
         down = [state.name for state in states if not state.healthy]
         progress(f"down or unhealthy, and started anew: {', '.join(down)}")
@@ -129,11 +132,22 @@ def _start(local: Settings, services: Collection[Service], env: dict[str, str], 
     for service in wanted:
         if not service.follows:
             begin(service)
-    for service in wanted:
-        if service.follows:
-            begin(service)
-        _wait_healthy(local, service, started[service.name], env, progress)
+    for service in services:
+        if service in wanted:
+            if service.follows:
+                begin(service)
+            _wait_healthy(local, service, started[service.name], env, progress)
+        _settle([service])
     return bool(wanted)
+
+
+def _settle(services: Collection[Service]) -> None:
+    try:
+        for service in services:
+            if service.settle:
+                service.settle()
+    except ConfigError as error:  # which stands for settings that nothing was started with
+        raise TerminalError(error.what, which=error.which, fix=error.fix) from error
 
 
 def _outlive(local: Settings, services: Collection[Service]) -> None:
@@ -271,11 +285,9 @@ def airflow_login(settings: Settings) -> tuple[str, str]:
         ) from error
 
 
-def mlflow_admin(settings: Settings) -> tuple[str, str]:
+def mlflow_admin(settings: Settings) -> Login:
     """User and password of the local MLflow's admin."""
-    login = mlflow_login(credentials(settings))
-    assert login is not None, "every profile has one"
-    return login
+    return _profile(settings).mlflow_admin(settings)
 
 
 def _profile(settings: Settings) -> Profile:
@@ -299,7 +311,11 @@ def _spawn(local: Settings, service: Service, env: dict[str, str]) -> subprocess
     with log_of(local, service.name).open("ab") as log:
         process = subprocess.Popen(
             service.command,
-            env={**(env if service.env is None else service.env), **marks(local, service.name)},
+            env={
+                **(env if service.env is None else service.env),
+                **(service.own_env() if service.own_env else {}),
+                **marks(local, service.name),
+            },
             cwd=service.cwd or local.home,
             stdin=subprocess.DEVNULL,
             stdout=log,

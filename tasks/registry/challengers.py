@@ -22,6 +22,7 @@ from tasks.metadata.store import MetadataStore
 from tasks.registry import cards
 from tasks.registry.aliases import project
 from tasks.registry.mlflow_api import MlflowRegistry
+from tasks.registry.registered_model import ensure_model
 
 BUNDLE_TAG = "penstock.bundle_digest"
 _MOST_RETIRED_NUMBERS = 1000
@@ -97,7 +98,7 @@ def _register(
         shown.setdefault("MLflow run", mlflow.run_url(trained["mlflow_run_id"]))
     card = cards.version_card(trained, verdict, shown)
     tags = cards.version_tags(spec, trained, verdict, shown)
-    mlflow.ensure_model(name, description=cards.model_card(spec), tags=cards.model_tags(spec))
+    ensure_model(mlflow, spec)
 
     # A tagged version without a record: a crash came between MLflow and the metadata store, or another process is
     # registering the same bundle right now. Its card and tags came with it in one call, so it is complete.

@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 from tasks.core.errors import ServiceUnavailable
 from tasks.core.mlflow_login import login_refused, mlflow_login, not_permitted
+from tasks.core.mlflow_rest import MlflowRest
 from tasks.core.records import Snapshot
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.model.scorer import Scorer
 from tasks.training.dataset import TrainingData
+from tasks.training.experiments import ensure_experiment
 from tasks.training.fit import Fitted
 
 logger = logging.getLogger(__name__)
@@ -60,8 +62,6 @@ def check_tracking(settings: Settings) -> None:
     """
     import httpx
 
-    if not settings.mlflow_url.startswith("http"):
-        return
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         httpx.get(f"{settings.mlflow_url}/health", timeout=5, trust_env=False).raise_for_status()
@@ -98,8 +98,9 @@ def track(
         ServiceUnavailable: MLflow does not answer.
     """
     with _mlflow(settings) as mlflow:
+        with MlflowRest(settings.mlflow_url) as rest:
+            experiment_id = ensure_experiment(rest, spec).experiment_id
         client = mlflow.MlflowClient(settings.mlflow_url)
-        experiment_id = _experiment(client, spec)
         training_id = scorer.bundle.manifest.training_id
         found = _find_run(client, experiment_id, training_id)
         if found is not None:
@@ -168,29 +169,6 @@ def _ignoring_errors() -> Iterator[None]:
         yield
     except Exception as error:  # the error that brought us here is the one to show
         logger.warning("could not mark the MLflow run as failed: %s", error)
-
-
-def _experiment(client: Any, spec: PipelineSpec) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(spec.model_name)
-    if found is None:
-        try:
-            identifier: str = client.create_experiment(
-                spec.model_name,
-                tags={
-                    "mlflow.note.content": spec.description,
-                    "penstock.pipeline": spec.name,
-                    "owner": spec.owner,
-                    "mlflow.experimentKind": "custom_model_development",
-                },
-            )
-            return identifier
-        except MlflowException:  # made by another process in between
-            found = client.get_experiment_by_name(spec.model_name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
 
 
 def _find_run(client: Any, experiment_id: str, training_id: str) -> Tracked | None:

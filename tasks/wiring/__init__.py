@@ -128,6 +128,7 @@ _OTHERS = {
     "ledger_csv": "costs",
     "render_tenancy": "rendering",
     "tenancy_status": "tenancy",
+    "sync_mlflow": "mlflow_tenants",
     "sync_pools": "tenancy",
     "trend_page": "trend",
     "batch_metrics": "exposition",

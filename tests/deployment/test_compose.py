@@ -19,15 +19,18 @@ import s3_endpoint
 import yaml
 
 from tasks.core import Settings
+from tasks.core.mlflow_login import ADMIN, SERVICE_USER
 from tasks.core.pools import POOLS
 from tasks.local import production
-from tasks.local.parts import MLFLOW_LOGINS, MLFLOW_USER, PRODUCTION, choose_ports, choose_profile
+from tasks.local.parts import MLFLOW_LOGINS, PRODUCTION, choose_ports, choose_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 TEXT = COMPOSE.read_text()
-ENDS_OR_IS_ASKED_BY_OTHERS = {"objects", "objects-init", "airflow-init"}
-"""Services without a health check: two end, and the store is asked by `objects-init`."""
+ENDS_OR_IS_ASKED_BY_OTHERS = {"objects", "objects-init", "mlflow-init", "airflow-init"}
+"""Services without a health check: three end, and the store is asked by `objects-init`."""
+OF_MLFLOW_ALONE = {"mlflow", "mlflow-init"}
+"""Who is given the password of MLflow's admin."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,8 +100,9 @@ def test_secrets_are_files_that_are_made_ignored_and_read_by_who_is_given_them()
     given = {secret for service in SERVICES.values() for secret in service.get("secrets", ())}
     assert given == named
     read = set(re.findall(r"secret (\w+)\)", (ROOT / "docker" / "entrypoint.sh").read_text()))
-    for service in OURS.values():
-        assert read <= set(service["secrets"])
+    for name, service in OURS.items():
+        kept = set() if name in OF_MLFLOW_ALONE else {"mlflow_password", "mlflow_secret_key"}
+        assert read - kept == set(service["secrets"])
     for ignored in (".gitignore", ".dockerignore"):
         assert "secrets/" in (ROOT / ignored).read_text().splitlines()
 
@@ -159,7 +163,11 @@ def test_the_profile_production_has_the_settings_and_secrets_of_the_containers(t
     choose_profile(settings, PRODUCTION)
     choose_ports(settings)
     local = production.settings_of(settings)
+    (server,) = (service for service in production.services(local) if service.name == "mlflow")
+    assert server.own_env is not None
     environment = production.environment(local)
+    assert not set(environment) & set(server.own_env())
+    environment.update(server.own_env())
     composed: dict[str, str] = OURS["mlflow"]["environment"]
     script = (ROOT / "docker" / "entrypoint.sh").read_text()
     exported = set(re.findall(r"\b[A-Z_]{6,}\b", script[script.index("export ") :]))
@@ -187,7 +195,7 @@ def test_the_profile_production_starts_the_services_of_the_compose_file(tmp_path
     settings = Settings.at_home(tmp_path / "home")
     choose_profile(settings, PRODUCTION)
     names = {service.name for service in production.services(production.settings_of(settings))}
-    once = {"objects-init", "airflow-init"}
+    once = {"objects-init", "mlflow-init", "airflow-init"}
     others = {"ray-gpu-worker", "model-server", "batch-metrics", "node-exporter", "prometheus", "grafana"}
     assert names == set(SERVICES) - once - others
 
@@ -214,8 +222,13 @@ def test_the_entry_point_gives_secrets_to_the_program_and_says_which_is_missing(
     assert environment["PENSTOCK_METADATA_URL"] == (
         "postgresql+psycopg://penstock:value-of-postgres_password@postgres/penstock"
     )
-    assert environment["MLFLOW_TRACKING_PASSWORD"] == environment["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    assert environment["MLFLOW_TRACKING_PASSWORD"] == "value-of-mlflow_service_password"
+    assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"] == "value-of-mlflow_password"
     assert "PGPASSWORD" not in environment, "a program of the user's may speak to another PostgreSQL"
+    (tmp_path / "mlflow_password").unlink()
+    (tmp_path / "mlflow_secret_key").unlink()
+    of_others = json.loads(entry(tmp_path, sys.executable, "-c", show).stdout)
+    assert set(environment) - set(of_others) == {"MLFLOW_AUTH_ADMIN_PASSWORD"}
     assert entry(tmp_path, "sh", "-c", "exit 7").returncode == 7, "the program takes the shell's place"
     (tmp_path / "ray_auth_token").unlink()
     missing = entry(tmp_path, "true")
@@ -225,13 +238,16 @@ def test_the_entry_point_gives_secrets_to_the_program_and_says_which_is_missing(
 def test_mlflow_asks_for_the_login_that_the_others_are_given(tmp_path: Path) -> None:
     database = "postgresql+psycopg://penstock@postgres/mlflow"
     assert COMPOSED["configs"]["mlflow_logins"]["content"] == MLFLOW_LOGINS.format(
-        user=MLFLOW_USER, database_url=database
+        user=ADMIN, database_url=database
     )
     (mounted,) = SERVICES["mlflow"]["configs"]
     assert mounted["source"] == "mlflow_logins"
     environment = OURS["mlflow"]["environment"]
     assert mounted["target"] == environment["MLFLOW_AUTH_CONFIG_PATH"]
-    assert environment["MLFLOW_TRACKING_USERNAME"] == MLFLOW_USER
+    assert environment["MLFLOW_TRACKING_USERNAME"] == SERVICE_USER != ADMIN
+    others = [service for name, service in OURS.items() if name not in OF_MLFLOW_ALONE]
+    assert others and not [one for one in others if "mlflow_password" in one["secrets"]]
+    assert not SERVICES["mlflow"]["volumes"], "who may write files by MLflow writes into no other service's"
     assert "mlflow server --app-name basic-auth" in SERVICES["mlflow"]["command"]
     for name in COMPOSED["secrets"]:
         (tmp_path / name).write_text(f"value-of-{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import httpx
@@ -12,6 +13,7 @@ from installation import Installation, until
 from receivers import Receiver
 
 from tasks.core.errors import ConfigError
+from tasks.core.mlflow_users import MODEL, SERVICE_GRANTS, Grant, MlflowUsers
 from tasks.local import survey
 from tasks.local.parts import bearer, ray_folder
 from tasks.local.services import _processes, mlflow_admin
@@ -96,6 +98,21 @@ class TestTheChain:
             assert value in told, tags
         assert f"{TRAIN}/runs/first" in told, tags
 
+    def test_no_program_is_mlflows_admin_or_knows_its_password(self, installation: Installation) -> None:
+        settings = installation.settings
+        with MlflowUsers(settings.mlflow_url, mlflow_admin(settings)) as users:
+            ours, admin = users.held_by("penstock"), users.held_by("admin")
+        assert ours and admin and not ours.is_admin
+        assert ours.grants >= SERVICE_GRANTS | {Grant("penstock", MODEL, "toy")}, "who made the model"
+        assert not admin.grants, "and so it made nothing"
+        _, password = mlflow_admin(settings)
+        knowing = set()
+        for process, name in _processes(settings):
+            with suppress(psutil.Error, OSError):
+                if password in process.environ().values():
+                    knowing.add(name)
+        assert knowing <= {"mlflow"}
+
     def test_mlflow_lets_in_whom_it_knows_and_shows_them_what_they_were_granted(
         self, installation: Installation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -135,7 +152,8 @@ class TestTheChain:
 
     def test_no_log_of_any_service_has_a_secret(self, installation: Installation) -> None:
         home = installation.settings.home
-        secrets = [home / name for name in ("mlflow_password", "mlflow_secret_key", "ray_auth_token")]
+        names = ("mlflow_password", "mlflow_service_password", "mlflow_secret_key", "ray_auth_token")
+        secrets = [home / name for name in names]
         values = [path.read_bytes() for path in secrets]
         assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
         tops = (home / "logs", home / "airflow" / "logs", ray_folder(installation.settings))

@@ -15,7 +15,7 @@ import pytest
 from tasks.core import Settings
 from tasks.core.errors import ConfigError
 from tasks.local import credentials, parts, production, profile_of, services, start_services
-from tasks.local.services import local_settings
+from tasks.local.services import local_settings, mlflow_admin
 
 SLEEP = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)"]
 
@@ -139,26 +139,50 @@ def test_secrets_are_made_once_for_their_owner_alone(chosen: Settings) -> None:
     first, second = credentials(chosen), credentials(chosen)
     assert first == second
     assert len({first[name] for name in first if not name.endswith(("MODE", "USERNAME"))}) == 4
+    assert first["MLFLOW_TRACKING_PASSWORD"] != mlflow_admin(chosen)[1]
     for path in production.secrets_folder(chosen).iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_mlflows_settings_hold_the_databases_password_for_their_owner_alone(chosen: Settings) -> None:
-    environment = production.environment(local_settings(chosen))
+    local = local_settings(chosen)
+    (server,) = (service for service in production.services(local) if service.name == "mlflow")
+    assert server.own_env is not None
+    environment = server.own_env()
     path = Path(environment["MLFLOW_AUTH_CONFIG_PATH"])
     assert path.stat().st_mode & 0o777 == 0o600
     found = configparser.ConfigParser()
     found.read_string(path.read_text())
     assert found["mlflow"]["database_uri"] == environment["MLFLOW_BACKEND_STORE_URI"]
     assert found["mlflow"]["default_permission"] == "NO_PERMISSIONS"
-    assert environment["MLFLOW_TRACKING_USERNAME"] == found["mlflow"]["admin_username"]
-    assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"] == environment["MLFLOW_TRACKING_PASSWORD"]
-    assert "admin_password" not in found["mlflow"]
+    admin = (found["mlflow"]["admin_username"], environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    assert admin == mlflow_admin(chosen) and "admin_password" not in found["mlflow"]
+
+
+@pytest.mark.parametrize("profile", parts.PROFILES)
+def test_no_program_is_mlflows_admin_or_knows_its_password(
+    settings: Settings, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "of-the-shell")
+    parts.choose_profile(settings, profile)
+    parts.choose_ports(settings)
+    local = local_settings(settings)
+    user, password = mlflow_admin(settings)
+    given = services._environment(local)
+    assert (given["MLFLOW_TRACKING_USERNAME"], user) == ("penstock", "admin")
+    assert "MLFLOW_AUTH_ADMIN_PASSWORD" not in given and password not in given.values()
+    assert password not in services.ray_environment(settings).values()
+    for service in services._services(local):
+        own = dict(service.own_env()) if service.own_env else {}
+        assert (password in {**own, **(service.env or {})}.values()) == (service.name == "mlflow")
 
 
 def test_no_secret_is_in_the_command_or_the_address_of_a_service(chosen: Settings) -> None:
     local = local_settings(chosen)
     production.environment(local)
+    for service in production.services(local):
+        if service.own_env:
+            service.own_env()
     values = [path.read_text() for path in production.secrets_folder(local).iterdir()]
     assert len(values) == len(production.SECRETS)
     for service in production.services(local):

@@ -54,6 +54,7 @@ class TestTheSet:
             assert answer.status_code == status
         user = line.installation.mlflow("users/get", username=mlflow_admin(line.installation.settings)[0])
         assert user["user"]["is_admin"]
+        assert not line.installation.mlflow("users/get", username="penstock")["user"]["is_admin"]
         assert not list(line.installation.home.rglob("*.db")), "a login in a file"
 
     def test_the_health_checks_of_the_containers_pass(self, line: Line) -> None:

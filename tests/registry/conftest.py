@@ -20,7 +20,7 @@ from tasks.registry.mlflow_api import MlflowRegistry
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is down in a test stays down: asking again at once is enough."""
-    monkeypatch.setattr("tasks.registry.mlflow_api._PAUSE_S", 0.0)
+    monkeypatch.setattr("tasks.core.mlflow_rest._PAUSE_S", 0.0)
     monkeypatch.setattr("tasks.registry.aliases._SECOND_LOOK_S", 0.0)
 
 

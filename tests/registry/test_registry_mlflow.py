@@ -26,6 +26,7 @@ from tasks.core.errors import (
     ServiceUnavailable,
     TerminalError,
 )
+from tasks.core.mlflow_users import MlflowUsers
 from tasks.metadata import MetadataStore, ModelVersion
 from tasks.registry import aliases, challengers
 from tasks.registry.mlflow_api import MlflowRegistry
@@ -81,7 +82,7 @@ def test_a_challenger_is_worth_reading_in_the_mlflow_ui(
     assert version.metrics["auc"] == pytest.approx(0.7123456)
 
     name = {"name": spec.model_name}
-    shown = mlflow._call("GET", "model-versions/get", params={**name, "version": "1"})["model_version"]
+    shown = mlflow.call("GET", "model-versions/get", params={**name, "version": "1"})["model_version"]
     assert shown["run_id"] == trained["mlflow_run_id"]
     assert shown["source"] == trained["mlflow_model_uri"]
     assert shown["aliases"] == ["challenger"]
@@ -95,7 +96,7 @@ def test_a_challenger_is_worth_reading_in_the_mlflow_ui(
     assert f"/runs/{trained['mlflow_run_id']}" in card and "[Report]" not in card
     assert "<b>" not in card.replace("\\<b\\>", "") and "slice \\| carrier" in card
 
-    model = mlflow._call("GET", "registered-models/get", params=name)["registered_model"]
+    model = mlflow.call("GET", "registered-models/get", params=name)["registered_model"]
     assert spec.description in model["description"] and "`champion`" in model["description"]
     page = httpx.get(version.url.split("#")[0])
     assert page.status_code == 200
@@ -368,7 +369,7 @@ def test_a_version_number_is_never_used_for_a_second_bundle(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, train: Train
 ) -> None:
     """Even after somebody deleted the registered model, from when on MLflow counts from 1 again."""
-    mlflow._call("DELETE", "registered-models/delete", json={"name": spec.model_name})
+    mlflow.call("DELETE", "registered-models/delete", json={"name": spec.model_name})
     assert register(two, spec, train("c")).version == 3
     assert [item.version for item in registry.versions(two, spec)] == [3, 2, 1]
     assert mlflow.aliases(spec.model_name) == {"challenger": 3}
@@ -422,3 +423,19 @@ def test_the_aliases_are_a_pure_function_of_the_log(two: Settings, spec: Pipelin
     barred = dataclasses.replace(head, barred=frozenset({2}))
     assert wanted(barred, newest, newest_was_live=False).aliases["challenger"] is None
     assert (store.was_live(spec, 1), store.was_live(spec, 2)) == (True, False)
+
+
+def test_an_mlflow_without_users_is_told_so_and_work_on_it_goes_on(
+    with_mlflow: Settings,
+    spec: PipelineSpec,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As behind a proxy that asks for a login itself."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of-the-proxy")
+    assert register(with_mlflow, spec, train("a")).version == 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with pytest.raises(ConfigError, match=r"keeps no logins(?s:.*)--app-name basic-auth"):
+        MlflowUsers(with_mlflow.mlflow_url, ("admin", "of-the-proxy"))

@@ -1,0 +1,105 @@
+"""A tenant's training and promotion, from its own snapshot to the champion's alias, with that tenant's user of MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import services
+from wiring_support import Chain, edit, install, pipeline_file, step
+
+from tasks import wiring
+from tasks.core import Settings
+from tasks.core.errors import ConfigError
+from tasks.core.mlflow_login import Login, mlflow_login
+from tasks.local import credentials
+from tasks.registry.mlflow_api import MlflowRegistry
+
+TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
+NAME = "acme.toy"
+
+
+class Once(Chain):
+    """Each step once."""
+
+    def __call__(self, step: str, **arguments: Any) -> dict[str, Any]:
+        return wiring.step(step)(self.settings, "toy", **arguments)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, dict[str, Login]]]:
+    """The toy pipeline is acme's; blue has none. The logins by who they are of."""
+    root = tmp_path_factory.mktemp("site")
+    made = install(TOY_PROJECT, root, "")
+    edit(pipeline_file(made), {"name: toy\n": "name: toy\ntenant: acme\n"})
+    (made.project / "tenants").mkdir()
+    for tenant in ("acme", "blue"):
+        (made.project / "tenants" / f"{tenant}.yaml").write_text("{}")
+    settings, process = services.start_mlflow_with_logins(made)
+    try:
+        wiring.sync_mlflow(settings, root / "logins")
+        logins = {"service": mlflow_login(credentials(settings))}
+        for tenant in ("acme", "blue"):
+            lines = (root / "logins" / f"{tenant}.env").read_text().splitlines()
+            logins[tenant] = mlflow_login(dict(line.split("=", 1) for line in lines))
+        yield settings, {name: login for name, login in logins.items() if login}
+    finally:
+        services.stop(process)
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, login: Login) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", login[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", login[1])
+
+
+def aliases(settings: Settings) -> dict[str, int]:
+    with MlflowRegistry(settings.mlflow_url) as mlflow:
+        return mlflow.aliases(NAME)
+
+
+def test_a_tenants_own_login_trains_registers_promotes_and_puts_aliases_right(
+    site: tuple[Settings, dict[str, Login]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, logins = site
+    chain = Once(settings)
+    log_in(monkeypatch, logins["acme"])
+    challenger = chain.train()
+    assert aliases(settings) == {"challenger": 1}
+    assert not chain.release(challenger)["alias_pending"]
+    assert aliases(settings) == {"champion": 1}
+    with MlflowRegistry(settings.mlflow_url) as mlflow:
+        mlflow.delete_alias(NAME, "champion")
+    step(settings, "maintain")
+    assert aliases(settings) == {"champion": 1}
+
+    log_in(monkeypatch, logins["service"])
+    later = chain.train(
+        train_last_day="2024-02-04", validation_first_day="2024-02-05", validation_last_day="2024-02-11"
+    )
+    chain("canary_model", **later)
+    chain("promote_model", version=2, actor="ada", reason="better", expected=1)
+    log_in(monkeypatch, logins["acme"])
+    assert aliases(settings) == {"champion": 2}, "what the platform moves, the tenant sees"
+    chain("rollback_model", expected=2, actor="ada", reason="worse")
+    assert aliases(settings) == {"champion": 1}, "and moves itself"
+
+
+def test_with_anothers_login_nothing_is_trained_and_the_error_says_who_may_not(
+    site: tuple[Settings, dict[str, Login]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, logins = site
+    log_in(monkeypatch, logins["blue"])
+    chain = Once(settings)
+    later = {
+        "train_last_day": "2024-02-11",
+        "validation_first_day": "2024-02-12",
+        "validation_last_day": "2024-02-18",
+    }
+    with pytest.raises(
+        ConfigError, match=r"does not permit this to penstock_blue(?s:.*)penstock tenancy mlflow"
+    ):
+        chain.train(**later)
+    with pytest.raises(ConfigError, match="does not permit this to penstock_blue"):
+        aliases(settings)
