@@ -88,11 +88,15 @@ def start_mlflow_with_logins(settings: Settings) -> tuple[Settings, subprocess.P
         start_new_session=True,
     )
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if server.healthy():
-            server.settle()
-            return replace(settings, mlflow_url=local.mlflow_url), process
-        time.sleep(0.1)
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if server.healthy():
+                server.settle()
+                return replace(settings, mlflow_url=local.mlflow_url), process
+            time.sleep(0.1)
+    except BaseException:
+        stop(process)
+        raise
     stop(process)
     raise RuntimeError(f"MLflow did not start:\n{log.read_text()[-4000:]}")
 
