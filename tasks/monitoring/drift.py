@@ -255,7 +255,7 @@ def added_by_sampling(profile: Profile, pooled: Profile, channel: str) -> float:
     With small differences between shares p and q the divergence is sum((p - q)**2 / p) / (8 ln 2) bits, and chance makes the sum
     (k - 1) * (1 / n + 1 / m), of k bins that hold anything.
     """
-    held = np.count_nonzero(profile.histogram(channel) + pooled.histogram(channel))
+    held = int(np.count_nonzero(profile.histogram(channel) + pooled.histogram(channel)))
     fewer = sum(1 / max(days.counted, 1) - 1 / max(days.rows, 1) for days in (profile, pooled))
     return float(max(held - 1, 0) * fewer / (8 * np.log(2)))
 

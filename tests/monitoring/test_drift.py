@@ -369,14 +369,11 @@ def test_what_sampling_adds_to_a_distance_is_what_is_taken_out_before_the_smalle
 
 
 def test_a_sampled_day_without_any_value_is_seen_as_empty_though_its_last_rows_stand_for_nobody():
-    table = shop.rows(shop.MONITORED, n=40_001)
-    nothing = shop.with_column(table, "price", [None] * table.num_rows)
-    whole, sampled = (
-        Profile.of(
-            shop.GRID, nothing.slice(0, 40_000 - 3), shop.probabilities(nothing)[: 40_000 - 3], one_of=one_of
-        )
-        for one_of in (1, 16)
-    )
+    table = shop.rows(shop.MONITORED, n=40_000)
+    table = table.slice(0, table.num_rows // 16 * 16 - 3)
+    scores = shop.probabilities(table)
+    nothing = shop.with_column(table, "price", np.full(table.num_rows, np.nan))
+    whole, sampled = (Profile.of(shop.GRID, nothing, scores, one_of=one_of) for one_of in (1, 16))
     assert sampled.numeric["price"].nulls < sampled.rows == whole.rows
     assert _empty(sampled, "price") and _empty(whole, "price")
     assert not _empty(sampled, "visits")
