@@ -49,6 +49,7 @@ from measuring import Usage, measured, python
 
 from tasks.core import PipelineSpec, Settings, Snapshot, load_pipeline, open_store
 from tasks.core.partitions import load_snapshot, read_partition, save_snapshot, write_partition
+from tasks.core.sampling import rows_counted_as_one
 from tasks.inference import Plan
 from tasks.metadata import MetadataStore
 
@@ -239,13 +240,14 @@ def bare(
     out.mkdir(exist_ok=True)
     for number, partition in enumerate(_snapshot(settings, spec, facts).partitions):
         file = pq.ParquetFile(store.url(partition.key))
+        one_of = rows_counted_as_one(spec, partition.rows)
         with pq.ParquetWriter(out / f"{number}.parquet", _score_schema(table), compression="zstd") as writer:
             for batch in file.iter_batches(batch_size=spec.inference.batch_rows):
                 rows = pa.Table.from_batches([batch])
                 features = scorer.features(rows)
                 scores = scorer.predict(scorer.encode(features))
                 if profile:
-                    whole = whole.merge(Profile.of(grid, features, scores))
+                    whole = whole.merge(Profile.of(grid, features, scores, one_of=one_of))
                 columns = {"score": pa.array(scores)}
                 writer.write_table(_with_identity(columns, rows, spec, facts) if table else pa.table(columns))
 

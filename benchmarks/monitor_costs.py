@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -25,9 +25,11 @@ from tasks.monitoring import measure_days
 
 SHARDS, SHARD_ROWS = 100, 100_000
 SCORED_ROWS = 300_000
+USUAL_SHARD_ROWS = 200_000
 RUNS = 5
-LARGE = (512, 512, 256)
+DEFAULT, LARGE = (256, 128), (512, 512, 256)
 DAY = date(2013, 8, 15)
+MONTH = (date(2013, 8, 1), date(2013, 8, 31))
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,8 @@ class Costs:
     judge_s: float
     merge_s: float
     ks_s: float
-    plain: Scoring
-    explained: Scoring
-    """Every row, as this pipeline has them."""
-    large: Scoring
-    """With the layers `LARGE`, without explanations."""
+    scoring: dict[str, tuple[Scoring, Scoring]]
+    """By what is scored: (with every row counted, as it is), taken in turn."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,46 @@ class Scoring:
 
 
 def measure_costs(world: World) -> Costs:
-    large = make_world(validation=(date(2013, 6, 1), REFERENCE[1]), hidden=LARGE)
     channels = len(world.scorer.bundle.profile_spec.channels)
-    return Costs(
-        SHARDS,
-        SHARDS * SHARD_ROWS,
-        channels,
-        *_judging(world),
-        _median_run(world, audit=False),
-        _median_run(world, audit=True),
-        _median_run(large, audit=False),
-    )
+    return Costs(SHARDS, SHARDS * SHARD_ROWS, channels, *_judging(world), measure_scoring(world))
 
 
-def _median_run(world: World, *, audit: bool) -> Scoring:
-    return sorted((_scoring(world, audit=audit) for _ in range(RUNS)), key=lambda run: run.share)[RUNS // 2]
+def measure_scoring(world: World) -> dict[str, tuple[Scoring, Scoring]]:
+    """Of a large day with networks of three sizes, in this pipeline's shards and in the default's, and of a month of days as they are."""
+    june = (date(2013, 6, 1), REFERENCE[1])
+    default, large = (make_world(validation=june, hidden=hidden) for hidden in (DEFAULT, LARGE))
+    whole = f"a day of {SCORED_ROWS:,} rows in shards of {world.spec.inference.shard_rows:,}"
+    usual = f"a day of {SCORED_ROWS:,} rows in shards of {USUAL_SHARD_ROWS:,}"
+    return {
+        f"{whole}, one layer of 32, every row explained": _median_runs(world, audit=True),
+        f"{whole}, one layer of 32": _median_runs(world),
+        f"{whole}, layers of {_layers(DEFAULT)}": _median_runs(default),
+        f"{whole}, layers of {_layers(LARGE)}": _median_runs(large),
+        f"{usual}, one layer of 32": _median_runs(_in_usual_shards(world)),
+        f"{usual}, layers of {_layers(DEFAULT)}": _median_runs(_in_usual_shards(default)),
+        "31 days as they are, one layer of 32": _median_runs(world, days=days_between(*MONTH)),
+        f"31 days as they are, layers of {_layers(DEFAULT)}": _median_runs(
+            default, days=days_between(*MONTH)
+        ),
+    }
+
+
+def _in_usual_shards(world: World) -> World:
+    inference = world.spec.inference.model_copy(update={"shard_rows": USUAL_SHARD_ROWS})
+    return replace(world, spec=world.spec.model_copy(update={"inference": inference}))
+
+
+def _layers(hidden: tuple[int, ...]) -> str:
+    return ", ".join(map(str, hidden))
+
+
+def _median_runs(world: World, *, audit: bool = False, days: Sequence[date] = ()) -> tuple[Scoring, Scoring]:
+    """(with every row counted, as it is)."""
+    pairs = [
+        [_scoring(world, audit=audit, days=days, every=every) for every in (True, False)] for _ in range(RUNS)
+    ]
+    every, sampled = (sorted(runs, key=lambda run: run.share)[RUNS // 2] for runs in zip(*pairs, strict=True))
+    return every, sampled
 
 
 def _judging(world: World) -> tuple[float, float, float]:
@@ -121,8 +145,13 @@ def _judging(world: World) -> tuple[float, float, float]:
     return judge_s, merge_s, ks_s
 
 
-def _scoring(world: World, *, audit: bool) -> Scoring:
-    """Shards scored and committed by the pipeline's own worker, in this process."""
+def _scoring(world: World, *, audit: bool, days: Sequence[date], every: bool) -> Scoring:
+    """Shards scored and committed by the pipeline's own worker, in this process.
+
+    Args:
+        days: To be scored as they are; without any, the large day.
+        every: Whether every row is counted, whatever the size of its day.
+    """
     from tasks.inference import plan, run_plan
 
     home = HOME / "scoring"
@@ -133,25 +162,18 @@ def _scoring(world: World, *, audit: bool) -> Scoring:
     source = open_store(Settings.at_home(HOME, project=ROOT), prefix=spec.prefix)
     for info in source.list(f"bundles/{digest}"):
         store.put(info.key, source.get(info.key))
-    rows = world.rows[DAY].drop_columns(sorted(spec.label.known_afterwards))
-    copies = [
-        rows.set_column(
-            rows.column_names.index("flight"),
-            rows.schema.field("flight"),
-            pa.array(rows["flight"].to_numpy() + 10_000 * copy),
-        )
-        for copy in range(-(-SCORED_ROWS // rows.num_rows))
-    ]
-    partition = write_partition(store, DAY, pa.concat_tables(copies))
-    schema = tuple((field.name, str(field.type)) for field in rows.schema)
+    known = sorted(spec.label.known_afterwards)
+    tables = {day: world.rows[day].drop_columns(known) for day in days} or {DAY: _large_day(world)}
+    partitions = tuple(write_partition(store, day, rows) for day, rows in tables.items())
+    schema = tuple((field.name, str(field.type)) for field in next(iter(tables.values())).schema)
     snapshot = save_snapshot(
         store,
         Snapshot(
-            snapshot_id=Snapshot.identity(spec.name, "scoring", schema, (partition,)),
+            snapshot_id=Snapshot.identity(spec.name, "scoring", schema, partitions),
             pipeline=spec.name,
             kind="scoring",
             schema=schema,
-            partitions=(partition,),
+            partitions=partitions,
             created_at_utc="2013-08-16T00:00:00.000Z",
         ),
     )
@@ -163,7 +185,7 @@ def _scoring(world: World, *, audit: bool) -> Scoring:
         bundle_digest=digest,
         feature_version=world.scorer.feature_version,
     )
-    with _profiling_timed() as spent:
+    with _profiling_timed(every=every) as spent:
         began = time.process_time()
         run_plan(
             settings,
@@ -174,20 +196,34 @@ def _scoring(world: World, *, audit: bool) -> Scoring:
         )
         scoring_s = time.process_time() - began
     shutil.rmtree(home)
-    return Scoring(partition.rows, scoring_s, spent[0])
+    return Scoring(sum(partition.rows for partition in partitions), scoring_s, spent[0])
+
+
+def _large_day(world: World) -> pa.Table:
+    """A day's rows again and again, as other flights."""
+    rows = world.rows[DAY].drop_columns(sorted(world.spec.label.known_afterwards))
+    copies = [
+        rows.set_column(
+            rows.column_names.index("flight"),
+            rows.schema.field("flight"),
+            pa.array(rows["flight"].to_numpy() + 10_000 * copy),
+        )
+        for copy in range(-(-SCORED_ROWS // rows.num_rows))
+    ]
+    return pa.concat_tables(copies)
 
 
 @contextmanager
-def _profiling_timed() -> Iterator[list[float]]:
+def _profiling_timed(*, every: bool) -> Iterator[list[float]]:
     """CPU-seconds that `BundleModel.profile` takes meanwhile."""
     from tasks.inference.bundle_model import BundleModel
 
     spent, own = [0.0], BundleModel.profile
 
-    def timed(self: BundleModel, *given: Any) -> Any:
+    def timed(self: BundleModel, *given: Any, one_of: int) -> Any:
         began = time.thread_time()
         try:
-            return own(self, *given)
+            return own(self, *given, one_of=1 if every else one_of)
         finally:
             spent[0] += time.thread_time() - began
 

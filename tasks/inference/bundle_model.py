@@ -65,9 +65,12 @@ class BundleModel:
         explained: npt.NDArray[np.bool_],
         attributions: npt.NDArray[np.float32],
         rows: pa.Table,
+        *,
+        one_of: int,
     ) -> dict[str, Any] | None:
         found = ExplainedRows(explained, attributions, self._selection)
-        return Profile.of(self._scorer.bundle.profile_spec, features, scores, found, rows).to_json()
+        grid = self._scorer.bundle.profile_spec
+        return Profile.of(grid, features, scores, found, rows, one_of=one_of).to_json()
 
 
 def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> ShardModel:

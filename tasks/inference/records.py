@@ -123,6 +123,10 @@ class Plan(JsonRecord):
         """Source days, ascending, each once."""
         return tuple(sorted({shard.day for shard in self.shards}))
 
+    def rows_of(self, day: date) -> int:
+        """Rows of a source day, in all of its shards."""
+        return sum(shard.rows for shard in self.shards if shard.day == day)
+
     def bytes_read(self, shard: int) -> int:
         """What a shard reads: of its partition's bytes, the part that the rows of its row groups are of all rows."""
         task = self.shards[shard]

@@ -95,10 +95,13 @@ class ShardModel(Protocol):
         explained: npt.NDArray[np.bool_],
         attributions: Floats,
         rows: pa.Table,
+        *,
+        one_of: int,
     ) -> dict[str, Any] | None:
         """The JSON of a mergeable profile of n rows; None when the model has no grid for one.
 
-        `attributions`, float32 [k, F], are of those k rows that `explained`, [n], marks; `rows` are the n source rows.
+        `attributions`, float32 [k, F], are of those k rows that `explained`, [n], marks; `rows` are the n source rows. One of
+        `one_of` neighbours is counted, for all.
         """
         ...
 

@@ -31,6 +31,7 @@ from tasks.core.errors import (
 from tasks.core.log_lines import bound
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.prediction_ids import PredictionIds
+from tasks.core.sampling import rows_counted_as_one
 from tasks.core.scored import COMPLETENESS_TOLERANCE, ScoredRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -300,6 +301,7 @@ class ShardWorker:
             np.concatenate([batch.explained for batch in batches]),
             np.concatenate([batch.attributions for batch in batches]),
             _scored_rows(rows, task, batches),
+            one_of=rows_counted_as_one(self.spec, self.plan.rows_of(task.day)),
         )
         if exposed is None:
             parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]

@@ -48,6 +48,11 @@ class ExplainedRows:
     selection: str = ANY_ROW
     """How they were chosen, `selection_of` the pipeline."""
 
+    @classmethod
+    def every(cls, attributions: npt.NDArray[np.float32], selection: str) -> ExplainedRows:
+        """Rows all of which were explained."""
+        return cls(np.ones(len(attributions), dtype=np.bool_), attributions, selection)
+
 
 @dataclass(frozen=True, eq=False)
 class AttributionSums:

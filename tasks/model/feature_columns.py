@@ -13,13 +13,14 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def _chunks(features: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in features.column_names:
+    index = features.schema.get_field_index(name)
+    if index < 0:
         raise DataError(
             "is missing",
             which=f"feature {name}",
             fix=f"return it from features.py; the table has: {', '.join(features.column_names)}",
         )
-    return features.column(name)
+    return features.column(index)
 
 
 def _column(features: pa.Table, name: str) -> pa.Array:
@@ -28,26 +29,36 @@ def _column(features: pa.Table, name: str) -> pa.Array:
 
 
 def numbers(features: pa.Table, name: str, room: FloatArray | None = None) -> FloatArray:
-    """The column as float64 with NaN for null, in `room`, shape (n,), where it is given. Raises `DataError` as `texts` does."""
+    """The column as float64 with NaN for null, in `room`, shape (n,), where it is given; else not copied where it lies so already.
+
+    Raises `DataError` as `texts` does.
+    """
     column = _chunks(features, name)
-    room = np.empty(len(column)) if room is None else room
+    if room is None:
+        if column.num_chunks == 1:
+            return _numbers(column.chunk(0), column, name)
+        room = np.empty(len(column))
     at = 0
     for chunk in column.chunks:
-        try:
-            found = pc.cast(chunk, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"is {column.type}, not numeric: {error}",
-                which=f"feature {name}",
-                fix="return numbers for it",
-            ) from error
-        except pa.ArrowNotImplementedError as error:
-            raise DataError(
-                f"is {column.type}, not numeric", which=f"feature {name}", fix="return numbers for it"
-            ) from error
-        room[at : at + len(chunk)] = found
+        room[at : at + len(chunk)] = _numbers(chunk, column, name)
         at += len(chunk)
     return room
+
+
+def _numbers(chunk: pa.Array, column: pa.ChunkedArray, name: str) -> FloatArray:
+    try:
+        if not pa.types.is_float64(chunk.type):
+            chunk = pc.cast(chunk, pa.float64(), safe=False)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"is {column.type}, not numeric: {error}", which=f"feature {name}", fix="return numbers for it"
+        ) from error
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"is {column.type}, not numeric", which=f"feature {name}", fix="return numbers for it"
+        ) from error
+    found: FloatArray = chunk.to_numpy(zero_copy_only=False)
+    return found
 
 
 def texts(features: pa.Table, name: str) -> pa.Array:

@@ -21,7 +21,7 @@ _SLOTS = 1 << _SLOT_BITS
 _SHIFT = np.uint64(64 - _SLOT_BITS)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """Spreads bit patterns over slots. Source: Knuth, The Art of Computer Programming 3, section 6.4 (multiplicative hashing)."""
-_LEAST_ROWS = 2 * _SLOTS
+LEAST_ROWS = 2 * _SLOTS
 """Rows below which the table costs more than it saves."""
 _LEAST_HITS = 0.5
 _AT_ONCE = 1 << 14
@@ -53,7 +53,7 @@ class Occurrences:
         """
         nothing = np.zeros(0, np.int64)
         plain = cls(np.zeros(0), nothing, column, nothing, nothing)
-        if column.size < _LEAST_ROWS:
+        if column.size < LEAST_ROWS:
             return plain
         bits = np.ascontiguousarray(column).view(np.uint64)
         table = np.zeros(_SLOTS, np.uint64)  # 0.0 in every slot, which only its own slot can find

@@ -7,6 +7,9 @@ that grid. Each shard writes one into its commit record; the monitor merges them
 All that a profile sums are integers (moments are sums of fixed-point values), so merging is exact: the
 merge of the parts, in any order, equals the profile of the whole, bit for bit.
 
+Of a day with many rows a sample is counted, and each of its rows stands for as many as it was chosen from: counts are
+rows whatever was sampled, so days and shards of any size merge without bias. `counted` says on how many rows they rest.
+
 Rows that were explained add what their attributions sum to, by feature: on what the scores rest. These sums are
 no channel of the grid, so the grid of an older bundle stays what it was and a profile without them reads as before.
 
@@ -15,8 +18,8 @@ Where the pipeline says that a feature may be null (`drift.null_when`), the null
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -27,52 +30,44 @@ import pyarrow.compute as pc
 
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.ids import digest_json
+from tasks.core.sampling import one_of_each
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
-from tasks.model.binning import AT_ONCE, SEEN_BITS, bins_of, marks_of, search
+from tasks.model.binning import Bins
 from tasks.model.feature_columns import numbers, texts
 from tasks.model.null_conditions import NullCondition, null_conditions
-from tasks.model.occurrences import Occurrences
+from tasks.model.numeric_counts import (
+    NumericCounts,
+    NumericGrid,
+    count_columns,
+    count_long,
+    counts_of,
+    fit_numeric,
+)
+from tasks.model.occurrences import LEAST_ROWS, Occurrences
 from tasks.model.ranking import auc_of_groups
 
-PROFILE_VERSION = 1
-"""Layout of both records; it rises when a reader of the older layout would misread the newer one."""
+GRID_VERSION = 1
+PROFILE_VERSION = 2
+"""Layouts of the two records; they rise when a reader of the older layout would misread the newer one. A profile that counts
+all of its rows is still written as version 1, which it equals."""
 
 ATTRIBUTIONS = "attributions"
 """Name of the channel that explained rows add; it is not of the grid."""
 SCORE_BINS = 50
-MAX_BINS = 64
 MAX_CATEGORIES = 256
 MAX_PAIR_CELLS = 1024
 UNSEEN_EXAMPLES = 5
 
 _SCORE_ONE = 1 << 30
-_LIMIT = 1 << 23
-"""Fixed-point values are clipped here; `unit` is 1/4096 of a standard deviation, so at 2,048 of them."""
 _BLOCK = 1 << 16
 """Scores summed in floating point at a time: 2**16 of at most 2**30 stay below 2**53."""
 _FIT_ROWS = 400_000
+_LEAST_SAMPLED = 256
+"""Rows that a sample has at least. Rows beyond the last whole group are stood for by nobody; they are less than one in so many."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class NumericGrid:
-    """Bins of a numeric feature: below `edges[0]`, `[edges[i], edges[i + 1])`, from `edges[-1]` up.
-
-    The first edge is the reference's minimum and the last one is just above its maximum, so the outer bins
-    count values out of the reference's range. A feature with few distinct values has one bin for each.
-    """
-
-    name: str
-    edges: tuple[float, ...]
-    centre: float
-    unit: float
-
-    @property
-    def bins(self) -> int:
-        return len(self.edges) + 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,11 @@ class CategoricalGrid:
 
     name: str
     categories: tuple[str, ...]
+
+    @cached_property
+    def values(self) -> pa.Array:
+        """The categories as a column."""
+        return pa.array(self.categories, pa.string())
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ProfileSpec:
     numeric: tuple[NumericGrid, ...]
     categorical: tuple[CategoricalGrid, ...]
     pairs: tuple[PairGrid, ...]
-    version: int = PROFILE_VERSION
+    version: int = GRID_VERSION
     null_conditions: tuple[NullCondition, ...] = ()
 
     @classmethod
@@ -124,7 +124,7 @@ class ProfileSpec:
         step = max(1, features.num_rows // _FIT_ROWS)
         if step > 1:
             features = features.take(pa.array(np.arange(0, features.num_rows, step)))
-        numeric = tuple(_fit_numeric(name, numbers(features, name)) for name in spec.features.numeric)
+        numeric = tuple(fit_numeric(name, numbers(features, name)) for name in spec.features.numeric)
         categorical = tuple(_fit_categorical(features, name) for name in spec.features.categorical)
         by_name = {grid.name: grid for grid in categorical}
         pairs = []
@@ -144,7 +144,12 @@ class ProfileSpec:
         """Names of all channels: features, then pairs, then `score`."""
         return (*self.features, *(grid.name for grid in self.pairs), "score")
 
-    @property
+    @cached_property
+    def numeric_bins(self) -> Bins:
+        """Finds the bins of all numeric features at once."""
+        return Bins([grid.edges for grid in self.numeric])
+
+    @cached_property
     def features(self) -> tuple[str, ...]:
         """Names of the features in the order of attributions: numeric first, then categorical."""
         return (*(grid.name for grid in self.numeric), *(grid.name for grid in self.categorical))
@@ -179,7 +184,7 @@ class ProfileSpec:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ProfileSpec:
         """The inverse of `to_json`. Raises `DataError` for a version that this release cannot read."""
-        _check_version(raw, "profile grid")
+        _check_version(raw, "profile grid", GRID_VERSION)
         return cls(
             tuple(
                 NumericGrid(g["name"], tuple(map(float, g["edges"])), float(g["centre"]), float(g["unit"]))
@@ -189,98 +194,6 @@ class ProfileSpec:
             tuple(PairGrid(g["first"], g["second"], tuple(map(int, g["cells"]))) for g in raw["pairs"]),
             int(raw["version"]),
             tuple(NullCondition.from_json(item) for item in raw.get("null_conditions", ())),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class NumericCounts:
-    """Counts of one numeric feature. `counts` follows the grid's bins; NaN counts as null."""
-
-    grid: NumericGrid
-    counts: IntArray
-    nulls: int
-    n: int
-    """Finite values; infinities are in the outer bins only."""
-    total: int
-    """Sum of (value - centre) / unit, rounded value by value."""
-    squares: int
-    low: float | None
-    high: float | None
-    seen: int
-    """512 bits, one set by each distinct value's hash; `distinct` reads it."""
-
-    @property
-    def mean(self) -> float | None:
-        return None if self.n == 0 else self.grid.centre + self.grid.unit * self.total / self.n
-
-    @property
-    def std(self) -> float | None:
-        """Population standard deviation; None without values."""
-        if self.n == 0:
-            return None
-        variance = (self.squares * self.n - self.total * self.total) / (self.n * self.n)
-        return float(self.grid.unit * np.sqrt(max(variance, 0.0)))
-
-    @property
-    def m2(self) -> float:
-        """Sum of squared deviations from the mean."""
-        return 0.0 if self.n == 0 else float((self.std or 0.0) ** 2 * self.n)
-
-    @property
-    def distinct(self) -> float:
-        """About how many distinct values there are; saturates near 3,000.
-
-        Source: Whang, Vander-Zanden & Taylor (1990), "A linear-time probabilistic counting algorithm".
-        """
-        empty = SEEN_BITS - self.seen.bit_count()
-        return float(SEEN_BITS * np.log(SEEN_BITS / max(empty, 1)))
-
-    @property
-    def out_of_range(self) -> int:
-        """Values below the reference's minimum or above its maximum."""
-        return int(self.counts[0]) + (int(self.counts[-1]) if len(self.counts) > 1 else 0)
-
-    def merge(self, other: NumericCounts) -> NumericCounts:
-        return NumericCounts(
-            self.grid,
-            self.counts + other.counts,
-            self.nulls + other.nulls,
-            self.n + other.n,
-            self.total + other.total,
-            self.squares + other.squares,
-            min((v for v in (self.low, other.low) if v is not None), default=None),
-            max((v for v in (self.high, other.high) if v is not None), default=None),
-            self.seen | other.seen,
-        )
-
-    def histogram(self) -> IntArray:
-        """Bins, then nulls; shape (bins + 1,)."""
-        return np.append(self.counts, self.nulls)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "counts": self.counts.tolist(),
-            "nulls": self.nulls,
-            "n": self.n,
-            "total": self.total,
-            "squares": self.squares,
-            "low": self.low,
-            "high": self.high,
-            "seen": f"{self.seen:x}",
-        }
-
-    @classmethod
-    def from_json(cls, grid: NumericGrid, raw: Mapping[str, Any]) -> NumericCounts:
-        return cls(
-            grid,
-            _counts(raw["counts"], grid.bins, grid.name),
-            int(raw["nulls"]),
-            int(raw["n"]),
-            int(raw["total"]),
-            int(raw["squares"]),
-            raw["low"],
-            raw["high"],
-            int(raw["seen"], 16),
         )
 
 
@@ -305,6 +218,10 @@ class CategoricalCounts:
             tuple(examples),
         )
 
+    def times(self, each: int) -> CategoricalCounts:
+        """As if each row had come `each` times."""
+        return replace(self, counts=self.counts * each, unseen=self.unseen * each, nulls=self.nulls * each)
+
     def histogram(self) -> IntArray:
         """Categories, unseen, nulls; shape (categories + 2,)."""
         return np.append(self.counts, [self.unseen, self.nulls])
@@ -321,7 +238,7 @@ class CategoricalCounts:
     def from_json(cls, grid: CategoricalGrid, raw: Mapping[str, Any]) -> CategoricalCounts:
         return cls(
             grid,
-            _counts(raw["counts"], len(grid.categories), grid.name),
+            counts_of(raw["counts"], len(grid.categories), grid.name),
             int(raw["unseen"]),
             int(raw["nulls"]),
             tuple(raw["unseen_examples"]),
@@ -342,6 +259,10 @@ class PairCounts:
             self.grid, self.counts + other.counts, self.novel + other.novel, self.other + other.other
         )
 
+    def times(self, each: int) -> PairCounts:
+        """As if each row had come `each` times."""
+        return replace(self, counts=self.counts * each, novel=self.novel * each, other=self.other * each)
+
     def histogram(self) -> IntArray:
         """Cells, novel, other; shape (cells + 2,)."""
         return np.append(self.counts, [self.novel, self.other])
@@ -351,7 +272,7 @@ class PairCounts:
 
     @classmethod
     def from_json(cls, grid: PairGrid, raw: Mapping[str, Any]) -> PairCounts:
-        counts = _counts(raw["counts"], len(grid.cells), grid.name)
+        counts = counts_of(raw["counts"], len(grid.cells), grid.name)
         return cls(grid, counts, int(raw["novel"]), int(raw["other"]))
 
 
@@ -395,6 +316,12 @@ class ScoreCounts:
             self.nulls + other.nulls,
         )
 
+    def times(self, each: int) -> ScoreCounts:
+        """As if each row had come `each` times."""
+        return ScoreCounts(
+            self.counts * each, self.bin_sums * each, self.uncertainty * each, self.nulls * each
+        )
+
     def histogram(self) -> IntArray:
         """Bins, then nulls; shape (51,)."""
         return np.append(self.counts, self.nulls)
@@ -410,8 +337,8 @@ class ScoreCounts:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ScoreCounts:
         return cls(
-            _counts(raw["counts"], SCORE_BINS, "score"),
-            _counts(raw["bin_sums"], SCORE_BINS, "score"),
+            counts_of(raw["counts"], SCORE_BINS, "score"),
+            counts_of(raw["bin_sums"], SCORE_BINS, "score"),
             int(raw["uncertainty"]),
             int(raw["nulls"]),
         )
@@ -423,13 +350,15 @@ class Profile:
 
     spec: ProfileSpec
     rows: int
+    """All of them, whether counted or not."""
+    counted: int
+    """Rows on which the counts rest: all, or a sample, each of which stands for as many as it was chosen from."""
     numeric: Mapping[str, NumericCounts]
     categorical: Mapping[str, CategoricalCounts]
     pairs: Mapping[str, PairCounts]
     score: ScoreCounts
     attributions: AttributionSums | None = None
-    """Of the rows that were explained; None when none was."""
-    version: int = PROFILE_VERSION
+    """Of the rows that were explained; None when none was. They are kept as they are summed: each row is one."""
     expected_nulls: Mapping[str, int] = field(default_factory=dict)
     """By feature with a null condition: its nulls in rows where that holds. No part of a histogram."""
 
@@ -441,6 +370,8 @@ class Profile:
         scores: npt.ArrayLike,
         explained: ExplainedRows | None = None,
         rows: pa.Table | None = None,
+        *,
+        one_of: int = 1,
     ) -> Profile:
         """Count rows.
 
@@ -451,11 +382,13 @@ class Profile:
             explained: Which of the rows were explained, and how.
             rows: The source's rows, shape (n, ...), in the same order, of which null conditions may ask columns; without them
                 only features are asked.
+            one_of: Count one of so many neighbours (`sampling.one_of_each`), for all of them; of fewer where less than 256 rows
+                would be counted. Of explained rows as many are summed as rows are counted, or all when they are fewer.
 
         Raises:
             DataError: A column is missing or of a wrong type, or the lengths differ.
         """
-        values = np.asarray(scores, dtype=np.float64)
+        values = np.asarray(scores)
         if values.shape != (features.num_rows,):
             raise DataError(
                 f"has shape {values.shape} for {features.num_rows} feature rows",
@@ -468,16 +401,20 @@ class Profile:
                 which="source rows of a profile",
                 fix="pass the rows that the features were computed from",
             )
-        cells = _cells_for(spec, features, explained)
-        numeric, room, places = {}, np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
-        for i, g in enumerate(spec.numeric):  # one column at a time: what is known of its rows is large
-            column = Occurrences.of(numbers(features, g.name, room), places)
-            numeric[g.name] = _count_numeric(g, column)
-            if cells is not None:
-                column.each(partial(_numeric_cells, _cell_edges(g)), cells[i])
+        _check_explained(spec, features, explained)
+        one_of = min(one_of, max(features.num_rows // _LEAST_SAMPLED, 1))
+        if one_of > 1:
+            return _of_sample(spec, features, values, explained, rows, one_of)
+        values = values.astype(np.float64, copy=False)
+        cells = None
+        if explained is not None and explained.explained.any():
+            cells = np.empty((len(spec.features), features.num_rows), dtype=np.int64)
+        count = _count_short if features.num_rows < LEAST_ROWS else _count_long
+        numeric = {counts.grid.name: counts for counts in count(spec, features, cells)}
         codes = {grid.name: _codes(features, grid) for grid in spec.categorical}
         return cls(
             spec,
+            features.num_rows,
             features.num_rows,
             numeric,
             {g.name: _count_categorical(g, *codes[g.name]) for g in spec.categorical},
@@ -486,6 +423,11 @@ class Profile:
             _sum_attributions(spec, cells, codes, explained),
             expected_nulls={c.feature: c.expected(features, rows) for c in spec.null_conditions},
         )
+
+    @property
+    def each(self) -> float:
+        """Rows for which a counted one stands, on average."""
+        return self.rows / self.counted if self.counted else 1.0
 
     @classmethod
     def empty(cls, spec: ProfileSpec) -> Profile:
@@ -496,6 +438,7 @@ class Profile:
 
         return cls(
             spec,
+            0,
             0,
             {g.name: NumericCounts(g, zeros(g.bins), 0, 0, 0, 0, None, None, 0) for g in spec.numeric},
             {g.name: CategoricalCounts(g, zeros(len(g.categories)), 0, 0, ()) for g in spec.categorical},
@@ -523,6 +466,7 @@ class Profile:
         return Profile(
             self.spec,
             self.rows + other.rows,
+            self.counted + other.counted,
             {name: mine.merge(other.numeric[name]) for name, mine in self.numeric.items()},
             {name: mine.merge(other.categorical[name]) for name, mine in self.categorical.items()},
             {name: mine.merge(other.pairs[name]) for name, mine in self.pairs.items()},
@@ -563,10 +507,12 @@ class Profile:
         """Plain JSON types, integers but for minima and maxima; the grid is named by digest, not repeated."""
         explained = {} if self.attributions is None else {"attributions": self.attributions.to_json()}
         nulls = {"expected_nulls": dict(self.expected_nulls)} if self.expected_nulls else {}
+        sampled = {"counted": self.counted} if self.counted < self.rows else {}
         return {
-            "version": self.version,
+            "version": PROFILE_VERSION if sampled else 1,
             "grid": self.spec.digest,
             "rows": self.rows,
+            **sampled,
             "numeric": {name: counts.to_json() for name, counts in self.numeric.items()},
             "categorical": {name: counts.to_json() for name, counts in self.categorical.items()},
             "pairs": {name: counts.to_json() for name, counts in self.pairs.items()},
@@ -583,7 +529,7 @@ class Profile:
             DataError: The profile was counted on another grid, is damaged, or has a version that this
                 release cannot read.
         """
-        _check_version(raw, "profile")
+        _check_version(raw, "profile", PROFILE_VERSION)
         if raw.get("grid") != spec.digest:
             raise DataError(
                 f"was counted on grid {raw.get('grid')}, not on {spec.digest}",
@@ -594,6 +540,7 @@ class Profile:
             return cls(
                 spec,
                 int(raw["rows"]),
+                int(raw.get("counted", raw["rows"])),
                 {g.name: NumericCounts.from_json(g, raw["numeric"][g.name]) for g in spec.numeric},
                 {
                     g.name: CategoricalCounts.from_json(g, raw["categorical"][g.name])
@@ -622,10 +569,64 @@ class Profile:
         return hash(self.input_digest)
 
 
-def _cells_for(spec: ProfileSpec, features: pa.Table, explained: ExplainedRows | None) -> IntArray | None:
-    """Room for the cell of every value, shape (F, n); None where no row was explained."""
+def _count_short(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) -> list[NumericCounts]:
+    """Args: cells: Those of the numeric features are filled in."""
+    columns = [numbers(features, grid.name) for grid in spec.numeric]
+    if cells is not None:
+        for i, (grid, column) in enumerate(zip(spec.numeric, columns, strict=True)):
+            cells[i] = _numeric_cells(_cell_edges(grid), column)
+    return count_columns(spec.numeric, spec.numeric_bins, columns)
+
+
+def _count_long(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) -> list[NumericCounts]:
+    """As `_count_short`, one column at a time: what is known of its rows is large."""
+    counted, room, places = [], np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
+    for i, grid in enumerate(spec.numeric):
+        column = Occurrences.of(numbers(features, grid.name, room), places)
+        counted.append(count_long(grid, column))
+        if cells is not None:
+            column.each(partial(_numeric_cells, _cell_edges(grid)), cells[i])
+    return counted
+
+
+def _of_sample(
+    spec: ProfileSpec,
+    features: pa.Table,
+    scores: npt.NDArray[Any],
+    explained: ExplainedRows | None,
+    rows: pa.Table | None,
+    one_of: int,
+) -> Profile:
+    places = one_of_each(features.num_rows, one_of)
+    asked = {column for condition in spec.null_conditions for column, _ in condition.when}
+    known = features.select([name for name in features.column_names if name in asked.union(spec.features)])
+    which = np.flatnonzero(explained.explained) if explained is not None else np.zeros(0, np.int64)
+    why, sums = None, None
+    if explained is not None and which.size == features.num_rows:
+        why = ExplainedRows.every(explained.attributions[places], explained.selection)
+    elif explained is not None and which.size:
+        kept = one_of_each(which.size, max(which.size // max(places.size, 1), 1))
+        some = ExplainedRows.every(explained.attributions[kept], explained.selection)
+        sums = _attribution_sums(spec, known.take(pa.array(which[kept])), some)
+    sources = [name for name in rows.column_names if name in asked] if rows is not None else []
+    of_sample = rows.select(sources).take(pa.array(places)) if rows is not None and sources else None
+    sample = Profile.of(spec, known.take(pa.array(places)), scores[places], why, of_sample)
+    return Profile(
+        spec,
+        features.num_rows,
+        places.size,
+        {name: counts.times(one_of) for name, counts in sample.numeric.items()},
+        {name: counts.times(one_of) for name, counts in sample.categorical.items()},
+        {name: counts.times(one_of) for name, counts in sample.pairs.items()},
+        sample.score.times(one_of),
+        sample.attributions if why is not None else sums,
+        {name: count * one_of for name, count in sample.expected_nulls.items()},
+    )
+
+
+def _check_explained(spec: ProfileSpec, features: pa.Table, explained: ExplainedRows | None) -> None:
     if explained is None or not explained.explained.any():
-        return None
+        return
     chosen = explained.explained
     wanted = (int(np.count_nonzero(chosen)), len(spec.features))
     if explained.attributions.shape != wanted or chosen.shape != (features.num_rows,):
@@ -634,7 +635,6 @@ def _cells_for(spec: ProfileSpec, features: pa.Table, explained: ExplainedRows |
             which="attributions of a profile",
             fix="pass one row for each that is explained, with features in the order of features.names",
         )
-    return np.empty((len(spec.features), features.num_rows), dtype=np.int64)
 
 
 def _sum_attributions(
@@ -656,6 +656,17 @@ def _sum_attributions(
     return AttributionSums.of(explained.attributions, cells, spec.cell_widths, explained.selection)
 
 
+def _attribution_sums(
+    spec: ProfileSpec, features: pa.Table, explained: ExplainedRows
+) -> AttributionSums | None:
+    """Of rows that are not counted."""
+    cells = np.empty((len(spec.features), features.num_rows), dtype=np.int64)
+    for i, grid in enumerate(spec.numeric):
+        cells[i] = _numeric_cells(_cell_edges(grid), numbers(features, grid.name))
+    codes = {grid.name: _codes(features, grid) for grid in spec.categorical}
+    return _sum_attributions(spec, cells, codes, explained)
+
+
 def _numeric_cells(edges: FloatArray, values: FloatArray) -> IntArray:
     cell = np.zeros(values.size, np.uint8)
     for edge in edges:  # so few that this is three times as fast as a search
@@ -672,13 +683,13 @@ def _cell_edges(grid: NumericGrid) -> FloatArray:
     return inner[np.linspace(0, inner.size - 1, NUMERIC_CELLS + 1)[1:-1].round().astype(np.int64)]
 
 
-def _check_version(raw: Mapping[str, Any], what: str) -> None:
+def _check_version(raw: Mapping[str, Any], what: str, newest: int) -> None:
     version = raw.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise DataError(f"has no version (found {version!r})", which=what, fix="score its shard again")
-    if version > PROFILE_VERSION:
+    if version > newest:
         raise DataError(
-            f"has version {version}; this release reads up to {PROFILE_VERSION}",
+            f"has version {version}; this release reads up to {newest}",
             which=what,
             fix="upgrade Penstock here to the release that wrote it",
         )
@@ -686,27 +697,6 @@ def _check_version(raw: Mapping[str, Any], what: str) -> None:
         raise DataError(
             f"has version {version}, which never existed", which=what, fix="score its shard again"
         )
-
-
-def _counts(values: Sequence[int], size: int, channel: str) -> IntArray:
-    counts = np.asarray(values, dtype=np.int64)
-    if counts.shape != (size,):
-        raise ValueError(f"{channel} has {counts.size} counts instead of {size}")
-    return counts
-
-
-def _fit_numeric(name: str, values: FloatArray) -> NumericGrid:
-    finite = np.sort(values[np.isfinite(values)])
-    if finite.size == 0:
-        return NumericGrid(name, (), 0.0, 1.0)
-    distinct = np.unique(finite)
-    if distinct.size > MAX_BINS - 2:
-        quantiles = np.quantile(finite, np.linspace(0, 1, MAX_BINS - 1)[:-1], method="inverted_cdf")
-        distinct = np.unique(quantiles)
-    edges = np.append(distinct, np.nextafter(finite[-1], np.inf))
-    spread = float(finite.std())
-    scale = spread if np.isfinite(spread) and spread > 0 else max(abs(float(finite[0])), 1.0)
-    return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
 
 
 def _fit_categorical(features: pa.Table, name: str) -> CategoricalGrid:
@@ -722,7 +712,7 @@ def _codes(features: pa.Table, grid: CategoricalGrid) -> tuple[IntArray, tuple[s
     """Codes, shape (n,): the category, K for unseen, K + 1 for null; and some unseen values."""
     size = len(grid.categories)
     column = texts(features, grid.name)
-    matched = pc.index_in(column, value_set=pa.array(grid.categories, pa.string()), skip_nulls=True)
+    matched = pc.index_in(column, value_set=grid.values, skip_nulls=True)
     if matched.null_count == 0:
         return matched.to_numpy().astype(np.int64), ()
     codes = matched.fill_null(size).to_numpy().astype(np.int64)
@@ -765,101 +755,6 @@ def _count_categorical(
     size = len(grid.categories)
     counts = np.bincount(codes, minlength=size + 2).astype(np.int64)
     return CategoricalCounts(grid, counts[:size], int(counts[size]), int(counts[size + 1]), examples)
-
-
-def _count_numeric(grid: NumericGrid, column: Occurrences) -> NumericCounts:
-    """Values that repeat are counted once with how often they come; the others, when they are few, beside them."""
-    some = column.counts > 0
-    values, times = column.values[some], column.counts[some]
-    few = len(values) > 0 and column.rest.size <= AT_ONCE
-    if few:
-        values = np.concatenate([values, column.rest])
-        times = np.concatenate([times, np.ones(column.rest.size, np.int64)])
-    if few:
-        return _count_repeated(grid, values, times)
-    rest = _count_values(grid, column.rest)
-    return rest.merge(_count_repeated(grid, values, times)) if len(values) else rest
-
-
-def _count_repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> NumericCounts:
-    """Of values that each come so many times."""
-    nulls = 0
-    if np.isnan(values).any():
-        present = ~np.isnan(values)
-        nulls = int(times[~present].sum())
-        values, times = values[present], times[present]
-    bins = search(np.asarray(grid.edges, dtype=np.float64), values)
-    counts = np.bincount(bins, weights=times, minlength=grid.bins).astype(np.int64)
-    if not np.isfinite(values).all():
-        finite = np.isfinite(values)
-        values, times = values[finite], times[finite]
-    fixed, n = _fixed(grid, values), int(times.sum())
-    if _whole(fixed, n):
-        total, squares = int(fixed @ times), int((fixed * fixed) @ times)
-    else:
-        pairs = list(zip(fixed.astype(np.int64).tolist(), times.tolist(), strict=True))
-        total, squares = sum(f * t for f, t in pairs), sum(f * f * t for f, t in pairs)
-    return NumericCounts(
-        grid, counts, nulls, n, total, squares, *_extremes(values), _packed(marks_of(values))
-    )
-
-
-def _count_values(grid: NumericGrid, values: FloatArray) -> NumericCounts:
-    present, finite, nulls = values, values, 0
-    if values.size and not np.isfinite([values.min(), values.max()]).all():  # NaN passes through both
-        nulls = int(np.count_nonzero(np.isnan(values)))
-        present = values[~np.isnan(values)] if nulls else values
-        finite = present[np.isfinite(present)]
-    counts = np.bincount(bins_of(np.asarray(grid.edges, dtype=np.float64), present), minlength=grid.bins)
-    low, high = _extremes(finite)
-    total, squares = _moments(grid, finite)
-    return NumericCounts(
-        grid,
-        counts.astype(np.int64),
-        nulls,
-        int(finite.size),
-        total,
-        squares,
-        low,
-        high,
-        _packed(marks_of(finite)),
-    )
-
-
-def _extremes(finite: FloatArray) -> tuple[float | None, float | None]:
-    if not finite.size:
-        return None, None
-    return float(finite.min()) + 0.0, float(finite.max()) + 0.0  # minus zero has one JSON form with zero
-
-
-def _packed(marks: npt.NDArray[np.bool_]) -> int:
-    return int.from_bytes(np.packbits(marks).tobytes(), "big")
-
-
-def _fixed(grid: NumericGrid, finite: FloatArray) -> FloatArray:
-    """Values in units of the grid, whole numbers."""
-    with np.errstate(over="ignore"):
-        fixed = finite - grid.centre
-        fixed /= grid.unit
-    np.rint(fixed, out=fixed)
-    return np.clip(fixed, -_LIMIT, _LIMIT, out=fixed)
-
-
-def _whole(fixed: FloatArray, rows: int) -> bool:
-    """Whether so many squares of these add up exactly in floating point: their sum stays below 2**53."""
-    largest = max(float(fixed.max()), -float(fixed.min())) if fixed.size else 0.0
-    return largest * largest * rows < 2.0**53
-
-
-def _moments(grid: NumericGrid, finite: FloatArray) -> tuple[int, int]:
-    """Exact sums of the fixed-point values and of their squares: 2**13 squares of 2**23 stay below 2**63."""
-    total, squares = 0, 0
-    for start in range(0, finite.size, AT_ONCE):
-        fixed = _fixed(grid, finite[start : start + AT_ONCE])
-        exact = fixed if _whole(fixed, fixed.size) else fixed.astype(np.int64)
-        total += int(exact.sum())
-        squares += int(exact @ exact)  # so short that BLAS wakes no threads
-    return total, squares
 
 
 def _count_scores(scores: FloatArray) -> ScoreCounts:

@@ -14,7 +14,8 @@ import numpy as np
 
 from tasks.core.spec import PipelineSpec
 from tasks.model.binning import SEEN_BITS
-from tasks.model.profile import NumericCounts, Profile, ProfileSpec
+from tasks.model.numeric_counts import NumericCounts
+from tasks.model.profile import Profile, ProfileSpec
 from tasks.monitoring.drift import (
     POOL_DAYS,
     Baseline,
@@ -291,8 +292,8 @@ def _nulls(
             continue
         share = null_share(profile, channel)
         usual, high, top = (float(q) for q in np.quantile(shares, (0.5, 0.99, 0.995)))
-        rows = max(rows_of_nulls(profile, channel), 1)
-        chance = _chance(high, rows)
+        counted = max(round(rows_of_nulls(profile, channel) / profile.each), 1)
+        chance = _chance(high, counted)
         # 5 points as measured in DESIGN section 4; 2 for a feature whose nulls hardly vary.
         once = top + min(max(4 * (top - usual), 0.02), 0.05) + chance
         often = lasting = high + 0.01 + chance
@@ -300,7 +301,7 @@ def _nulls(
             middle, spread = shifts[channel]
             such = null_share(pooled, channel)
             # The spread of such days holds what chance does, so only the larger of the two counts.
-            by_chance = _chance(such, rows)
+            by_chance = _chance(such, counted)
             once = min(once, such + middle + max(0.05, 8 * spread, by_chance))
             lasting = min(lasting, such + middle + max(0.02, 5 * spread, by_chance))
             often = min(often, such + middle + max(0.015, 4 * spread, by_chance))
@@ -329,7 +330,7 @@ def _may_be_null(grid: ProfileSpec) -> dict[str, str]:
 
 def _empty(profile: Profile, channel: str) -> bool:
     counts = profile.numeric.get(channel) or profile.categorical[channel]
-    return counts.nulls == profile.rows
+    return counts.nulls == int(counts.histogram().sum())
 
 
 def _categories(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:
@@ -337,7 +338,7 @@ def _categories(limits: ContractLimits, profile: Profile) -> list[ContractFindin
     for channel, shares in limits.unseen.items():
         counts = profile.categorical[channel]
         share, limit = counts.unseen / profile.rows, float(shares.max()) + 0.005
-        limit += _chance(float(shares.max()), profile.rows)
+        limit += _chance(float(shares.max()), profile.counted)
         if share > limit:
             examples = ", ".join(counts.unseen_examples)
             found.append(
@@ -352,7 +353,7 @@ def _categories(limits: ContractLimits, profile: Profile) -> list[ContractFindin
             )
     for channel, shares in limits.novel_pairs.items():
         share, limit = profile.pairs[channel].novel / profile.rows, float(shares.max()) + 0.015
-        limit += _chance(float(shares.max()), profile.rows)
+        limit += _chance(float(shares.max()), profile.counted)
         if share > limit:
             found.append(
                 ContractFinding(
@@ -376,7 +377,7 @@ def _ranges(limits: ContractLimits, profile: Profile) -> list[ContractFinding]:
         if present == 0:
             continue
         share, limit = counts.out_of_range / present, float(shares.max()) + 0.1
-        limit += _chance(float(shares.max()), present)
+        limit += _chance(float(shares.max()), max(round(present * profile.counted / profile.rows), 1))
         if share > limit:
             edges = counts.grid.edges
             usual = f"{edges[0]:.4g} to {edges[-1]:.4g}" if edges else "nothing"

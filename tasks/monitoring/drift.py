@@ -207,7 +207,7 @@ def rows_of_nulls(profile: Profile, channel: str) -> int:
     return profile.rows - profile.expected_nulls.get(channel, 0)
 
 
-def association(counts: PairCounts, second: int) -> float:
+def association(counts: PairCounts, second: int, *, each: float = 1.0) -> float:
     """Mutual information of a pair in bits, without the bias of a small sample; never below 0.
 
     The mix of each feature alone hardly moves it, so it is much steadier from day to day than the counts are.
@@ -215,6 +215,7 @@ def association(counts: PairCounts, second: int) -> float:
     Args:
         counts: Of a grid of known combinations; others are left out.
         second: Categories of the pair's second feature.
+        each: Rows for which each counted one stands.
 
     Source: Miller (1955), "Note on the bias of information estimates".
     """
@@ -226,7 +227,7 @@ def association(counts: PairCounts, second: int) -> float:
     held = counts.counts > 0
     joint, apart = counts.counts[held] / n, (rows[row] * columns[column])[held] / n**2
     freedom = np.count_nonzero(held) - np.count_nonzero(rows) - np.count_nonzero(columns) + 1
-    return max(float((joint * np.log2(joint / apart)).sum() - freedom / (2 * n * np.log(2))), 0.0)
+    return max(float((joint * np.log2(joint / apart)).sum() - freedom * each / (2 * n * np.log(2))), 0.0)
 
 
 def association_loss(profile: Profile, pooled: Profile, pair: str) -> float:
@@ -236,8 +237,8 @@ def association_loss(profile: Profile, pooled: Profile, pair: str) -> float:
     """
     name = pooled.pairs[pair].grid.second
     second = next(len(grid.categories) for grid in pooled.spec.categorical if grid.name == name)
-    usual = association(pooled.pairs[pair], second)
-    return 0.0 if usual < LEAST_ASSOCIATION else 1 - association(profile.pairs[pair], second) / usual
+    usual, now = (association(days.pairs[pair], second, each=days.each) for days in (pooled, profile))
+    return 0.0 if usual < LEAST_ASSOCIATION else 1 - now / usual
 
 
 def channel_distances(profile: Profile, pooled: Profile) -> dict[str, float]:
@@ -246,6 +247,17 @@ def channel_distances(profile: Profile, pooled: Profile) -> dict[str, float]:
         channel: js_distance(profile.histogram(channel), pooled.histogram(channel))
         for channel in profile.spec.channels
     }
+
+
+def added_by_sampling(profile: Profile, pooled: Profile, channel: str) -> float:
+    """What counting samples in place of all rows adds to the square of a channel's distance, on average; 0 without samples.
+
+    With small differences between shares p and q the divergence is sum((p - q)**2 / p) / (8 ln 2) bits, and chance makes the sum
+    (k - 1) * (1 / n + 1 / m), of k bins that hold anything.
+    """
+    held = int(np.count_nonzero(profile.histogram(channel) + pooled.histogram(channel)))
+    fewer = sum(1 / max(days.counted, 1) - 1 / max(days.rows, 1) for days in (profile, pooled))
+    return float(max(held - 1, 0) * fewer / (8 * np.log(2)))
 
 
 def reason_distances(profile: Profile, pooled: Profile, *, least: int) -> dict[str, float]:
@@ -291,7 +303,9 @@ def channel_drift(
         near = (js_distance(counted, day.histogram(channel)) for day in confirmed.get(channel, ()))
         distance = min(moved, *near) if channel in confirmed else moved
         z = normal[channel].z(distance)
-        alarm, detail = None if distance < SMALLEST_EFFECT else _alarm(spec, channel, z, recent), ""
+        added = added_by_sampling(profile, pooled, channel)
+        effect = max(distance**2 - added, 0.0) ** 0.5 if added else distance
+        alarm, detail = None if effect < SMALLEST_EFFECT else _alarm(spec, channel, z, recent), ""
         shift = shifts.get(channel)
         if shift is not None and (by_others := _alarm(spec, channel, shift.z, recent)):
             alarm, detail = alarm or by_others, shift.in_words(channel)

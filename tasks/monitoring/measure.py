@@ -214,6 +214,10 @@ def _statements(
     spec: PipelineSpec, baseline: Baseline, day: date, profile: Profile, pool: tuple[date, ...]
 ) -> tuple[str, ...]:
     said = []
+    if profile.counted < profile.rows:
+        said.append(
+            f"Of {profile.rows:,} rows {profile.counted:,} were counted, a sample spread over all of them."
+        )
     if profile.rows < spec.drift.min_rows:
         said.append(
             f"{profile.rows:,} rows are too few to judge drift (drift.min_rows is {spec.drift.min_rows:,})."

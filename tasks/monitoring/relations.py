@@ -66,7 +66,7 @@ class Relations:
     """Shape (F,): of a day that was left out, beside those weeks before it, in spreads over days."""
     days: int
     rows: float
-    """Of a usual day."""
+    """Counted of a usual day."""
 
     def shifts(
         self, profile: Profile, earlier: Sequence[Profile], confirmed: Sequence[Profile] = ()
@@ -85,7 +85,7 @@ class Relations:
         for other in residuals[1 + len(earlier) :]:
             nearer = np.abs(residuals[0] - other) < np.abs(moved)
             moved = np.where(nearer, residuals[0] - other, moved)
-        fewer = max(1.0, self.rows / max(profile.rows, 1)) ** 0.5
+        fewer = max(1.0, self.rows / max(profile.counted, 1)) ** 0.5
         z = np.abs(moved) / (self.error * np.sqrt(1 + leverage[0] + 1 / self.days) * fewer)
         deviations = moved * self.scale / self.spread
         judged = np.isfinite(moved) & (self.error <= LARGEST_ERROR) & (np.abs(deviations) >= SMALLEST_SHIFT)
@@ -132,7 +132,7 @@ def relations_of(days: Mapping[date, Profile]) -> Relations | None:
         precision,
         _error(standard, precision, list(days), before),
         len(days),
-        float(np.median([profile.rows for profile in profiles])),
+        float(np.median([profile.counted for profile in profiles])),
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.rows import entity_column, event_micros
-from tasks.core.sampling import SampledRows, explained_rows
+from tasks.core.sampling import SampledRows, explained_rows, rows_counted_as_one
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution import Explainer, explained
 from tasks.model.attribution_sums import ANY_ROW, ExplainedRows, explains, selection_of
@@ -38,7 +38,8 @@ def reference_profiles(
     """One profile for each training and validation day, with this network's scores.
 
     Where the pipeline explains predictions, some rows of each day are explained, chosen as scoring will choose them, so
-    that the monitor knows on what the scores of such a day rest.
+    that the monitor knows on what the scores of such a day rest. Of a day with many rows as many are counted as scoring will
+    count, so that what chance does to a sample is part of what is normal.
 
     Args:
         network: In evaluation mode, on the CPU.
@@ -53,7 +54,15 @@ def reference_profiles(
             asked.choose(day, encoded, scores[day.day])
     found = asked.explained(calibration) if asked is not None else {}
     profiles = {
-        day.day: Profile.of(grid, day.features, scores[day.day], found.get(day.day), day.rows) for day in days
+        day.day: Profile.of(
+            grid,
+            day.features,
+            scores[day.day],
+            found.get(day.day),
+            day.rows,
+            one_of=rows_counted_as_one(spec, day.features.num_rows),
+        )
+        for day in days
     }
     _say_idle(grid, profiles)
     return profiles

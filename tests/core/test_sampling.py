@@ -1,4 +1,4 @@
-"""Which rows are explained: a function of the row, whatever travels with it."""
+"""Which rows are explained: a function of the row, whatever travels with it. And which are counted of a large day."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from tasks.core import PipelineSpec
 from tasks.core.prediction_ids import PredictionIds
-from tasks.core.sampling import SampledRows, explained_rows, in_slice
+from tasks.core.sampling import (
+    SampledRows,
+    explained_rows,
+    in_slice,
+    one_of_each,
+    rows_counted_as_one,
+)
 from tasks.core.spec import parse_pipeline
 
 N = 4000
@@ -189,3 +195,32 @@ def test_a_policy_that_cannot_be_meant_is_named(explanations: dict[str, Any], me
     with pytest.raises(ConfigError) as caught:
         shop(**explanations)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("n", "size"), [(0, 4), (3, 4), (4, 4), (1_000, 7), (1_003, 8), (5_000, 1)])
+def test_one_row_of_each_group_of_neighbours_is_chosen_and_the_last_group_takes_the_rest(n, size):
+    places = one_of_each(n, size)
+    assert places.tolist() == one_of_each(n, size).tolist()
+    groups = np.minimum(places // size, n // size - 1)
+    assert groups.tolist() == list(range(n // size))
+    assert ((places >= 0) & (places < n)).all()
+
+
+def test_the_chosen_rows_are_in_step_with_nothing_that_repeats():
+    places = one_of_each(1 << 20, 16)
+    for period in (2, 3, 16, 24, 60, 1_000):
+        counts = np.bincount(places % period, minlength=period)
+        expected = places.size / period
+        assert np.abs(counts - expected).max() < 5 * np.sqrt(expected), period
+
+
+def test_a_row_of_the_last_rows_may_be_chosen_too():
+    assert any(one_of_each(n, 128)[-1] >= n // 128 * 128 for n in range(128_064, 128_127))
+
+
+def test_days_are_counted_whole_until_half_of_their_rows_are_enough(toy):
+    rows = {1: 1, 65_535: 1, 65_536: 2, 131_071: 2, 131_072: 4, 10_000_000: 256}
+    assert {n: rows_counted_as_one(toy, n) for n in rows} == rows
+    drift = toy.drift.model_copy(update={"min_rows": 100_000})
+    asking = toy.model_copy(update={"drift": drift})
+    assert rows_counted_as_one(asking, 199_999) == 1 and rows_counted_as_one(asking, 400_000) == 4

@@ -77,9 +77,10 @@ class StubModel:
         return StubAttributions(parts, float(-self.version), np.zeros(len(encoded), np.float32))
 
     def profile(
-        self, features: pa.Table, scores: np.ndarray[Any, Any], *_explained: np.ndarray[Any, Any]
+        self, features: pa.Table, scores: np.ndarray[Any, Any], *_explained: np.ndarray[Any, Any], one_of: int
     ) -> dict[str, Any]:
-        return {"rows": features.num_rows, "score_sum": float(scores.sum(dtype=np.float64))}
+        score_sum = float(scores.sum(dtype=np.float64))
+        return {"rows": features.num_rows, "score_sum": score_sum, "one_of": one_of}
 
 
 def load_stub(settings: Settings, spec: PipelineSpec, planned: Plan) -> StubModel:

@@ -77,6 +77,25 @@ def test_every_source_row_becomes_one_prediction(store_settings: Settings, toy: 
     assert (found.distinct_prediction_ids, found.scored_rows, found.published) == (360, 360, True)
 
 
+def test_how_many_rows_are_counted_as_one_follows_from_the_day_and_not_from_its_shards(
+    settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.core.sampling.LEAST_COUNTED", 25)
+    small = {
+        "drift": toy.drift.model_copy(update={"min_rows": 10}),
+        "inference": toy.inference.model_copy(update={"shard_rows": 50}),
+    }
+    spec = toy.model_copy(update=small)
+    planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1))
+    run_stub(settings, spec, planned.run_id)
+    store = open_store(settings, prefix=spec.prefix)
+    records = [read_shard_record(store, planned.run_id, shard.shard) for shard in planned.shards]
+    profiles = [record.profile for record in records if record and record.profile]
+    assert [profile["rows"] for profile in profiles] == [shard.rows for shard in planned.shards]
+    assert len(profiles) > 1 and planned.rows == 120
+    assert {profile["one_of"] for profile in profiles} == {4}
+
+
 def test_files_are_sorted_by_prediction_id_and_split_by_utc_date(
     settings: Settings, toy: PipelineSpec
 ) -> None:

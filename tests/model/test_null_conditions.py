@@ -153,3 +153,18 @@ def test_source_rows_of_another_length_are_refused() -> None:
     grid = ProfileSpec.fit(FEATURES, None, spec_of({"price": {"sales": 0}}))
     with pytest.raises(DataError, match="are 5 for 6 feature rows"):
         Profile.of(grid, FEATURES, np.full(6, 0.5), rows=ROWS.slice(1))
+
+
+@pytest.mark.parametrize("asked", ["gate", "visits"])
+def test_in_a_sample_the_nulls_to_expect_stand_for_their_neighbours_as_all_counts_do(asked: str) -> None:
+    grid = ProfileSpec.fit(
+        FEATURES, None, spec_of({"price": {asked: {"gate": "closed", "visits": 0}[asked]}})
+    )
+    places = np.random.default_rng(3).integers(0, 6, 40_000)
+    features, rows = FEATURES.take(pa.array(places)), ROWS.take(pa.array(places))
+    scores = np.full(40_000, 0.5)
+    whole = Profile.of(grid, features, scores, rows=rows)
+    sampled = Profile.of(grid, features, scores, rows=rows, one_of=8)
+    exact, found = (profile.expected_nulls["price"] for profile in (whole, sampled))
+    assert found % 8 == 0 and abs(found - exact) < 4 * 8 * np.sqrt(exact / 8)
+    assert found <= sampled.numeric["price"].nulls

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.model.attribution_sums import ExplainedRows
-from tasks.model.binning import bins_of
+from tasks.model.binning import Bins
 from tasks.model.profile import PROFILE_VERSION, Profile, ProfileSpec
 
 SPEC: PipelineSpec = parse_pipeline(
@@ -174,10 +174,12 @@ def test_the_number_of_distinct_values_is_close_while_it_is_small():
 def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
     rng = np.random.default_rng(seed)
     grid = np.unique(np.array(edges) * scale)
-    near = np.concatenate([grid, np.nextafter(grid, -np.inf), np.nextafter(grid, np.inf), [np.inf, -np.inf]])
+    near = np.concatenate([grid, np.nextafter(grid, -np.inf), np.nextafter(grid, np.inf)])
+    near = near[np.isfinite(near)]
     with np.errstate(over="ignore"):
         values = np.concatenate([rng.choice(near, 5_000), rng.normal(0, 500, 5_000) * scale])
-    assert np.array_equal(bins_of(grid, values), np.searchsorted(grid, values, side="right"))
+    values = values[np.isfinite(values)]
+    assert np.array_equal(Bins([grid])(values[None])[0], np.searchsorted(grid, values, side="right"))
 
 
 def test_a_feature_with_few_values_gets_one_bin_for_each():
@@ -403,3 +405,86 @@ def test_rows_chosen_in_two_ways_are_marked_whatever_the_order():
     for order in ((0, 1, 2), (2, 0, 1), (1, 0, 2)):
         found = Profile.merged(GRID, (parts[i] for i in order)).attributions
         assert found is not None and found.selection == "mixed" and found.rows == 15
+
+
+def test_a_sample_stands_for_all_rows_in_every_channel_and_says_how_many_were_counted():
+    table, scores = rows(40_000, seed=3)
+    whole, sampled = Profile.of(GRID, table, scores), Profile.of(GRID, table, scores, one_of=4)
+    assert (sampled.rows, sampled.counted, sampled.each) == (40_000, 10_000, 4.0)
+    for channel in GRID.channels:
+        exact, found = whole.histogram(channel), sampled.histogram(channel)
+        assert found.sum() == 40_000 and not (found % 4).any()
+        # four standard errors of a share among 10,000 rows, in rows of which each stands for four
+        error = 4 * 4 * np.sqrt(np.maximum(exact / 4 * (1 - exact / 40_000), 1))
+        assert (np.abs(found - exact) <= error).all(), channel
+    price = (whole.numeric["price"], sampled.numeric["price"])
+    assert price[1].mean == pytest.approx(price[0].mean, abs=4 * 14 / 100)
+    assert price[1].std == pytest.approx(price[0].std, rel=0.05)
+    assert sampled.score.mean == pytest.approx(whole.score.mean, abs=4 * 0.29 / 100)
+
+
+def test_samples_of_any_step_merge_to_their_rows_without_bias():
+    rng = np.random.default_rng(1)
+    errors = []
+    for seed in range(30):
+        parts = [
+            (rows(n, seed=100 * seed + i), one_of)
+            for i, (n, one_of) in enumerate([(9_000, 8), (3_000, 1), (6_100, 2)])
+        ]
+        rng.shuffle(parts)
+        merged = Profile.merged(GRID, [Profile.of(GRID, *part, one_of=one_of) for part, one_of in parts])
+        exact = Profile.merged(GRID, [Profile.of(GRID, *part) for part, _ in parts])
+        assert (merged.rows, merged.counted) == (18_100, 1_125 + 3_000 + 3_050)
+        assert 18_100 - merged.histogram("city").sum() < 8 + 2
+        errors.append(
+            merged.categorical["city"].counts / merged.rows - exact.categorical["city"].counts / exact.rows
+        )
+    error = np.array(errors)
+    assert (np.abs(error.mean(axis=0)) < 4 * error.std(axis=0) / np.sqrt(len(error)) + 10 / 18_100).all()
+
+
+def test_the_same_rows_are_sampled_again_and_a_sampled_profile_survives_json():
+    table, scores = rows(20_000, seed=5)
+    sampled = Profile.of(GRID, table, scores, one_of=8)
+    raw = json.loads(json.dumps(sampled.to_json(), allow_nan=False))
+    assert (raw["version"], raw["rows"], raw["counted"]) == (2, 20_000, 2_500)
+    assert Profile.from_json(GRID, raw) == sampled == Profile.of(GRID, table, scores, one_of=8)
+    assert Profile.from_json(GRID, raw).counted == 2_500
+
+
+def test_a_profile_of_all_rows_is_written_as_releases_without_samples_read_it():
+    raw = Profile.of(GRID, *rows(1_000), one_of=1).to_json()
+    assert raw["version"] == 1 and "counted" not in raw
+    assert Profile.from_json(GRID, raw).counted == 1_000
+
+
+@pytest.mark.parametrize(("n", "counted"), [(100, 100), (511, 511), (512, 256), (5_000, 5_000 // 19)])
+def test_of_a_short_shard_at_least_256_rows_are_counted(n, counted):
+    profile = Profile.of(GRID, *rows(n), one_of=64)
+    assert (profile.rows, profile.counted) == (n, counted)
+    assert n - profile.histogram("city").sum() < n / 256
+
+
+def test_a_sample_of_a_large_table_needs_the_columns_and_shapes_that_the_whole_needs():
+    table, scores = rows(2_000)
+    with pytest.raises(DataError, match="feature city: is missing"):
+        Profile.of(GRID, table.drop_columns(["city"]), scores, one_of=2)
+    with pytest.raises(DataError, match="have shape"):
+        Profile.of(
+            GRID, table, scores, ExplainedRows(np.ones(2_000, bool), np.ones((5, 4), np.float32)), one_of=2
+        )
+
+
+@pytest.mark.parametrize(("share", "summed"), [(1.0, 2_500), (0.2, 2_000), (0.05, 500)])
+def test_of_explained_rows_as_many_are_summed_as_rows_are_counted_or_all_when_they_are_fewer(share, summed):
+    table, scores = rows(10_000, seed=6)
+    mask = np.arange(10_000) % round(1 / share) == 0
+    values = np.random.default_rng(2).normal(1, 1, (int(mask.sum()), 4)).astype(np.float32)
+    whole = Profile.of(GRID, table, scores, ExplainedRows(mask, values)).attributions
+    found = Profile.of(GRID, table, scores, ExplainedRows(mask, values), one_of=4).attributions
+    assert whole is not None and found is not None
+    assert found.rows == summed and found.selection == whole.selection
+    assert found.means == pytest.approx(whole.means, abs=4 / np.sqrt(summed))
+    assert found.counts.sum() == 4 * summed
+    if summed == mask.sum():
+        assert found.to_json() == whole.to_json()

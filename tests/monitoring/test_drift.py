@@ -13,7 +13,15 @@ import pytest
 from tasks.core.errors import DataError
 from tasks.model.profile import PairCounts, PairGrid, Profile, ProfileSpec
 from tasks.monitoring import DaySignals, Monitor, measure_day, measure_days
-from tasks.monitoring.drift import association, calibrate, js_distance, same_weekdays
+from tasks.monitoring.contract import _empty
+from tasks.monitoring.drift import (
+    added_by_sampling,
+    association,
+    calibrate,
+    channel_distances,
+    js_distance,
+    same_weekdays,
+)
 
 MONITOR = Monitor.of(shop.SPEC, shop.GRID, shop.REFERENCE)
 
@@ -305,3 +313,67 @@ def test_association_is_zero_for_independent_columns_and_whole_for_equal_ones():
     assert bits([500, 0, 0, 500]) == pytest.approx(1, abs=0.002)
     assert bits([250, 250, 250, 250]) == 0
     assert bits([0, 0, 0, 0]) == 0
+
+    assert association(
+        PairCounts(PairGrid("a", "b", (0, 1, 2, 3)), 64 * np.array([5, 4, 3, 6]), 0, 0), 2, each=64
+    ) == bits([5, 4, 3, 6])
+
+
+def test_a_day_of_which_a_sample_was_counted_is_judged_as_one_of_so_many_rows_and_says_so():
+    table = shop.rows(shop.MONITORED, n=40_000)
+    scores = shop.probabilities(table)
+    whole, sampled = (Profile.of(shop.GRID, table, scores, one_of=one_of) for one_of in (1, 16))
+    assert sampled.rows == whole.rows and sampled.counted == whole.rows // 16
+    found = [
+        measure_day(shop.SPEC, MONITOR, day=shop.MONITORED, profile=profile, history={})
+        for profile in (whole, sampled)
+    ]
+    assert [day.rows for day in found] == [whole.rows] * 2
+    assert checks(found[0]) == checks(found[1])
+    assert found[1].statements[0] == (
+        f"Of {whole.rows:,} rows {sampled.counted:,} were counted, a sample spread over all of them."
+    )
+    assert found[0].statements == found[1].statements[1:]
+
+
+def test_what_chance_may_do_to_a_share_follows_from_the_rows_counted():
+    day = shop.MONITORED
+
+    def limit(one_of: int) -> float:
+        table = shop.rows(
+            day, n=40_000, change=lambda t, _: shop.with_column(t, "city", ["Ulm"] * t.num_rows)
+        )
+        profile = Profile.of(shop.GRID, table, shop.probabilities(table), one_of=one_of)
+        found = measure_day(shop.SPEC, MONITOR, day=day, profile=profile, history={}).findings
+        return next(item.limit for item in found if item.check == "unseen")
+
+    assert limit(1) == pytest.approx(0.005 + 3 / 40_000, rel=0.02)
+    assert limit(64) == pytest.approx(0.005 + 3 * 64 / 40_000, rel=0.02)
+
+
+def test_what_sampling_adds_to_a_distance_is_what_is_taken_out_before_the_smallest_effect():
+    days = [shop.MONITORED + timedelta(days=i) for i in range(30)]
+    pooled = [shop.profile(day, n=20_000) for day in days[:4]]
+    before = Profile.merged(shop.GRID, pooled)
+    added, found = [], []
+    for day in days:
+        table = shop.rows(day, n=20_000)
+        whole, sampled = (
+            Profile.of(shop.GRID, table, shop.probabilities(table), one_of=one_of) for one_of in (1, 16)
+        )
+        assert added_by_sampling(whole, before, "price") == 0
+        moved = [channel_distances(profile, before)["price"] ** 2 for profile in (whole, sampled)]
+        found.append(moved[1] - moved[0])
+        added.append(added_by_sampling(sampled, before, "price"))
+    assert np.mean(found) == pytest.approx(np.mean(added), rel=0.2)
+
+
+def test_a_sampled_day_without_any_value_is_seen_as_empty_though_its_last_rows_stand_for_nobody():
+    table = shop.rows(shop.MONITORED, n=40_000)
+    table = table.slice(0, table.num_rows // 16 * 16 - 3)
+    scores = shop.probabilities(table)
+    nothing = shop.with_column(table, "price", np.full(table.num_rows, np.nan))
+    whole, sampled = (Profile.of(shop.GRID, nothing, scores, one_of=one_of) for one_of in (1, 16))
+    assert sampled.numeric["price"].nulls < sampled.rows == whole.rows
+    assert _empty(sampled, "price") and _empty(whole, "price")
+    assert not _empty(sampled, "visits")

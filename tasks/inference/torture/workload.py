@@ -90,7 +90,7 @@ class TortureModel:
         parts = (encoded * self._weights).astype(np.float32)
         return TortureAttributions(parts, float(-self.version), np.zeros(len(encoded), np.float32))
 
-    def profile(self, *_counted: object) -> dict[str, Any] | None:
+    def profile(self, *_counted: object, **_how: object) -> dict[str, Any] | None:
         """Nothing monitors these rows."""
         return None
 

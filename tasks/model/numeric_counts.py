@@ -1,0 +1,324 @@
+"""Counts of numeric features: their grid, what is counted on it, and how, for many columns at once.
+
+A short column is counted with the others as a matrix, because the calls themselves would cost most; of a long one values that
+repeat are counted once (`occurrences`). Both give the same counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.model.binning import AT_ONCE, ROOM, SEEN_BITS, Bins, Mask, mark
+from tasks.model.occurrences import Occurrences
+
+MAX_BINS = 64
+
+_LIMIT = 1 << 23
+"""Fixed-point values are clipped here; `unit` is 1/4096 of a standard deviation, so at 2,048 of them."""
+_ROWS_AT_ONCE = 1 << 13
+"""Rows taken at a time at most: sums of so many squares stay below 2**63."""
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NumericGrid:
+    """Bins of a numeric feature: below `edges[0]`, `[edges[i], edges[i + 1])`, from `edges[-1]` up.
+
+    The first edge is the reference's minimum and the last one is just above its maximum, so the outer bins
+    count values out of the reference's range. A feature with few distinct values has one bin for each.
+    """
+
+    name: str
+    edges: tuple[float, ...]
+    centre: float
+    unit: float
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) + 1
+
+    @cached_property
+    def found(self) -> Bins:
+        """Finds the bins of this feature alone; made once, as it takes as long as finding thousands of them."""
+        return Bins([self.edges])
+
+
+@dataclass(frozen=True, eq=False)
+class NumericCounts:
+    """Counts of one numeric feature. `counts` follows the grid's bins; NaN counts as null."""
+
+    grid: NumericGrid
+    counts: IntArray
+    nulls: int
+    n: int
+    """Finite values; infinities are in the outer bins only."""
+    total: int
+    """Sum of (value - centre) / unit, rounded value by value."""
+    squares: int
+    low: float | None
+    high: float | None
+    seen: int
+    """512 bits, one set by each distinct value's hash; `distinct` reads it."""
+
+    @property
+    def mean(self) -> float | None:
+        return None if self.n == 0 else self.grid.centre + self.grid.unit * self.total / self.n
+
+    @property
+    def std(self) -> float | None:
+        """Population standard deviation; None without values."""
+        if self.n == 0:
+            return None
+        variance = (self.squares * self.n - self.total * self.total) / (self.n * self.n)
+        return float(self.grid.unit * np.sqrt(max(variance, 0.0)))
+
+    @property
+    def m2(self) -> float:
+        """Sum of squared deviations from the mean."""
+        return 0.0 if self.n == 0 else float((self.std or 0.0) ** 2 * self.n)
+
+    @property
+    def distinct(self) -> float:
+        """About how many distinct values there are; saturates near 3,000.
+
+        Source: Whang, Vander-Zanden & Taylor (1990), "A linear-time probabilistic counting algorithm".
+        """
+        empty = SEEN_BITS - self.seen.bit_count()
+        return float(SEEN_BITS * np.log(SEEN_BITS / max(empty, 1)))
+
+    @property
+    def out_of_range(self) -> int:
+        """Values below the reference's minimum or above its maximum."""
+        return int(self.counts[0]) + (int(self.counts[-1]) if len(self.counts) > 1 else 0)
+
+    def merge(self, other: NumericCounts) -> NumericCounts:
+        return NumericCounts(
+            self.grid,
+            self.counts + other.counts,
+            self.nulls + other.nulls,
+            self.n + other.n,
+            self.total + other.total,
+            self.squares + other.squares,
+            min((v for v in (self.low, other.low) if v is not None), default=None),
+            max((v for v in (self.high, other.high) if v is not None), default=None),
+            self.seen | other.seen,
+        )
+
+    def times(self, each: int) -> NumericCounts:
+        """As if each row had come `each` times."""
+        return replace(
+            self,
+            counts=self.counts * each,
+            nulls=self.nulls * each,
+            n=self.n * each,
+            total=self.total * each,
+            squares=self.squares * each,
+        )
+
+    def histogram(self) -> IntArray:
+        """Bins, then nulls; shape (bins + 1,)."""
+        return np.append(self.counts, self.nulls)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts.tolist(),
+            "nulls": self.nulls,
+            "n": self.n,
+            "total": self.total,
+            "squares": self.squares,
+            "low": self.low,
+            "high": self.high,
+            "seen": f"{self.seen:x}",
+        }
+
+    @classmethod
+    def from_json(cls, grid: NumericGrid, raw: Mapping[str, Any]) -> NumericCounts:
+        return cls(
+            grid,
+            counts_of(raw["counts"], grid.bins, grid.name),
+            int(raw["nulls"]),
+            int(raw["n"]),
+            int(raw["total"]),
+            int(raw["squares"]),
+            raw["low"],
+            raw["high"],
+            int(raw["seen"], 16),
+        )
+
+
+def counts_of(values: Sequence[int], size: int, channel: str) -> IntArray:
+    """Counts of a channel from JSON, shape (size,). Raises `ValueError` when they are not as many."""
+    counts = np.asarray(values, dtype=np.int64)
+    if counts.shape != (size,):
+        raise ValueError(f"{channel} has {counts.size} counts instead of {size}")
+    return counts
+
+
+def fit_numeric(name: str, values: FloatArray) -> NumericGrid:
+    """The grid of a feature's training values; NaN and infinities are left out."""
+    finite = np.sort(values[np.isfinite(values)])
+    if finite.size == 0:
+        return NumericGrid(name, (), 0.0, 1.0)
+    distinct = np.unique(finite)
+    if distinct.size > MAX_BINS - 2:
+        quantiles = np.quantile(finite, np.linspace(0, 1, MAX_BINS - 1)[:-1], method="inverted_cdf")
+        distinct = np.unique(quantiles)
+    edges = np.append(distinct, np.nextafter(finite[-1], np.inf))
+    spread = float(finite.std())
+    scale = spread if np.isfinite(spread) and spread > 0 else max(abs(float(finite[0])), 1.0)
+    return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
+
+
+def count_columns(
+    grids: Sequence[NumericGrid], bins: Bins, columns: Sequence[FloatArray]
+) -> list[NumericCounts]:
+    """Counts of each of F features.
+
+    Args:
+        grids: Of the features.
+        bins: Of these grids.
+        columns: One of each feature, shape (n,); NaN is null.
+    """
+    sums = _Sums(grids, bins)
+    size = min(_ROWS_AT_ONCE, max(AT_ONCE // max(len(grids), 1), 1))
+    for start in range(0, len(columns[0]) if columns else 0, size):
+        sums.add([column[start : start + size] for column in columns])
+    return sums.counts()
+
+
+class _Sums:
+    """Running sums of F features."""
+
+    def __init__(self, grids: Sequence[NumericGrid], bins: Bins) -> None:
+        self._grids, self._bins = grids, bins
+        self._centre = np.array([[grid.centre] for grid in grids])
+        self._unit = np.array([[grid.unit] for grid in grids])
+        sizes = np.array([grid.bins + 1 for grid in grids], np.int64)  # and one for nulls
+        self._ends = np.cumsum(sizes)
+        self._starts = (self._ends - sizes)[:, None]
+        self._histogram = np.zeros(int(sizes.sum()), np.int64)
+        self._n = np.zeros(len(grids), np.int64)
+        self._totals, self._squares = [0] * len(grids), [0] * len(grids)
+        self._low, self._high = np.full(len(grids), np.inf), np.full(len(grids), -np.inf)
+        self._marks = np.zeros(len(grids) * SEEN_BITS + 1, np.bool_)
+
+    def add(self, columns: Sequence[FloatArray]) -> None:
+        """Args: columns: Shape (k,) each, k at most `_ROWS_AT_ONCE`."""
+        rows = columns[0].size
+        values = ROOM.floats(2, (len(columns), rows))
+        for row, column in zip(values, columns, strict=True):
+            row[:] = column
+        finite = np.isfinite(values)
+        odd: list[tuple[Mask, IntArray]] = []
+        if not finite.all():
+            last = self._ends[:, None] - 1
+            odd = [(np.isnan(values), last), (values == np.inf, last - 1), (values == -np.inf, self._starts)]
+            np.copyto(values, self._centre, where=~finite)
+        places = self._bins(values)
+        places += self._starts
+        for where, place in odd:
+            np.copyto(places, place, where=where)
+        self._histogram += np.bincount(places.ravel(), minlength=self._histogram.size)
+        self._n += np.count_nonzero(finite, axis=1) if odd else rows
+        only: dict[str, Any] = {"where": finite} if odd else {}
+        np.minimum(self._low, np.min(values, axis=1, initial=np.inf, **only), out=self._low)
+        np.maximum(self._high, np.max(values, axis=1, initial=-np.inf, **only), out=self._high)
+        # What is odd lies at the centre now, which adds nothing.
+        self._add_moments(_fixed(values, self._centre, self._unit, ROOM.floats(0, values.shape)))
+        if not self._marks[:-1].all():  # else nothing more can change
+            mark(self._marks, values, ~finite if odd else None)
+
+    def _add_moments(self, fixed: FloatArray) -> None:
+        """Exact: in floating point where the squares stay below 2**53 together, else as integers."""
+        largest = np.maximum(fixed.max(axis=1), -fixed.min(axis=1))
+        sums, squares = fixed.sum(axis=1), np.einsum("ij,ij->i", fixed, fixed)
+        for i, whole in enumerate(largest * largest * fixed.shape[1] < 2.0**53):
+            self._totals[i] += int(sums[i])
+            exact = None if whole else fixed[i].astype(np.int64)
+            self._squares[i] += int(squares[i]) if exact is None else int(exact @ exact)
+
+    def counts(self) -> list[NumericCounts]:
+        """Of all that was added."""
+        found = []
+        for i, grid in enumerate(self._grids):
+            histogram = self._histogram[self._starts[i, 0] : self._ends[i]]
+            found.append(
+                NumericCounts(
+                    grid,
+                    histogram[:-1],
+                    int(histogram[-1]),
+                    int(self._n[i]),
+                    self._totals[i],
+                    self._squares[i],
+                    *_extremes(self._low[i], self._high[i]),
+                    _packed(self._marks[i * SEEN_BITS : (i + 1) * SEEN_BITS]),
+                )
+            )
+        return found
+
+
+def count_long(grid: NumericGrid, column: Occurrences) -> NumericCounts:
+    """Counts of one feature: values that repeat with how often they come, the others one by one, or beside them when they are few."""
+    some = column.counts > 0
+    values, times = column.values[some], column.counts[some]
+    if not values.size:
+        return count_columns([grid], grid.found, [column.rest])[0]
+    if column.rest.size <= _ROWS_AT_ONCE:
+        values = np.concatenate([values, column.rest])
+        return _repeated(grid, values, np.concatenate([times, np.ones(column.rest.size, np.int64)]))
+    rest = count_columns([grid], grid.found, [column.rest])[0]
+    return rest.merge(_repeated(grid, values, times))
+
+
+def _repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> NumericCounts:
+    """Counts of values that each come so many times."""
+    nulls, above, below = (
+        int(times[odd].sum()) for odd in (np.isnan(values), values == np.inf, values == -np.inf)
+    )
+    finite = np.isfinite(values)
+    if not finite.all():
+        values, times = values[finite], times[finite]
+    places = grid.found(values[None])[0]
+    counts = np.bincount(places, weights=times, minlength=grid.bins).astype(np.int64)
+    counts[-1] += above
+    counts[0] += below
+    fixed, n = _fixed(values, grid.centre, grid.unit, np.empty(values.size)), int(times.sum())
+    largest = float(np.abs(fixed).max(initial=0.0))
+    if largest * largest * n < 2.0**53:  # exact in floating point
+        total, squares = int(fixed @ times), int((fixed * fixed) @ times)
+    else:
+        pairs = list(zip(fixed.astype(np.int64).tolist(), times.tolist(), strict=True))
+        total, squares = sum(f * t for f, t in pairs), sum(f * f * t for f, t in pairs)
+    marks = np.zeros(SEEN_BITS + 1, np.bool_)
+    mark(marks, values[None])
+    extremes = _extremes(values.min(initial=np.inf), values.max(initial=-np.inf))
+    return NumericCounts(grid, counts, nulls, n, total, squares, *extremes, _packed(marks[:-1]))
+
+
+def _fixed(
+    values: FloatArray, centre: FloatArray | float, unit: FloatArray | float, out: FloatArray
+) -> FloatArray:
+    """Finite values in units of the grid, whole numbers."""
+    with np.errstate(over="ignore"):
+        np.subtract(values, centre, out=out)
+        out /= unit
+    np.rint(out, out=out)
+    return np.clip(out, -_LIMIT, _LIMIT, out=out)
+
+
+def _extremes(low: float, high: float) -> tuple[float | None, float | None]:
+    if low > high:  # no value
+        return None, None
+    return float(low) + 0.0, float(high) + 0.0  # minus zero has one JSON form with zero
+
+
+def _packed(marks: Mask) -> int:
+    return int.from_bytes(np.packbits(marks).tobytes(), "big")
