@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tasks.core import PipelineSpec, Settings, load_pipeline, object_store
+
+hypothesis.settings.register_profile("penstock", deadline=None)  # no test is about how fast a machine is
+hypothesis.settings.load_profile("penstock")
 
 TOY_PROJECT = Path(__file__).parent / "toy_project"
 LONGEST_FIRST = ("inference", "e2e", "production", "training", "tenancy", "wiring", "serving", "registry")

@@ -41,7 +41,6 @@ def ask_often(
 
     @hypothesis_settings(
         max_examples=15,
-        deadline=None,
         derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -412,7 +412,6 @@ texts = st.text(max_size=40)
 
 @hypothesis_settings(
     max_examples=30,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )

@@ -194,7 +194,7 @@ def test_without_values_and_with_all_attributions(store: ObjectStore) -> None:
     assert pc.list_flatten(found.column("attributions")).null_count == 0
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(
     parts=st.lists(
         st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3) | st.none(), min_size=1, max_size=6

@@ -116,5 +116,5 @@ class HotLogIsADict(RuleBasedStateMachine):
 
 TestHotLogIsADict = HotLogIsADict.TestCase
 TestHotLogIsADict.settings = settings(
-    max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, stateful_step_count=12, suppress_health_check=list(HealthCheck)
 )

@@ -87,7 +87,7 @@ POLICY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(POLICY, st.integers(0, 2**32 - 1))
 def test_a_row_is_chosen_or_not_whatever_batch_it_comes_in(policy: dict[str, Any], seed: int) -> None:
     spec = shop(**policy)
@@ -100,7 +100,7 @@ def test_a_row_is_chosen_or_not_whatever_batch_it_comes_in(policy: dict[str, Any
         assert explained_rows(spec, part(ROWS, np.array([one])))[0] == whole[one]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(POLICY, SHARE)
 def test_a_larger_share_explains_what_the_smaller_one_did(policy: dict[str, Any], share: float) -> None:
     less, more = sorted((policy["share"], share))
@@ -109,7 +109,7 @@ def test_a_larger_share_explains_what_the_smaller_one_did(policy: dict[str, Any]
     assert (larger | ~smaller).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(POLICY)
 def test_every_clause_adds_rows_and_takes_none_away(policy: dict[str, Any]) -> None:
     whole = explained_rows(shop(**policy), ROWS)
@@ -119,7 +119,7 @@ def test_every_clause_adds_rows_and_takes_none_away(policy: dict[str, Any]) -> N
     np.testing.assert_array_equal(whole, alone | bands | canary)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SHARE, SHARE)
 def test_shares_are_about_those_that_were_asked_for(share: float, of_bern: float) -> None:
     chosen = explained_rows(

@@ -156,4 +156,4 @@ class AnyWorkers(RuleBasedStateMachine):
 
 
 TestAnyWorkers = AnyWorkers.TestCase
-TestAnyWorkers.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAnyWorkers.settings = settings(max_examples=200, stateful_step_count=40)

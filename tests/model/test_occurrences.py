@@ -40,7 +40,7 @@ def test_a_function_of_the_value_reaches_every_row(kind):
 @given(
     st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50), st.integers(0, 2**32)
 )
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_every_row_is_counted_once_under_its_own_bits(values, seed):
     rng = np.random.default_rng(seed)
     column = rng.choice(np.array(values), ROWS)

@@ -88,7 +88,7 @@ def table_of(items: list[tuple[object, ...]]) -> tuple[pa.Table, np.ndarray]:
 
 
 @given(st.lists(ROW, max_size=60), st.lists(st.integers(0, 60), max_size=4), st.randoms())
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_the_merge_of_the_parts_in_any_order_is_the_profile_of_the_whole(items, cuts, random):
     table, scores = table_of(items)
     whole = Profile.of(GRID, table, scores)
@@ -101,7 +101,7 @@ def test_the_merge_of_the_parts_in_any_order_is_the_profile_of_the_whole(items, 
 
 
 @given(st.lists(ROW, max_size=40))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_every_row_is_counted_once_in_every_channel(items):
     profile = Profile.of(GRID, *table_of(items))
     for channel in GRID.channels:
@@ -109,7 +109,7 @@ def test_every_row_is_counted_once_in_every_channel(items):
 
 
 @given(st.lists(ROW, max_size=40))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_a_profile_survives_json_with_integer_counts_and_no_nan(items):
     profile = Profile.of(GRID, *table_of(items))
     text = json.dumps(profile.to_json(), allow_nan=False)
@@ -170,7 +170,7 @@ def test_the_number_of_distinct_values_is_close_while_it_is_small():
     st.sampled_from([1.0, 1e-9, 1e150, 1e300]),
     st.integers(0, 2**32),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
     rng = np.random.default_rng(seed)
     grid = np.unique(np.array(edges) * scale)
@@ -317,7 +317,7 @@ def explained(values: object) -> ExplainedRows:
     st.lists(st.integers(0, 40), max_size=4),
     st.randoms(),
 )
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_attribution_sums_merge_exactly_in_any_order_whichever_rows_were_explained(items, cuts, random):
     def of(part: list[tuple[tuple[object, ...], list[float] | None]]) -> Profile:
         table, scores = table_of([row for row, _ in part])

@@ -50,7 +50,7 @@ def test_a_calibrated_day_has_the_auc_and_brier_that_its_scores_promise():
 @given(
     st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.2, 0.5, 0.9]), st.booleans()), min_size=4, max_size=80)
 )
-@hypothesis_settings(max_examples=80, deadline=None)
+@hypothesis_settings(max_examples=80)
 def test_auc_agrees_with_scikit_learn_ties_included(items):
     scores = np.array([s for s, _ in items])
     labels = np.array([float(y) for _, y in items])

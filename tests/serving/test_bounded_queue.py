@@ -83,7 +83,7 @@ class QueueAgainstAModel(RuleBasedStateMachine):
 
 
 TestQueueAgainstAModel = QueueAgainstAModel.TestCase
-TestQueueAgainstAModel.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestQueueAgainstAModel.settings = hypothesis_settings(max_examples=150, stateful_step_count=40)
 
 
 def test_none_is_refused_and_false_values_are_items() -> None:

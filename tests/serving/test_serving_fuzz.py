@@ -43,7 +43,7 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
-FEW = hypothesis_settings(max_examples=300, deadline=None)
+FEW = hypothesis_settings(max_examples=300)
 
 
 @FEW
@@ -67,7 +67,7 @@ def test_both_forms_give_rows_or_a_refusal(raw: Any) -> None:
             assert isinstance(found, RawRequest) and isinstance(found.rows, list)
 
 
-@hypothesis_settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_rows_with_anything_in_them_are_answered_or_refused_by_name(
     shared: tuple[ModelServer, httpx.Client], made: Any, data: st.DataObject
@@ -101,7 +101,6 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
 
         @hypothesis_settings(
             max_examples=12,
-            deadline=None,
             derandomize=True,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

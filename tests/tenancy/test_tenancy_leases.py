@@ -106,7 +106,7 @@ def test_the_ledgers_time_never_goes_back_and_a_jump_ends_no_lease() -> None:
     assert ledger_time(100.0, NOON, NOON + timedelta(days=1), lease_s=60) == 115.0
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 40)), max_size=60), st.booleans()
 )

@@ -207,7 +207,7 @@ def fits(need: Resources, room: Resources) -> bool:
     return all(a <= b + 1e-5 for a, b in zip(need, room, strict=True))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(worlds())
 def test_any_allocation_stays_within_its_limits_and_is_the_same_in_any_order(
     world: tuple[Cluster, dict[str, Share], list[Run], float],
@@ -225,7 +225,7 @@ def test_any_allocation_stays_within_its_limits_and_is_the_same_in_any_order(
         assert width == 0 or run.least <= width <= run.most
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(worlds())
 def test_any_allocation_leaves_nothing_idle_that_a_run_could_use(
     world: tuple[Cluster, dict[str, Share], list[Run], float],
@@ -248,7 +248,7 @@ def test_any_allocation_leaves_nothing_idle_that_a_run_could_use(
         assert not room, f"{run} could have more"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(worlds())
 def test_a_tenant_that_asks_for_its_guarantee_has_it_whatever_others_do(
     world: tuple[Cluster, dict[str, Share], list[Run], float],
@@ -267,7 +267,7 @@ def test_a_tenant_that_asks_for_its_guarantee_has_it_whatever_others_do(
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(worlds())
 def test_nobody_is_lent_a_worker_while_an_equal_with_a_lower_level_could_use_it(
     world: tuple[Cluster, dict[str, Share], list[Run], float],
@@ -321,7 +321,7 @@ def test_in_the_long_run_every_share_is_the_one_that_it_is_entitled_to() -> None
     assert max(map(abs, errors.values())) < 0.015, errors
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(worlds(), st.integers(1, 8))
 def test_a_larger_guarantee_never_gives_a_tenant_less(
     world: tuple[Cluster, dict[str, Share], list[Run], float], more: int
@@ -338,7 +338,7 @@ def test_a_larger_guarantee_never_gives_a_tenant_less(
     assert fits(before, after)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False), st.integers(0, 2), st.booleans())
 def test_no_run_waits_for_ever_whoever_comes_after_it(random: Random, handicap: int, gang: bool) -> None:
     """An adversary sends five times what the cluster can do, of higher priorities, for ever.
@@ -382,7 +382,7 @@ def test_no_run_waits_for_ever_whoever_comes_after_it(random: Random, handicap: 
     raise AssertionError("the victim never started")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(worlds(), st.data())
 def test_a_queue_that_changed_often_is_the_queue_of_what_is_left(
     world: tuple[Cluster, dict[str, Share], list[Run], float], data: st.DataObject
