@@ -392,7 +392,8 @@ def test_a_slow_store_holds_the_worker_back_and_no_rows_pile_up(
     assert proxy.met("delay") == len(sizes) == 2 * len(planned.shards) == 36
     # The probe lets eight threads race for one byte each before the first shard.
     assert proxy.in_flight.most_bytes <= max(sizes) + 8
-    assert max(held[1:]) <= 2 * held[0], "the last shard holds no more than the first"
+    # The next shard's rows are there or not yet; rows that piled up would be 18 shards' at the end and six shards' here.
+    assert max(held[6:]) <= 2 * max(held[:6]), "the last shards hold no more than the first"
 
 
 def full_at(disk: SmallDisk, point: str) -> Callable[[str], None]:

@@ -103,7 +103,7 @@ class TestTheChain:
         assert len({actor["node_id"] for actor in actors if actor["class_name"] == "ShardActor"}) == 2
 
     def test_the_monitor_judges_the_days_and_archives_explanations(self, line: Line) -> None:
-        first, last = days(0, DAYS - 1)  # not the day of the blizzard, whose nulls would hold the scoring
+        first, last = days(0, DAYS - 1)  # not the blizzard's: what the monitor says of it is another test's
         line.installation.trigger(MONITOR, "days-1", first_day=first, last_day=last, as_of="2013-03-15")
         line.installation.succeeded(MONITOR, "days-1")
         assert line.airflow.xcom(MONITOR, "days-1", "decide", "verdict")
