@@ -12,6 +12,7 @@ from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.inference.records import shard_key
 from tasks.metadata import MetadataStore
+from tasks.model.profile import PROFILE_VERSION
 
 _GIVEN = "np.where(rng.random(n) < 0.01, None, bought)"
 _STOPPED = "np.where(rng.random(n) < (2 if day >= date(2024, 2, 9) else 0.01), None, bought)"
@@ -221,7 +222,7 @@ def test_a_profile_that_this_release_cannot_read_leaves_its_day_unjudged_with_th
     key = shard_key(run["run_id"], 7)
     record = json.loads(store.get(key))
     assert record["profile"]["attributions"]["rows"] > 0
-    record["profile"]["version"] += 1
+    record["profile"]["version"] = PROFILE_VERSION + 1
     store.put(key, json.dumps(record).encode())
     measured = step(installation, "measure_window", **days_of(run))
     assert measured["days"] == 4
