@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.spec import PipelineSpec
+from tasks.core.splitmix import mix
 
 Mask = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -58,10 +59,7 @@ def one_of_each(n: int, size: int) -> IntArray:
     groups = np.arange(n // size, dtype=np.uint64)
     sizes = np.full(groups.size, size, np.uint64)
     sizes[-1:] += np.uint64(n % size)
-    mixed = groups + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed ^= mixed >> np.uint64(shift)
-        mixed *= np.uint64(factor)
+    mixed = mix(groups + np.uint64(0x9E3779B97F4A7C15))
     mixed ^= mixed >> np.uint64(31)
     places: IntArray = (groups * np.uint64(size) + mixed % sizes).view(np.int64)
     return places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -470,20 +471,12 @@ class PipelineSpec(_Record):
 
     @model_validator(mode="after")
     def _dated_features(self) -> PipelineSpec:
-        unknown = sorted(set(self.gates.known_at) - set(self.features.names))
-        if unknown:
-            raise ValueError(
-                f"gates.known_at names {unknown}, which are no features; use some of: {', '.join(self.features.names)}"
-            )
+        self._refuse_other_features("gates.known_at", self.gates.known_at)
         return self
 
     @model_validator(mode="after")
     def _known_null_conditions(self) -> PipelineSpec:
-        unknown = sorted(set(self.drift.null_when) - set(self.features.names))
-        if unknown:
-            raise ValueError(
-                f"drift.null_when names {unknown}, which are no features; use some of: {', '.join(self.features.names)}"
-            )
+        self._refuse_other_features("drift.null_when", self.drift.null_when)
         for feature, when in self.drift.null_when.items():
             if feature in when:
                 raise ValueError(
@@ -495,6 +488,13 @@ class PipelineSpec(_Record):
                     f"drift.null_when.{feature} asks {later}, which are outcomes: rows that are scored do not have them"
                 )
         return self
+
+    def _refuse_other_features(self, field: str, named: Iterable[str]) -> None:
+        unknown = sorted(set(named) - set(self.features.names))
+        if unknown:
+            raise ValueError(
+                f"{field} names {unknown}, which are no features; use some of: {', '.join(self.features.names)}"
+            )
 
     @model_validator(mode="after")
     def _known_stratum(self) -> PipelineSpec:

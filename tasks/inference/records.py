@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from tasks.core.delta import TableFile
@@ -123,9 +125,13 @@ class Plan(JsonRecord):
         """Source days, ascending, each once."""
         return tuple(sorted({shard.day for shard in self.shards}))
 
-    def rows_of(self, day: date) -> int:
-        """Rows of a source day, in all of its shards."""
-        return sum(shard.rows for shard in self.shards if shard.day == day)
+    @cached_property
+    def rows_by_day(self) -> Counter[date]:
+        """Rows of each source day, in all of its shards."""
+        found: Counter[date] = Counter()
+        for shard in self.shards:
+            found[shard.day] += shard.rows
+        return found
 
     def bytes_read(self, shard: int) -> int:
         """What a shard reads: of its partition's bytes, the part that the rows of its row groups are of all rows."""

@@ -301,7 +301,7 @@ class ShardWorker:
             np.concatenate([batch.explained for batch in batches]),
             np.concatenate([batch.attributions for batch in batches]),
             _scored_rows(rows, task, batches),
-            one_of=rows_counted_as_one(self.spec, self.plan.rows_of(task.day)),
+            one_of=rows_counted_as_one(self.spec, self.plan.rows_by_day[task.day]),
         )
         if exposed is None:
             parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.splitmix import mix
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -119,10 +121,7 @@ def mark(marks: Mask, values: FloatArray, left_out: Mask | None = None) -> None:
         np.add(values, 0.0, out=hashed).view(np.uint64),
         shifted.view(np.uint64),
     )  # minus zero is zero
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        np.right_shift(bits, np.uint64(shift), out=some)
-        bits ^= some
-        bits *= np.uint64(factor)
+    mix(bits, some)
     bits >>= np.uint64(55)
     bits += np.arange(0, marks.size - 1, SEEN_BITS, dtype=np.uint64)[:, None]
     if left_out is not None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-ROLE = "penstock_{}"
-"""Name of a tenant's login."""
+from tasks.core.mlflow_login import tenant_user
 
 _READ, _ADD = "SELECT", "SELECT, INSERT"
 _CHANGE, _OWN = "SELECT, INSERT, UPDATE", "SELECT, INSERT, UPDATE, DELETE"
@@ -45,7 +44,7 @@ def postgres_policy(tenant: str) -> str:
 
     Source: PostgreSQL, "Row Security Policies".
     """
-    return "\n".join(_lines(tenant, ROLE.format(tenant))) + "\n"
+    return "\n".join(_lines(tenant, tenant_user(tenant))) + "\n"
 
 
 def _lines(tenant: str, role: str) -> Iterator[str]:

@@ -70,11 +70,10 @@ def reference_profiles(
 
 def _say_idle(grid: ProfileSpec, profiles: Mapping[date, Profile]) -> None:
     """Null conditions that hold for no null of these days are logged: most likely a value is misspelt."""
-    whole = Profile.merged(grid, profiles.values())
     for condition in grid.null_conditions:
         name = condition.feature
-        nulls = (whole.numeric.get(name) or whole.categorical[name]).nulls
-        if nulls and not whole.expected_nulls[name]:
+        nulls = sum((day.numeric.get(name) or day.categorical[name]).nulls for day in profiles.values())
+        if nulls and not any(day.expected_nulls[name] for day in profiles.values()):
             logger.warning(
                 "drift.null_when.%s: of its %d nulls on %d reference days none is where %s",
                 *(name, nulls, len(profiles), condition.in_words),

@@ -8,8 +8,16 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tasks.core import ObjectStore, PipelineSpec, Settings, Verdict, load_pipeline, open_store
-from tasks.core.errors import ConfigError, NotFound
+from tasks.core import (
+    ObjectStore,
+    PipelineSpec,
+    Settings,
+    Verdict,
+    load_pipeline,
+    open_store,
+    pipeline_names,
+)
+from tasks.core.errors import ConfigError, NotFound, PenstockError
 from tasks.core.partitions import load_snapshot
 from tasks.core.records import Snapshot
 from tasks.core.spec import Window
@@ -74,6 +82,17 @@ class Context:
 def open_context(settings: Settings, pipeline: str) -> Context:
     """Raises `NotFound` or `ConfigError` when the pipeline's folder or file is not right."""
     return Context(settings, load_pipeline(settings, pipeline))
+
+
+def readable_pipelines(settings: Settings) -> tuple[list[PipelineSpec], list[dict[str, str]]]:
+    """Every pipeline by name; and of those that cannot be read `pipeline` and `error`."""
+    specs, broken = [], []
+    for name in pipeline_names(settings):
+        try:
+            specs.append(load_pipeline(settings, name))
+        except PenstockError as error:
+            broken.append({"pipeline": name, "error": str(error)})
+    return specs, broken
 
 
 def in_short(verdict: Verdict) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.core import Settings, load_pipeline, pipeline_names
-from tasks.core.errors import ConfigError, NotFound, PenstockError
+from tasks.core import Settings
+from tasks.core.errors import ConfigError, NotFound
 from tasks.core.mlflow_login import (
     ADMIN,
     ADMIN_PASSWORD,
@@ -25,6 +25,7 @@ from tasks.core.spec import PipelineSpec
 from tasks.core.tenants import tenant_file, tenant_names
 from tasks.local.parts import write_for_owner
 from tasks.tenancy.mlflow_policy import Changes, Owners, changes
+from tasks.wiring.context import readable_pipelines
 
 _WORD = {EXPERIMENT: "experiment", MODEL: "model"}
 
@@ -52,7 +53,7 @@ def sync_mlflow(
         ServiceUnavailable: MLflow does not answer.
     """
     names = _asked(settings, tenants)
-    specs, broken = _pipelines(settings)
+    specs, broken = readable_pipelines(settings)
     owners = Owners(
         frozenset(tenant_names(settings)),
         {spec.model_name: spec.tenant for spec in specs},
@@ -93,16 +94,6 @@ def _asked(settings: Settings, tenants: Sequence[str]) -> list[str]:
                 fix=f"use one of: {', '.join(known) or 'none yet'}",
             )
     return sorted(set(tenants)) or known
-
-
-def _pipelines(settings: Settings) -> tuple[list[PipelineSpec], list[dict[str, str]]]:
-    specs, broken = [], []
-    for name in pipeline_names(settings):
-        try:
-            specs.append(load_pipeline(settings, name))
-        except PenstockError as error:
-            broken.append({"pipeline": name, "error": str(error)})
-    return specs, broken
 
 
 def _admin(settings: Settings) -> Login:

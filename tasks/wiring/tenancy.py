@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tasks.core import Clock, Settings, load_pipeline, pipeline_names, utc_now
-from tasks.core.errors import PenstockError
+from tasks.core import Clock, Settings, utc_now
 from tasks.core.tenants import load_tenant, pools_of, tenant_names
 from tasks.wiring.admission import cluster_status
+from tasks.wiring.context import readable_pipelines
 from tasks.wiring.costs import cost_ledger
 
 
@@ -23,12 +23,9 @@ def tenancy_status(
         may_see: Whether a tenant may be shown, by its name.
     """
     pipelines: dict[str, list[str]] = {}
-    broken = []
-    for name in pipeline_names(settings):
-        try:
-            pipelines.setdefault(load_pipeline(settings, name).tenant, []).append(name)
-        except PenstockError as error:
-            broken.append({"pipeline": name, "error": str(error)})
+    specs, broken = readable_pipelines(settings)
+    for spec in specs:
+        pipelines.setdefault(spec.tenant, []).append(spec.name)
     ledger = cost_ledger(settings, may_see=may_see, clock=clock)
     spent = {item["tenant"]: item for item in ledger["by_tenant"]}
     tenants = []
