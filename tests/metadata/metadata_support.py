@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from datetime import date, timedelta
 from typing import Any
 
+from children import at_once, die
 from sqlalchemy import create_engine, text
 
 from tasks.core import Finding, Settings, Verdict, utc_now
-from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope
+from tasks.metadata import CanaryStep, MetadataStore, ModelVersion, NewMetric, Scope, schema
 from tasks.metadata.deployments import NewEvent
 from tasks.metadata.records import Owner
 from tasks.metadata.tables import metadata
@@ -20,24 +20,24 @@ DAY = date(2024, 3, 1)
 
 def opened_at_once(settings: Settings, count: int) -> list[str]:
     """Open the store in so many processes at the same moment: `ok` from each, or its error."""
-    context = multiprocessing.get_context("fork")
-    gate, results = context.Barrier(count), context.SimpleQueue()
 
-    def opener() -> None:
-        gate.wait(30)
-        try:
-            MetadataStore.open(settings).head(TOY)
-            results.put("ok")
-        except Exception as error:
-            results.put(repr(error))
+    def opened() -> str:
+        MetadataStore.open(settings).head(TOY)
+        return "ok"
 
-    children = [context.Process(target=opener) for _ in range(count)]
-    for child in children:
-        child.start()
-    outcomes = [results.get() for _ in children]
-    for child in children:
-        child.join(30)
-    return outcomes
+    return at_once(*[opened] * count)
+
+
+def dies_once_migrated(settings: Settings) -> None:
+    """Open the store, and be killed when the schema is made and not yet committed."""
+    migrate = schema._migrate
+
+    def migrate_and_die(*arguments: Any, **more: Any) -> None:
+        migrate(*arguments, **more)
+        die()
+
+    schema._migrate = migrate_and_die
+    MetadataStore.open(settings)
 
 
 def event(version: int, kind: str = "promote") -> NewEvent:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import services
+from children import die, killed
 from metadata_support import DAY, OTHER, TOY, held, populate, verdict
 from sqlalchemy import create_engine, insert, inspect, select, text
 
@@ -158,14 +156,11 @@ def test_a_copy_that_is_killed_leaves_no_row_and_can_be_repeated(
     populate(MetadataStore.open(settings))
 
     def dies() -> None:
-        def kill(*_: object, **__: object) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
         if moment == "between tables":
             real, left = copying.copied_table, iter(range(6))
-            copying.copied_table = lambda *a, **k: real(*a, **k) if next(left, None) is not None else kill()
+            copying.copied_table = lambda *a, **k: real(*a, **k) if next(left, None) is not None else die()
         elif moment == "after comparing":
-            copying._number_on = kill
+            copying._number_on = die
         else:
             from sqlalchemy.engine.base import RootTransaction
 
@@ -173,15 +168,12 @@ def test_a_copy_that_is_killed_leaves_no_row_and_can_be_repeated(
 
             def then_no_commit(*arguments: Any) -> None:
                 renumber(*arguments)
-                RootTransaction.commit = kill  # type: ignore[method-assign]
+                RootTransaction.commit = die  # type: ignore[method-assign]
 
             copying._number_on = then_no_commit
         copy_metadata(settings.metadata_url, target)
 
-    child = multiprocessing.get_context("fork").Process(target=dies)
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    killed(dies)
     assert set(held(target).values()) == {0}
     assert copy_metadata(settings.metadata_url, target).rows == sum(held(settings.metadata_url).values())
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +15,8 @@ import services
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from metadata_support import opened_at_once
+from children import killed
+from metadata_support import dies_once_migrated, opened_at_once
 from sqlalchemy import create_engine, inspect, text
 
 from tasks.core import Settings
@@ -69,24 +68,7 @@ def test_the_door_does_not_import_sqlalchemy() -> None:
 
 
 def test_a_process_killed_while_it_migrates_leaves_an_empty_database_that_opens(settings: Settings) -> None:
-    context = multiprocessing.get_context("fork")
-
-    def dies() -> None:
-        from tasks.metadata import schema as doomed
-
-        real = doomed._migrate
-
-        def migrate_and_die(*args: object, **kwargs: object) -> None:
-            real(*args, **kwargs)  # type: ignore[arg-type]
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        doomed._migrate = migrate_and_die
-        MetadataStore.open(settings)
-
-    child = context.Process(target=dies)
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    killed(lambda: dies_once_migrated(settings))
     with create_engine(settings.metadata_url).connect() as connection:
         assert inspect(connection).get_table_names() == []
     assert MetadataStore.open(settings).head(TOY).event_id == 0

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from metadata_support import OTHER, TOY, event, opened_at_once, populate, verdict
+from children import killed
+from metadata_support import OTHER, TOY, dies_once_migrated, event, opened_at_once, populate, verdict
 from sqlalchemy import MetaData, create_engine, insert, select, text
 
 from tasks.core import Settings
@@ -124,22 +122,7 @@ def test_an_upgrade_that_is_killed_leaves_the_older_database_as_it_was(
     before = an_older(settings, REVISIONS[1], tmp_path)
     old = reflected(settings.metadata_url)
 
-    def dies() -> None:
-        from tasks.metadata import schema as doomed
-
-        real = doomed._migrate
-
-        def migrate_and_die(*args: Any, **kwargs: Any) -> None:
-            real(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        doomed._migrate = migrate_and_die
-        MetadataStore.open(settings)
-
-    child = multiprocessing.get_context("fork").Process(target=dies)
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    killed(lambda: dies_once_migrated(settings))
     assert set(reflected(settings.metadata_url).tables) == set(old.tables)
     assert rows_of(settings.metadata_url, old) == before
     MetadataStore.open(settings)

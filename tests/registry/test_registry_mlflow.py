@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import services
+from children import killed
 from registry_support import Trained, passing
 
 from tasks import registry
@@ -49,18 +47,6 @@ def promote(
     return registry.promote(
         settings, spec, version, expected=expected, actor="tests", reason="better", check=loads
     )
-
-
-def killed(action: Callable[[], Any]) -> None:
-    """Run `action` in a child process that must be killed by SIGKILL in it."""
-    child = multiprocessing.get_context("fork").Process(target=action)
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
-
-
-def die(*args: object, **kwargs: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -203,9 +189,7 @@ def test_promotion_moves_both_aliases(two: Settings, spec: PipelineSpec, mlflow:
 def test_a_process_killed_between_event_and_alias_is_reconciled(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowRegistry, "set_alias", die)
-        killed(lambda: promote(two, spec, 2, 1))
+    killed(lambda: promote(two, spec, 2, 1), MlflowRegistry, "set_alias")
     live = registry.champion(two, spec)
     assert live is not None and live.version == 2
     assert mlflow.aliases(spec.model_name) == {"champion": 1, "challenger": 2}
@@ -221,9 +205,7 @@ def test_a_process_killed_between_event_and_alias_is_reconciled(
 def test_a_retry_after_a_kill_between_event_and_alias_moves_the_alias(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowRegistry, "set_alias", die)
-        killed(lambda: promote(two, spec, 2, 1))
+    killed(lambda: promote(two, spec, 2, 1), MlflowRegistry, "set_alias")
     again = promote(two, spec, 2, 1)
     assert (again.version, again.event_id, again.alias_pending) == (2, 2, False)
     assert mlflow.aliases(spec.model_name) == {"champion": 2}
@@ -232,9 +214,7 @@ def test_a_retry_after_a_kill_between_event_and_alias_moves_the_alias(
 def test_a_process_killed_after_the_alias_and_before_its_note_is_no_hand(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(MetadataStore, "record_projection", die)
-        killed(lambda: promote(two, spec, 2, 1))
+    killed(lambda: promote(two, spec, 2, 1), MetadataStore, "record_projection")
     assert mlflow.aliases(spec.model_name)["champion"] == 2
     down = dataclasses.replace(two, mlflow_url=f"http://127.0.0.1:{services.free_port()}")
     assert registry.rollback(down, spec, actor="tests", reason="worse", check=loads).alias_pending
@@ -245,9 +225,7 @@ def test_a_process_killed_after_the_alias_and_before_its_note_is_no_hand(
 def test_a_process_killed_before_the_event_leaves_everything(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(MetadataStore, "append_events", die)
-        killed(lambda: promote(two, spec, 2, 1))
+    killed(lambda: promote(two, spec, 2, 1), MetadataStore, "append_events")
     live = registry.champion(two, spec)
     assert live is not None and live.version == 1
     assert registry.reconcile(two, spec) == []
@@ -263,9 +241,8 @@ def test_a_registration_killed_half_way_is_completed_by_its_retry(
     crash: str,
 ) -> None:
     trained = train("a")
-    with monkeypatch.context() as patch:
-        patch.setattr(MetadataStore if crash == "record_model_version" else challengers, crash, die)
-        killed(lambda: register(with_mlflow, spec, trained))
+    owner = MetadataStore if crash == "record_model_version" else challengers
+    killed(lambda: register(with_mlflow, spec, trained), owner, crash)
     assert mlflow.aliases(spec.model_name) == {}
     assert register(with_mlflow, spec, trained).version == 1
     assert mlflow.versions_with_tag(spec.model_name, "penstock.bundle_digest", "a" * 64) == [1]

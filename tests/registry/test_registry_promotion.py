@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import threading
 from datetime import timedelta
+from functools import partial
 
 import pytest
+from children import at_once
 from registry_support import record_versions
 
 from tasks import registry
@@ -86,29 +86,15 @@ def test_of_fifty_processes_that_promote_at_once_one_wins(
     without_mlflow: Settings, spec: PipelineSpec
 ) -> None:
     record_versions(without_mlflow, spec, 50)
-    context = multiprocessing.get_context("fork")
-    gate = context.Barrier(50)
-    results = context.SimpleQueue()
-
-    def contend(version: int) -> None:
-        gate.wait(60)
-        try:
-            promote(without_mlflow, spec, version, None, f"actor-{version}")
-            results.put((version, "won"))
-        except Exception as error:
-            results.put((version, type(error).__name__))
-
-    children = [context.Process(target=contend, args=(version,)) for version in range(1, 51)]
-    gc.freeze()  # a collection in a child would write to, and so copy, every object of this process
-    for child in children:
-        child.start()
-    gc.unfreeze()
-    outcomes = dict(results.get() for _ in children)
-    for child in children:
-        child.join(60)
-    winners = [version for version, outcome in outcomes.items() if outcome == "won"]
+    outcomes = at_once(
+        *[
+            partial(promote, without_mlflow, spec, version, None, f"actor-{version}")
+            for version in range(1, 51)
+        ]
+    )
+    winners = [outcome.version for outcome in outcomes if isinstance(outcome, Deployment)]
     assert len(winners) == 1
-    assert sorted(outcomes.values()) == ["PromotionConflict"] * 49 + ["won"]
+    assert sum(str(outcome).startswith("PromotionConflict: ") for outcome in outcomes) == 49
     live = registry.champion(without_mlflow, spec)
     assert live is not None and live.version == winners[0]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
+from children import at_once
 from database_fixtures import on_database
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -295,37 +296,23 @@ def test_the_status_shows_who_borrows_and_why_a_run_waits(two: Settings) -> None
 def test_processes_that_ask_at_the_same_moment_never_get_more_than_there_is(two: Settings) -> None:
     """Eight drivers of two tenants beat as fast as they can; each takes what it is granted and gives some of it back."""
     MetadataStore.open(two)
-    processes = multiprocessing.get_context("fork")
-    gate, results = processes.Barrier(8), processes.SimpleQueue()
 
-    def driver(number: int) -> None:
-        try:
-            red = asked(two, ("red", "blue")[number % 2], f"r{number}")
-            draw, workers, most_seen = random.Random(number), 0, 0.0
-            gate.wait(60)
-            for _ in range(12):
-                try:
-                    width = red.holder.beat(NOTHING, workers=workers, most=draw.randint(1, 4)).width
-                except (
-                    ServiceUnavailable
-                ):  # others have held the lock for seconds: it goes on with what it has
-                    continue
-                workers = max(min(workers, width), width if draw.random() < 0.7 else min(workers, width))
-                held = sum(max(row["width"], row["workers"]) for row in MetadataStore.open(two).lease_rows())
-                most_seen = max(most_seen, held)
-            while any(row["run_id"] == f"r{number}" for row in MetadataStore.open(two).lease_rows()):
-                red.holder.end({**NOTHING, "allocated_s": 1.0}, "finished")
-            results.put(most_seen)
-        except BaseException as error:
-            gate.abort()
-            results.put(repr(error))
+    def driver(number: int) -> float:
+        red = asked(two, ("red", "blue")[number % 2], f"r{number}")
+        draw, workers, most_seen = random.Random(number), 0, 0.0
+        for _ in range(12):
+            try:
+                width = red.holder.beat(NOTHING, workers=workers, most=draw.randint(1, 4)).width
+            except ServiceUnavailable:  # others have held the lock for seconds: it goes on with what it has
+                continue
+            workers = max(min(workers, width), width if draw.random() < 0.7 else min(workers, width))
+            held = sum(max(row["width"], row["workers"]) for row in MetadataStore.open(two).lease_rows())
+            most_seen = max(most_seen, held)
+        while any(row["run_id"] == f"r{number}" for row in MetadataStore.open(two).lease_rows()):
+            red.holder.end({**NOTHING, "allocated_s": 1.0}, "finished")
+        return most_seen
 
-    drivers = [processes.Process(target=driver, args=(number,)) for number in range(8)]
-    for one in drivers:
-        one.start()
-    found = [results.get() for _ in drivers]
-    for one in drivers:
-        one.join()
+    found = at_once(*[partial(driver, number) for number in range(8)])
     assert all(isinstance(one, int | float) and 0 < one <= 4 for one in found), found
     store = MetadataStore.open(two)
     assert store.lease_rows() == []

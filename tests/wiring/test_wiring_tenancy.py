@@ -5,23 +5,24 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import multiprocessing
 import shutil
 from calendar import monthrange
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import services
+from children import at_once
 from database_fixtures import on_database
 from wiring_support import Finished, edit, pipeline_file, plan_next_days, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store, utc_now
-from tasks.core.errors import ConfigError, PenstockError, TerminalError, TransientError
+from tasks.core.errors import ConfigError, TerminalError, TransientError
 from tasks.core.partitions import load_snapshot
 from tasks.core.pools import POOLS, RAY_POOL
 from tasks.core.tenants import pools_of
@@ -308,25 +309,14 @@ def test_of_two_that_begin_at_the_same_moment_the_budget_lets_only_those_in_that
     say(database, "budget: {month_hard: 100}", name="red")
     begun(database, "red", "one", 20.0)
     begun(database, "red", "two", 20.0)
-    processes = multiprocessing.get_context("fork")
-    gate, results = processes.Barrier(4), processes.SimpleQueue()
 
-    def begin(number: int) -> None:
+    def begin(number: int) -> str:
         context = open_context(database, ("one", "two")[number % 2])
-        gate.wait(60)
-        try:
-            reserve_budget(context, "scoring", f"s{number}", rows=15)  # is expected to cost 30
-            results.put("begun")
-        except PenstockError as error:
-            results.put(str(error))
+        reserve_budget(context, "scoring", f"s{number}", rows=15)  # is expected to cost 30
+        return "begun"
 
-    drivers = [processes.Process(target=begin, args=(number,)) for number in range(4)]
-    for one in drivers:
-        one.start()
-    found = sorted(results.get() for _ in drivers)
-    for one in drivers:
-        one.join()
-    assert found[0] == "begun" and found.count("begun") == 2, found
+    found = at_once(*[partial(begin, number) for number in range(4)])
+    assert found.count("begun") == 2, found
     assert all("60.00 are reserved" not in text or "has to wait" in text for text in found)
     waits = [text for text in found if text != "begun"]
     assert all(
