@@ -54,6 +54,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         child.start()
     for child in children:
         child.join(120)
+        child.kill()  # only of one that is still there
     found = {}
     while not answers.empty():
         found.update([answers.get()])
@@ -71,7 +72,9 @@ def killed(call: Callable[[], Any], owner: Any = None, name: str = "") -> None:
     child = _SERVED.Process(target=_Call(run))
     child.start()
     child.join(60)
-    assert child.exitcode == -signal.SIGKILL
+    ended = child.exitcode
+    child.kill()
+    assert ended == -signal.SIGKILL
 
 
 def die(*_: object, **__: object) -> None:
