@@ -237,17 +237,14 @@ def test_the_entry_point_gives_secrets_to_the_program_and_says_which_is_missing(
 
 def test_mlflow_asks_for_the_login_that_the_others_are_given(tmp_path: Path) -> None:
     database = "postgresql+psycopg://penstock@postgres/mlflow"
-    assert COMPOSED["configs"]["mlflow_logins"]["content"] == MLFLOW_LOGINS.format(
-        user=ADMIN, database_url=database
-    )
-    (mounted,) = SERVICES["mlflow"]["configs"]
-    assert mounted["source"] == "mlflow_logins"
     environment = OURS["mlflow"]["environment"]
-    assert mounted["target"] == environment["MLFLOW_AUTH_CONFIG_PATH"]
+    (mounted,) = SERVICES["mlflow"]["volumes"]  # who may write files by MLflow writes into no other service's
+    source, target, mode = mounted.split(":")
+    assert (ROOT / source).read_text() == MLFLOW_LOGINS.format(user=ADMIN, database_url=database)
+    assert (target, mode) == (environment["MLFLOW_AUTH_CONFIG_PATH"], "ro")
     assert environment["MLFLOW_TRACKING_USERNAME"] == SERVICE_USER != ADMIN
     others = [service for name, service in OURS.items() if name not in OF_MLFLOW_ALONE]
     assert others and not [one for one in others if "mlflow_password" in one["secrets"]]
-    assert not SERVICES["mlflow"]["volumes"], "who may write files by MLflow writes into no other service's"
     assert "mlflow server --app-name basic-auth" in SERVICES["mlflow"]["command"]
     for name in COMPOSED["secrets"]:
         (tmp_path / name).write_text(f"value-of-{name}")
