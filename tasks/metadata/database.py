@@ -220,6 +220,7 @@ class Database:
             connect_args={
                 "connect_timeout": wait_s,
                 "application_name": "penstock",
+                "client_encoding": "utf8",
                 "keepalives_idle": 30,
                 "tcp_user_timeout": 30_000,
             },

@@ -25,7 +25,7 @@ def ensure_current(database: Database) -> None:
     """Create or migrate the schema unless it is current.
 
     Raises:
-        ConfigError: The database was migrated by a newer release than this one.
+        ConfigError: The database was migrated by a newer release than this one, or is empty and cannot hold all text.
         ServiceUnavailable: The database does not answer.
     """
     with database.read() as connection:
@@ -35,6 +35,8 @@ def ensure_current(database: Database) -> None:
         if not database.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         found = revision(connection)
+        if found is None and not database.is_sqlite:
+            _require_utf8(connection, database)
         if found != HEAD:  # another process may have been first
             _migrate(connection, found, shown_url=database.shown_url)
 
@@ -45,6 +47,17 @@ def revision(connection: Connection) -> str | None:
         return None
     found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
     return found
+
+
+def _require_utf8(connection: Connection, database: Database) -> None:
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    if encoding != "UTF8":
+        raise ConfigError(
+            f"has the encoding {encoding}; names and reasons are any Unicode text",
+            which=database.shown_url,
+            fix=f"make it anew: CREATE DATABASE {database.url.database} TEMPLATE template0 ENCODING 'UTF8' "
+            "(LOCALE 'C.UTF-8' where the server's own does not go with it)",
+        )
 
 
 def _migrate(connection: Connection, found: str | None, *, shown_url: str) -> None:

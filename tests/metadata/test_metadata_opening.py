@@ -83,6 +83,23 @@ def test_a_database_of_a_newer_release_is_refused(settings: Settings) -> None:
     assert "newer release" in caught.value.fix
 
 
+def test_a_database_of_another_encoding_is_refused_and_left_empty(
+    postgres_url: str,
+    sqlite_settings: Settings,
+) -> None:
+    with create_engine(postgres_url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS ascii"))
+        connection.execute(text("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"))
+    settings = dataclasses.replace(
+        sqlite_settings, metadata_url=postgres_url.removesuffix("/postgres") + "/ascii"
+    )
+    with pytest.raises(ConfigError, match="has the encoding SQL_ASCII") as caught:
+        MetadataStore.open(settings)
+    assert "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'UTF8'" in caught.value.fix
+    with create_engine(settings.metadata_url, connect_args={"client_encoding": "utf8"}).connect() as there:
+        assert inspect(there).get_table_names() == []
+
+
 def test_sqlite_is_in_wal_mode_and_syncs_fully(sqlite_settings: Settings) -> None:
     store = MetadataStore.open(sqlite_settings)
     with store._database.read() as connection:
