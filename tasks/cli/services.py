@@ -66,6 +66,13 @@ def show_status(settings: Settings, *, as_json: bool) -> bool:
     states = survey(settings)
     rows = [{**asdict(state), "log": _relative(state.log)} for state in states]
     show(rows, as_json=as_json, title="Services")
+    local = local_settings(settings)
+    if not as_json and not any(state.running for state in states):
+        errors.print(f"None of them runs from {settings.home}: `penstock up` starts them on this machine.")
+        told = Settings.from_environment(defaults=local)
+        if told.mlflow_url != local.mlflow_url:
+            errors.print(f"The environment names services elsewhere, which this command does not look at: MLflow {told.mlflow_url}, "
+                f"Ray {told.ray_jobs_url}, Airflow {told.airflow_url}.")  # fmt: skip
     return all(state.healthy for state in states)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import signal
 import subprocess
@@ -235,6 +236,16 @@ def test_the_environment_wins_over_the_local_services(
     local = replace(settings, mlflow_url="http://127.0.0.1:5", airflow_url="http://127.0.0.1:6")
     seen = Settings.from_environment({"PENSTOCK_MLFLOW_URL": "http://mlflow:5000"}, defaults=local)
     assert seen == replace(local, mlflow_url="http://mlflow:5000")
+
+
+def test_status_says_that_it_looks_at_this_machine_alone(penstock: Penstock, settings: Settings) -> None:
+    elsewhere = dataclasses.replace(settings, mlflow_url="http://mlflow.example:5000")
+    done = penstock("status", at=elsewhere)
+    assert done.code == 1 and "airflow-scheduler" in done.out
+    said = " ".join(done.err.split())
+    assert "`penstock up` starts them on this machine" in said
+    assert "does not look at: MLflow http://mlflow.example:5000, Ray" in said
+    assert penstock("status", "--json", at=elsewhere).err == ""
 
 
 def test_another_process_sees_every_setting_by_its_environment(settings: Settings) -> None:
