@@ -44,9 +44,20 @@ def test_every_command_argument_and_option_has_a_help_text() -> None:
     assert [path for path, command in generator().commands() if not command.help] == []
 
 
+@functools.cache
+def root() -> Any:
+    """The real command line."""
+    return typer.main.get_command(app)
+
+
+@functools.cache
+def command_paths() -> frozenset[str]:
+    return frozenset(path for path, _ in generator().commands())
+
+
 def parse(arguments: list[str]) -> None:
     """Let the real command line read the arguments, and stop before anything runs."""
-    command: Any = typer.main.get_command(app)
+    command = root()
     path = "penstock"
     while hasattr(command, "commands"):
         arguments = [one for one in arguments if one not in GROUPS_SHOWN_ALONE]
@@ -75,13 +86,12 @@ def test_every_command_line_on_a_page_is_one_that_parses(page: Any, monkeypatch:
 
 
 def _groups() -> set[str]:
-    root: Any = typer.main.get_command(app)
-    return {name for name, command in root.commands.items() if hasattr(command, "commands")}
+    return {name for name, command in root().commands.items() if hasattr(command, "commands")}
 
 
 def _names_only(arguments: list[str]) -> bool:
     """`penstock inference sweep` in a sentence names a command; it must exist, and needs no arguments."""
-    return f"penstock {' '.join(arguments)}" in {path for path, _ in generator().commands()}
+    return f"penstock {' '.join(arguments)}" in command_paths()
 
 
 def test_the_check_refuses_commands_and_options_that_do_not_exist() -> None:
