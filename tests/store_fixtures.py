@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import s3_endpoint
+from fault_proxy import FaultProxy
 
 from tasks.core import Settings
 
@@ -31,6 +32,21 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             os.environ[name] = value
     process.terminate()
     process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def proxy_of_module(s3_url: str) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server for all tests of a module: with its address, they share their client of S3 too."""
+    with FaultProxy(s3_url) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(proxy_of_module: FaultProxy) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server that has seen nothing and has no fault yet."""
+    proxy_of_module.forget()
+    yield proxy_of_module
+    proxy_of_module.clear()
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

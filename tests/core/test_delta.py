@@ -8,7 +8,6 @@ from datetime import date
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_fixtures import s3_url, store_settings  # noqa: F401
 
 from tasks.core import ObjectStore, Settings, open_store
 from tasks.core.delta import Change, FileName, TableFile, TableView, commit_change, table_view
@@ -21,7 +20,7 @@ IDENTIFIER = prediction_id("toy", "c1", 1_709_251_200_123)
 
 
 @pytest.fixture
-def store(store_settings: Settings) -> ObjectStore:  # noqa: F811
+def store(store_settings: Settings) -> ObjectStore:
     return open_store(store_settings, prefix="default/toy")
 
 

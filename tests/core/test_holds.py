@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from store_fixtures import s3_url, store_settings  # noqa: F401
 
 from tasks.core import ObjectStore, Settings, open_store
 from tasks.core.errors import ConfigError, DataError, NotFound
@@ -15,7 +14,7 @@ DAY, NEXT = date(2024, 3, 1), date(2024, 3, 2)
 
 
 @pytest.fixture
-def store(store_settings: Settings) -> ObjectStore:  # noqa: F811
+def store(store_settings: Settings) -> ObjectStore:
     return open_store(store_settings, prefix="default/toy")
 
 

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from store_fixtures import s3_url, store_settings  # noqa: F401
 
 from tasks.core import ObjectStore, Settings, open_store
 from tasks.core.errors import ConfigError, NotFound, StoreUnavailable, TerminalError
@@ -18,7 +17,7 @@ from tasks.core.object_store import AlreadyExists, LocalStore, probe, store_now
 
 
 @pytest.fixture
-def store(store_settings: Settings) -> ObjectStore:  # noqa: F811
+def store(store_settings: Settings) -> ObjectStore:
     return open_store(store_settings, prefix="default/toy")
 
 
@@ -249,7 +248,7 @@ def test_urls_join_below_the_root(store: ObjectStore) -> None:
     assert store.url().endswith("default/toy")
 
 
-def test_prefixes_do_not_see_each_other(store_settings: Settings) -> None:  # noqa: F811
+def test_prefixes_do_not_see_each_other(store_settings: Settings) -> None:
     one, two = open_store(store_settings, prefix="t/one"), open_store(store_settings, prefix="t/two")
     one.put("key", b"1")
     assert not two.exists("key")
@@ -300,7 +299,7 @@ def test_a_store_below_a_file_is_a_typed_error_for_root_too(tmp_path: Path) -> N
 
 
 @pytest.mark.s3
-def test_a_missing_bucket_is_named(s3_url: str, settings: Settings) -> None:  # noqa: F811
+def test_a_missing_bucket_is_named(s3_url: str, settings: Settings) -> None:
     import dataclasses
 
     lost = dataclasses.replace(settings, store_url="s3://no-such-bucket-here/x", s3_endpoint=s3_url)

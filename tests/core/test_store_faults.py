@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import s3_endpoint
 from fault_proxy import Fault, FaultProxy
 from small_disk import SmallDisk, small_disk  # noqa: F401
-from store_fixtures import s3_url, store_settings  # noqa: F401
 
 from tasks.core import ObjectStore, Settings, open_store
 from tasks.core.delta import table_view
@@ -41,12 +40,6 @@ WRITES: dict[str, Call] = {
     "DeleteObject": lambda store: store.delete("there"),
 }
 CALLS = READS | WRITES
-
-
-@pytest.fixture
-def proxy(s3_url: str) -> Iterator[FaultProxy]:  # noqa: F811
-    with FaultProxy(s3_url) as found:
-        yield found
 
 
 @pytest.fixture
@@ -289,7 +282,7 @@ def test_a_mistake_of_the_program_is_not_taken_for_a_fault_of_the_store() -> Non
         patiently("s3://bucket/key", lambda: 1 / 0, patience=QUICK)
 
 
-def test_equal_bytes_of_another_create_are_refused(store_settings: Settings) -> None:  # noqa: F811
+def test_equal_bytes_of_another_create_are_refused(store_settings: Settings) -> None:
     store = open_store(store_settings)
     store.put_exclusive("once", b"equal")
     with pytest.raises(AlreadyExists):

@@ -1,4 +1,4 @@
-"""One set of services for the whole folder, started and ended with the `penstock` command."""
+"""One set of services for all tests of the chain, started and ended with the `penstock` command."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _wait_while_held() -> None:
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lineage() -> Iterator[Receiver]:
     """Gets the OpenLineage events of Airflow and of the steps."""
     with receiving() as receiver:
         yield receiver
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, lineage: Receiver) -> Iterator[Installation]:
     """An installation nothing has been started in. The file `hold` in its project keeps features from coming."""
     made = Installation(tmp_path_factory.mktemp("e2e"))
@@ -54,7 +54,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, lineage: Receiver) -> Iter
     shutil.rmtree(ray_folder(made.settings), ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installation(stopped: Installation) -> Installation:
     """The installation with its services up."""
     done = stopped.penstock("up")

@@ -55,12 +55,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def proxy(s3_url: str) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_url) as found:
-        yield found
-
-
-@pytest.fixture
 def remote(settings: Settings, proxy: FaultProxy) -> Settings:
     """`settings` with a store behind the proxy."""
     return dataclasses.replace(settings, store_url=s3_endpoint.fresh_store_url(), s3_endpoint=proxy.url)

@@ -1,4 +1,4 @@
-"""One set of services of the profile `production` for the whole folder, with real flights in it."""
+"""One set of services of the profile `production`, with real flights in it, which ends with its tests: idle services cost the others time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.local import credentials
 from tasks.local.parts import ray_folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def line() -> Iterator[Line]:
     """The set, started with the `penstock` command."""
     if postgres_binaries() is None:
