@@ -248,10 +248,11 @@ class Installation:
 
 
 def until(look: Callable[[], T | None], what: str) -> T:
-    """The first answer of `look` that is not None."""
-    deadline = time.monotonic() + _PATIENCE_S
+    """The first answer of `look` that is not None; it looks less often the longer it waits, since an answer costs a server's time."""
+    began = time.monotonic()
     while (found := look()) is None:
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began
+        if waited_s > _PATIENCE_S:
             raise AssertionError(f"waited {_PATIENCE_S:.0f} s for {what}")
-        time.sleep(0.3)
+        time.sleep(min(max(waited_s / 20, 0.2), 1.0))
     return found

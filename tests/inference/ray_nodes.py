@@ -29,7 +29,8 @@ def main() -> None:
     )
     spec = spec.model_copy(update={"inference": inference})
     run_id = sys.argv[1]
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(int(sys.argv[2]))]
     os.environ["RAY_ADDRESS"] = cluster.address
     taken: list[Any] = []

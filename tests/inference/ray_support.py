@@ -1,9 +1,10 @@
-"""A local Ray of its own for a test, in a child process: `ray_support.py RUN_ID LOADER`."""
+"""A driver of its own on the Ray at `RAY_ADDRESS`: `ray_support.py RUN_ID LOADER`."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 
 from inference_support import AUDIT
@@ -18,9 +19,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings.from_environment()
     spec = load_pipeline(settings, "toy")
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=True
-    )
+    paths = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+    ray.init(address="auto", log_to_driver=True, runtime_env=paths)
     try:
         try:
             report = run_plan(settings, spec, sys.argv[1], audit_table=AUDIT, load_model=sys.argv[2])

@@ -42,8 +42,8 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs and no GPU in this process, whose actors find the modules of the tests."""
+def local_ray() -> Iterator[str]:
+    """Address of a Ray of two CPUs and no GPU, which this process has joined, whose actors find the modules of the tests."""
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -56,7 +56,7 @@ def local_ray() -> Iterator[None]:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
@@ -75,8 +75,10 @@ def planned_with_a_deadly_row(settings: Settings, spec: PipelineSpec) -> Plan:
 
 
 def score_on_ray(
-    settings: Settings, run_id: str, *arguments: str, script: str = "ray_support.py"
+    settings: Settings, run_id: str, *arguments: str, address: str | None = None
 ) -> tuple[dict[str, Any], str]:
+    """A driver in a process of its own, on the Ray at `address`, or on nodes of its own; its result and all that it said."""
+    script = "ray_support.py" if address else "ray_nodes.py"
     env = {
         **os.environ,
         **settings.as_environment(),
@@ -85,6 +87,8 @@ def score_on_ray(
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     env.pop("RAY_ADDRESS", None)
+    if address is not None:
+        env["RAY_ADDRESS"] = address
     done = subprocess.run(
         [sys.executable, str(HERE / script), run_id, *arguments],
         env=env,
@@ -98,7 +102,7 @@ def score_on_ray(
 
 
 def test_ray_scores_what_is_missing_with_the_real_model_and_the_table_equals_a_local_run(
-    settings: Settings, toy: PipelineSpec, tmp_path: Path
+    settings: Settings, toy: PipelineSpec, tmp_path: Path, local_ray: str
 ) -> None:
     digest, version = upload_random_bundle(settings, toy, tmp_path / "bundle")
     planned = plan(
@@ -120,7 +124,7 @@ def test_ray_scores_what_is_missing_with_the_real_model_and_the_table_equals_a_l
     store.delete(published_key(planned.run_id))
     ShardWorker(settings, toy, planned, newest_token(store, planned.run_id), audit_table=AUDIT).run(3)
 
-    report, output = score_on_ray(settings, planned.run_id, DEFAULT_MODEL)
+    report, output = score_on_ray(settings, planned.run_id, DEFAULT_MODEL, address=local_ray)
     assert (report.get("shards_committed"), report.get("shards_skipped")) == (5, 1), output
     assert "Shard 5 of 5" in output
     assert {name: table_rows(settings, toy, name) for name in wanted} == wanted
@@ -134,16 +138,18 @@ def test_ray_scores_what_is_missing_with_the_real_model_and_the_table_equals_a_l
     assert Profile.merged(grid, profiles).rows == 360
 
 
-def test_an_error_inside_an_actor_keeps_its_class(settings: Settings, toy: PipelineSpec) -> None:
+def test_an_error_inside_an_actor_keeps_its_class(
+    settings: Settings, toy: PipelineSpec, local_ray: str
+) -> None:
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=1))
-    report, output = score_on_ray(settings, planned.run_id, "ray_failures:load_broken")
+    report, output = score_on_ray(settings, planned.run_id, "ray_failures:load_broken", address=local_ray)
     assert report.get("type") == "DigestMismatch", output
     assert report["which"] == "bundle dddd"
     assert table_rows(settings, toy) == []
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_shard_scored_again(
-    settings: Settings, toy: PipelineSpec, local_ray: None
+    settings: Settings, toy: PipelineSpec, local_ray: str
 ) -> None:
     spec = with_inference(toy, min_workers=2, max_workers=2)
     planned = planned_with_a_deadly_row(settings, spec)
@@ -158,7 +164,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_shard_scored_again(
 
 
 def test_a_shard_that_kills_each_of_its_workers_fails_by_name_and_the_others_are_kept(
-    settings: Settings, toy: PipelineSpec, local_ray: None
+    settings: Settings, toy: PipelineSpec, local_ray: str
 ) -> None:
     spec = with_inference(toy, max_workers=2, shard_attempts=2)
     planned = planned_with_a_deadly_row(settings, spec)
@@ -175,7 +181,7 @@ def test_a_shard_that_kills_each_of_its_workers_fails_by_name_and_the_others_are
 
 
 def test_a_worker_that_stands_still_does_not_hold_the_run(
-    settings: Settings, toy: PipelineSpec, local_ray: None
+    settings: Settings, toy: PipelineSpec, local_ray: str
 ) -> None:
     spec = with_inference(toy, min_workers=2, max_workers=2, slow_shard_factor=2.0)
     planned = planned_with_a_deadly_row(settings, spec)
@@ -189,7 +195,7 @@ def test_a_worker_that_stands_still_does_not_hold_the_run(
 
 
 def test_a_run_that_no_node_can_place_ends_with_what_it_needs(
-    settings: Settings, toy: PipelineSpec, local_ray: None
+    settings: Settings, toy: PipelineSpec, local_ray: str
 ) -> None:
     spec = with_inference(toy, gpus_per_worker=1.0, placement_timeout_s=2.0)
     planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1))
@@ -203,7 +209,7 @@ def test_a_node_that_is_taken_away_costs_only_the_shard_it_was_at(
     settings: Settings, toy: PipelineSpec
 ) -> None:
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
-    report, output = score_on_ray(settings, planned.run_id, "2", script="ray_nodes.py")
+    report, output = score_on_ray(settings, planned.run_id, "2")
     assert report.get("shards_committed") == 8, output
     assert report["taken_at"] < 8, "the node went when the run was over already"
     assert verify(settings, toy, planned.run_id).ok
@@ -214,19 +220,19 @@ def test_a_run_whose_last_node_is_taken_away_ends_and_keeps_what_was_committed(
     settings: Settings, toy: PipelineSpec
 ) -> None:
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
-    report, output = score_on_ray(settings, planned.run_id, "1", script="ray_nodes.py")
+    report, output = score_on_ray(settings, planned.run_id, "1")
     assert report.get("type") == "ServiceUnavailable", output
     assert "each needs 1 CPU on one node; the whole cluster has" in report["what"]
     assert 0 < run_stub(settings, toy, planned.run_id).shards_committed < 8
 
 
 def test_workers_write_lines_with_their_ids_and_the_driver_tells_their_spans(
-    settings: Settings, toy: PipelineSpec
+    settings: Settings, toy: PipelineSpec, local_ray: str
 ) -> None:
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=2))
     with receiving() as collector:
         seen = replace(settings, log_format="json", otlp_url=collector.url)
-        report, said = score_on_ray(seen, planned.run_id, STUB)
+        report, said = score_on_ray(seen, planned.run_id, STUB, address=local_ray)
     assert report["shards_committed"] == len(planned.shards)
     lines = [
         json.loads(line[line.index("{") :])

@@ -143,7 +143,12 @@ def test_a_trace_reaches_from_the_parent_that_was_handed_over_to_every_shard(
 
 @pytest.mark.parametrize("fault", ["refused", "error", "away", "hangs", "unwritable"])
 def test_receivers_that_fail_cost_an_event_and_never_the_run(
-    installation: Settings, receiver: Receiver, fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    installation: Settings,
+    receiver: Receiver,
+    fault: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = receiver.url
     if fault == "refused":
@@ -152,6 +157,8 @@ def test_receivers_that_fail_cost_an_event_and_never_the_run(
         receiver.status = 503
     elif fault == "hangs":
         receiver.hold = threading.Event()
+        for patience in ("tasks.core.traces._SEND_S", "tasks.wiring.lineage._SEND_S"):
+            monkeypatch.setattr(patience, 0.5)
     elif fault == "away":
         url = "http://127.0.0.1:9"
     lineage = str(tmp_path) if fault == "unwritable" else url
