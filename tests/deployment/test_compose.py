@@ -277,7 +277,7 @@ def test_the_bucket_is_made_once_and_a_store_that_does_not_answer_is_named(
         assert (done.returncode, done.stderr) == (0, "")
         assert "s3://prepared-here/store is there, and honours conditional puts" in done.stdout
     impatient = f"import runpy; m = runpy.run_path({script!r}); m['main'].__globals__['PATIENCE_S'] = 0; exit(m['main']())"
-    down = {**env, "PENSTOCK_S3_ENDPOINT": "http://127.0.0.1:9"}
+    down = {**env, "PENSTOCK_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", impatient], env=down, capture_output=True, text=True, timeout=120
     )
