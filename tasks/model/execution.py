@@ -24,6 +24,8 @@ another shape: a row's score must not depend on the rows that happen to travel w
 
 LEAST_BLOCK_ROWS = 4096
 MOST_BLOCK_ROWS = 1 << 18
+_FULL_ENOUGH = 0.75
+"""A large block that is so full costs less than the small ones that its rows would fill."""
 _WORTH_IT = 1.05
 _TIMED_RUNS = 5
 
@@ -38,6 +40,8 @@ class Execution:
     """`cpu`, or a torch device such as `cuda:0`."""
     block_rows: int = CPU_BLOCK_ROWS
     """Rows of a block; each block has this many, padded, so that shapes never change."""
+    large_block_rows: int | None = None
+    """On a CPU, another size that gives the same bits: many rows pass in such blocks, what is left of them in the others."""
     bfloat16: bool = False
     """Matrix products in bfloat16 (autocast): faster on accelerators, two to three digits of a probability."""
 
@@ -81,7 +85,7 @@ def outputs(
 
 
 def blocks(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
-    """Row ranges with their rows on the device, padded by zeros to `[block_rows, width]`.
+    """Row ranges with their rows on the device, padded by zeros to `[block_rows, width]`, or `[large_block_rows, width]`.
 
     A block is valid until the next one is asked for.
     """
@@ -89,16 +93,20 @@ def blocks(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _copied(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
-    block = torch.zeros((how.block_rows, encoded.shape[1]), dtype=torch.float32)
-    for rows in _ranges(len(encoded), how.block_rows):
-        _fill(block, encoded[rows])
-        yield rows, block.to(how.device)
+    n, large = len(encoded), how.large_block_rows or how.block_rows
+    many = n if n % large >= _FULL_ENOUGH * large else n - n % large
+    for first, last, size in ((0, many, large), (many, n, how.block_rows)):
+        if first < last:
+            block = torch.zeros((size, encoded.shape[1]), dtype=torch.float32)
+        for rows in _ranges(first, last, size):
+            _fill(block, encoded[rows])
+            yield rows, block.to(how.device)
 
 
 def _copied_ahead(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
     """Two page-locked buffers and two on the device, in turn, and a stream for copies: while the device computes one
     block, the next one is copied, and a thread fills the buffer of the one after that."""
-    shape, ranges = (how.block_rows, encoded.shape[1]), list(_ranges(len(encoded), how.block_rows))
+    shape, ranges = (how.block_rows, encoded.shape[1]), list(_ranges(0, len(encoded), how.block_rows))
     staged = [torch.zeros(shape, dtype=torch.float32, pin_memory=True) for _ in range(2)]
     found = [torch.empty(shape, dtype=torch.float32, device=how.device) for _ in range(2)]
     copied, computed = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
@@ -132,9 +140,9 @@ def _copy_stream(device: str) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _ranges(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+def _ranges(first: int, last: int, size: int) -> Iterator[slice]:
+    for start in range(first, last, size):
+        yield slice(start, min(start + size, last))
 
 
 def _fill(block: Tensor, rows: Matrix) -> None:

@@ -23,6 +23,18 @@ def test_blocks_of_another_size_give_the_same_scores_and_attributions(make_bundl
     np.testing.assert_allclose(other.explain(x).attributions, scorer.explain(x).attributions, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 31, 32, 191, 192, 193, 255, 256, 257, 500, 1000, 1024])
+def test_in_large_and_small_blocks_every_row_has_the_bits_of_its_block_s_size(make_bundle, rows: int) -> None:
+    mixed = Scorer(make_bundle(), execution=Execution(block_rows=32, large_block_rows=256))
+    small = Scorer(make_bundle(), execution=Execution(block_rows=32))
+    large = Scorer(make_bundle(), execution=Execution(block_rows=256))
+    x = encoded(mixed, rows)
+    many = rows if rows % 256 >= 192 else rows - rows % 256
+    for ask in (Scorer.predict, lambda scorer, x: scorer.explain(x).attributions):
+        wanted = np.concatenate([ask(large, x)[:many], ask(small, x[many:])])
+        assert ask(mixed, x).tobytes() == wanted.tobytes()
+
+
 def test_bfloat16_moves_scores_by_less_than_its_tolerance_and_by_more_than_rounding(make_bundle) -> None:
     scorer = Scorer(make_bundle())
     low = Scorer(make_bundle(), execution=Execution(bfloat16=True))
