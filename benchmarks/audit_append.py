@@ -1,6 +1,7 @@
-"""What a durable append of one online prediction costs, beside other stores; what folding costs; and a kill test.
+"""What durable appends of one online prediction and of many cost, beside other stores; what folding costs; and a kill test.
 
     python benchmarks/audit_append.py --appends 4000 --kills 20
+    python benchmarks/audit_append.py --only many --before ../another-checkout
 
 Needs no pipeline, model or service. A record is one prediction with 20 features (16 numbers, 4 texts), all explained. Every
 contender keeps the same content and has it on the disk before an append returns; each runs in a process of its own,
@@ -28,8 +29,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,13 +39,21 @@ from tasks.audit.hot import HotLimits, HotLog, OnlineModel, OnlineRow, fold, hot
 from tasks.audit.hot.rows import pack
 from tasks.core import Settings, open_store
 from tasks.core.delta import table_view
+from tasks.core.prediction_ids import PredictionIds
 from tasks.core.spec import PipelineSpec, parse_pipeline
 
+if TYPE_CHECKING:
+    from tasks.audit.hot import OnlineRows
+
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "audit_append.md"
+MANY = "\n## Many rows at once\n"
+FOLDING = "\n## Folding\n"
 MOMENT = datetime(2025, 3, 1, 12, tzinfo=UTC)
 NUMERIC = tuple(f"number_{n:02d}" for n in range(16))
 TEXTS = tuple(f"text_{n}" for n in range(4))
 THREADS = (1, 8, 32)
+AT_ONCE = (1, 32, 256, 1024)
 FOLD_ROWS = 100_000
 KILL_THREADS = 8
 MODEL = OnlineModel(
@@ -81,13 +91,22 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--only", choices=["many"], help="measure appends of many rows alone")
+    parser.add_argument("--before", type=Path, help="another checkout, which `--only many` measures as well")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "APPENDS", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         what, appends, folder = given.one
         print(json.dumps(ONE[what](Path(folder), int(appends))))
         return
-    print(report(given.appends, given.repeats, given.kills))
+    if given.only:
+        section = "\n".join(many(given.appends, given.repeats, given.before))
+        text = RESULTS.read_text()
+        head, rest = text.partition(MANY)[0].partition(FOLDING)[0], text[text.index(FOLDING) :]
+        RESULTS.write_text(head + section + rest)
+        print(section)
+        return
+    print(report(given.appends, given.repeats, given.kills, given.before))
 
 
 def row(number: int) -> OnlineRow:
@@ -156,6 +175,48 @@ def hot(threads: int) -> Callable[[Path, int], dict[str, float]]:
             return {**figures, "bytes": sum(file.stat().st_size for file in files) / appends}
 
     return run
+
+
+def at_once(each: int, *, columns: bool) -> Callable[[Path, int], dict[str, float]]:
+    """Appends of `each` rows by one thread, as columns or one by one."""
+
+    def run(folder: Path, appends: int) -> dict[str, float]:
+        many = [[row(number) for number in range(first, first + each)] for first in range(0, appends, each)]
+        offered = [[columns_of(rows)] if columns else rows for rows in many]
+        with HotLog(*installation(folder)) as log:
+            log.append([row(-1)])
+            cpu, wall = time.process_time(), time.perf_counter()
+            for rows in offered:
+                log.append(rows)
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            files = [*log.folder.glob("*.db")]
+            log.seal()
+            size = sum(file.stat().st_size for file in files)
+        n = each * len(many)
+        return {"cpu_us": cpu / n * 1e6, "per_s": n / wall, "bytes": size / n}
+
+    return run
+
+
+def columns_of(rows: list[OnlineRow]) -> OnlineRows:
+    """The rows as a server has them that scored them together."""
+    from tasks.audit.hot import OnlineRows  # `--before` may be a checkout that has none
+
+    entities = pa.array([one.entity_id for one in rows])
+    event_us = np.array([int(one.event_time.timestamp() * 1e6) for one in rows], np.int64)
+    return OnlineRows(
+        model=MODEL,
+        prediction_ids=PredictionIds.of_parts(MODEL.pipeline, entities, event_us // 1000),
+        request_ids=[one.request_id for one in rows],
+        entity_ids=entities,
+        event_us=event_us,
+        predictions=np.array([one.prediction for one in rows], np.float32),
+        features=pa.table({name: pa.array([one.features[name] for one in rows]) for name in MODEL.names}),
+        scored_us=event_us + 3000,
+        explained=np.ones(len(rows), np.bool_),
+        attributions=np.array([one.attributions for one in rows], np.float32),
+        residual=np.array([one.residual for one in rows], np.float32),
+    )
 
 
 def plain_sqlite(threads: int) -> Callable[[Path, int], dict[str, float]]:
@@ -251,7 +312,7 @@ def encodings(_: Path, appends: int) -> dict[str, float]:
         ]
 
     ways: dict[str, Callable[[OnlineRow], bytes]] = {
-        "float32 + JSON texts + check sum": lambda one: pack(one).body,
+        "float32 + JSON texts + check sum": lambda one: pack(one)[0].body,
         "msgpack, float32": lambda one: msgpack.packb(values(one), use_single_float=True),
         "msgspec msgpack": lambda one: msgspec_encode(values(one)),
         "JSON, values only": lambda one: json.dumps(values(one)).encode(),
@@ -272,8 +333,8 @@ def folding(folder: Path, appends: int) -> dict[str, float]:
     """CPU of folding full segments, and of reading one id while a full segment is hot."""
     settings, spec = installation(folder)
     with HotLog(settings, spec, limits=HotLimits(seal_rows=10**9)) as log:
-        for first in range(0, appends, 5_000):
-            log.append([row(number) for number in range(first, first + 5_000)])
+        for first in range(0, appends, 1_000):
+            log.append([row(number) for number in range(first, first + 1_000)])
         wanted = [row(number).prediction_id for number in random.Random(1).sample(range(appends), 200)]
         hot_rows(settings, spec, wanted[0], wanted[0])
         started = time.process_time()
@@ -371,6 +432,8 @@ ONE: dict[str, Callable[[Path, int], dict[str, float]]] = {
     **{f"SQLite, {n} threads": plain_sqlite(n) for n in THREADS},
     "DuckDB": duckdb_insert,
     "Delta": delta_append,
+    **{f"{n} at once, columns": at_once(n, columns=True) for n in AT_ONCE},
+    **{f"{n} at once, rows": at_once(n, columns=False) for n in AT_ONCE},
     "encodings": encodings,
     "folding": folding,
     "fold only": fold_only,
@@ -384,13 +447,15 @@ ONE: dict[str, Callable[[Path, int], dict[str, float]]] = {
 # -- the run
 
 
-def one(what: str, appends: int) -> dict[str, float]:
+def one(what: str, appends: int, checkout: Path | None = None) -> dict[str, float]:
+    env = {**os.environ, "PYTHONPATH": str(checkout.resolve())} if checkout else None
     folder = Path(tempfile.mkdtemp(prefix="penstock-append-"))
     try:
         done = subprocess.run(
             [sys.executable, __file__, "--one", what, str(appends), str(folder)],
             check=True,
             stdout=subprocess.PIPE,
+            env=env,
         )
         figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return figures
@@ -444,7 +509,59 @@ def table_rows(settings: Settings, spec: PipelineSpec) -> list[str]:
     return names
 
 
-def report(appends: int, repeats: int, kills: int) -> str:
+def many(appends: int, repeats: int, before: Path | None) -> list[str]:
+    """The section on appends of many rows, in turn with those of another checkout."""
+    sizes = {name: appends if name.startswith("1 ") else 10 * appends for name in ONE if "at once" in name}
+    sizes |= {f"hot log, {n} threads": appends for n in THREADS}
+    sizes["folding"] = FOLD_ROWS
+    arms = {"now": ROOT, **({"before": before} if before else {})}
+    runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(repeats):
+        for name, number in sizes.items():
+            for arm, checkout in arms.items():
+                if arm == "now" or "columns" not in name:
+                    runs.setdefault((arm, name), []).append(one(name, number, checkout))
+                    print(f"{arm}, {name}: {runs[arm, name][-1]}", file=sys.stderr)
+
+    def shown(arm: str, name: str, key: str, form: str) -> str:
+        some = runs.get((arm, name))
+        return format(statistics.median(figures[key] for figures in some), form) if some else ""
+
+    lines = [
+        MANY,
+        f"`--only many --appends {appends} --repeats {repeats}{' --before CHECKOUT' if before else ''}`. One thread; rows of one model, as columns (`OnlineRows`) or one by one; in turn.",
+        "",
+        *(["*Before* is a release in which each prediction was a row of SQLite.", ""] if before else []),
+        "| rows of an append | columns, CPU-µs a row | rows/s | bytes a row | one by one, CPU-µs a row | rows/s | before, CPU-µs a row | rows/s | bytes a row |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for n in AT_ONCE:
+        columns, rows = f"{n} at once, columns", f"{n} at once, rows"
+        cells = [
+            f"{n:,}",
+            shown("now", columns, "cpu_us", ".1f"),
+            shown("now", columns, "per_s", ",.0f"),
+            shown("now", columns, "bytes", ".0f"),
+            shown("now", rows, "cpu_us", ".1f"),
+            shown("now", rows, "per_s", ",.0f"),
+            shown("before", rows, "cpu_us", ".1f"),
+            shown("before", rows, "per_s", ",.0f"),
+            shown("before", rows, "bytes", ".0f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| | now | before |", "|---|---|---|"]
+    for name, key, label in (
+        *((f"hot log, {n} threads", "cpu_ms", f"append of one row, {_threads(n)}, CPU-ms") for n in THREADS),
+        *((f"hot log, {n} threads", "bytes", f"its bytes, {_threads(n)}") for n in THREADS),
+        ("folding", "fold_us", "fold of 100,000 rows, appended by 1,000, CPU-µs a row"),
+        ("folding", "look_up_ms", "look-up by id among them while they are hot, CPU-ms"),
+    ):
+        form = {"cpu_ms": ".3f", "bytes": ".0f", "fold_us": ".1f", "look_up_ms": ".2f"}[key]
+        lines.append(f"| {label} | {shown('now', name, key, form)} | {shown('before', name, key, form)} |")
+    return lines
+
+
+def report(appends: int, repeats: int, kills: int, before: Path | None) -> str:
     sizes = {
         **{name: appends for name in ONE if "threads" in name},
         "DuckDB": appends // 8,
@@ -499,10 +616,12 @@ def report(appends: int, repeats: int, kills: int) -> str:
         f"The target was 0.45 CPU-ms. With one thread the hot log takes {ratio:.2f} times the CPU of a plain insert. Segments take "
         f"{middle['hot log, 1 threads']['bytes']:.0f} bytes a record.",
         "",
+        *many(appends, repeats, before)[1:],
+        "",
         "## Folding",
         "",
         f"{FOLD_ROWS:,} rows of one segment: {folded['fold_us']:.1f} CPU-µs a row, {folded['wall_s']:.1f} s, "
-        f"{folded['bytes']:.0f} bytes a row in the table (random values). A look-up by id among them while they are hot: "
+        f"{folded['bytes']:.0f} bytes a row in the table (random values). A look-up by id among them while they are hot, in blocks of 1,000: "
         f"{folded['look_up_ms']:.2f} CPU-ms.",
         "",
         "Appends of one thread while such a segment is folded:",

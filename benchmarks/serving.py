@@ -1,6 +1,7 @@
 """What a prediction on request costs, beside the same model behind FastAPI without batching, MLflow's server, LitServe and Ray Serve.
 
     python benchmarks/serving.py run --seconds 5 --write
+    python benchmarks/serving.py run --only audit --before ../another-checkout
 
 Needs nothing: it makes LitServe's environment in `.penstock/venv-servers`, and an installation in a temporary folder, with random models of the toy pipeline. Every contender answers the
 same rows with the same scoring code (raw rows, the bundle's feature code, the network). The load comes from a process of
@@ -25,6 +26,7 @@ import sysconfig
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime
@@ -39,7 +41,10 @@ MODELS = {"small": (16, 8), "larger": (1024, 1024, 512)}
 CLIENTS = (1, 8, 64)
 PEERS = Path(__file__).parent / "serving_peers.py"
 SERVERS = ROOT / ".penstock" / "venv-servers"
+AUDIT = "\n## What the audit store costs\n"
 OVERLOAD = "\n## Ten times the load\n"
+AUDITED = ["1x1", "8x1", "64x1", "16x32", "16x256"]
+"""Clients x rows of each of their requests."""
 PATH = "/v1/pipelines/toy/predictions"
 DAY = date(2024, 3, 1)
 sys.path.insert(0, str(ROOT / "tests" / "serving"))
@@ -300,7 +305,9 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def install(root: Path, hidden: tuple[int, ...]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def install(
+    root: Path, hidden: tuple[int, ...], gpus: float = 0
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """An installation whose live model has these layers; its environment, and rows to ask with."""
     from serving_support import json_rows, make_bundle, put_live, toy_rows
 
@@ -308,6 +315,8 @@ def install(root: Path, hidden: tuple[int, ...]) -> tuple[dict[str, str], list[d
 
     shutil.copytree(ROOT / "tests" / "toy_project", root / "project")
     settings = Settings.at_home(root / "home", project=root / "project")
+    file = root / "project" / "pipelines" / "toy" / "pipeline.yaml"
+    file.write_text(file.read_text().replace("inference: {", f"inference: {{gpus_per_worker: {gpus}, "))
     spec = load_pipeline(settings, "toy")
     put_live(settings, spec, 1, make_bundle(settings, spec, seed=1, hidden=hidden))
     env = {**os.environ, **settings.as_environment(), "PYTHONPATH": str(ROOT)}
@@ -450,6 +459,74 @@ def beside(
                 )
 
 
+def recorded_rows(port: int) -> tuple[float, float]:
+    """How many rows are in the audit store so far, and how many of them with an explanation."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    counts = [
+        sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"penstock_serving_{name}{{"))
+        for name in ("recorded_rows_total", "explained_rows_total")
+    ]
+    return counts[0], counts[1]
+
+
+def audited(arguments: argparse.Namespace) -> list[str]:
+    """The server with and without its audit store, and that of another checkout, started together and asked in turn."""
+    seconds, repeats, before = arguments.seconds, arguments.repeats, arguments.before
+    servers: list[tuple[str, Path, list[str]]] = [("no audit", ROOT, ["--no-audit"])]
+    servers += [("audited and explained, before", before, [])] if before else []
+    servers += [("audited and explained", ROOT, [])]
+    lines = [
+        AUDIT,
+        f"`--only audit --seconds {seconds:g} --repeats {repeats}{' --before CHECKOUT' if before else ''}{f' --gpus {arguments.gpus:g}' if arguments.gpus else ''}`, {platform.machine()}, {len(os.sched_getaffinity(0))} CPUs. The servers ran at once and were asked in turn; medians "
+        f"of {repeats} runs of {seconds:g} s, small model. Compare lines with the same clients.\n",
+        "| clients | rows of a request | | CPU-µs a row | rows/s | p50 ms | p99 ms (range) | other answers | explained |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        root = Path(folder)
+        env, rows = install(root, MODELS["small"], arguments.gpus)
+        up = {}
+        for name, checkout, options in servers:
+            port = free_port()
+            command = penstock(port, *options)
+            command.insert(1, "-P")  # the checkout's package, wherever this is started
+            its_env = {**env, "PYTHONPATH": os.pathsep.join([str(checkout.resolve()), *sys.path])}
+            process = stack.enter_context(contender(command, port, "/health/ready", its_env))
+            up[name] = (process, port)
+        for case in arguments.cases:
+            clients, each = map(int, case.split("x"))
+            bodies = root / f"{each}.json"
+            more = rows * (1 + each // len(rows))
+            bodies.write_text(
+                json.dumps([json.dumps({"rows": more[at : at + each]}) for at in range(len(rows))])
+            )
+            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in up}
+            for number in range(repeats + 1):
+                for name, (process, port) in up.items():
+                    recorded, explained = recorded_rows(port)
+                    found = ask(process, port, bodies, PATH, seconds if number else 1.0, clients=clients)
+                    now = recorded_rows(port)
+                    found["explained"] = (now[1] - explained) / max(1, now[0] - recorded)
+                    runs[name] += [found] if number else []  # the first is to warm up
+            for name, some in runs.items():
+                middle = {
+                    key: statistics.median(run[key] for run in some) for key in some[0] if key != "statuses"
+                }
+                tails = [run["p99_ms"] for run in some]
+                refused: Counter[str] = Counter()
+                for run in some:
+                    refused.update({status: n for status, n in run["statuses"].items() if status != "200"})
+                lines.append(
+                    f"| {clients} | {each} | {name} | {middle['cpu_us'] / each:,.1f} | {middle['rate'] * each:,.0f} | {middle['p50_ms']:.1f} | "
+                    f"{middle['p99_ms']:.1f} ({min(tails):.0f} to {max(tails):.0f}) | "
+                    f"{', '.join(f'{n:,} x {status}' for status, n in sorted(refused.items()))} | "
+                    f"{'' if name == 'no audit' else format(middle['explained'], '.0%')} |"
+                )
+                print(lines[-1], flush=True)
+    return lines
+
+
 def overload(seconds: float, repeats: int) -> list[str]:
     """Ten times what it can do, with a deadline of one second; capacity is measured before and after each run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -498,9 +575,11 @@ def overload(seconds: float, repeats: int) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    side_by_side, found, rest = (RESULTS.read_text() if RESULTS.exists() else "").partition(OVERLOAD)
-    overloaded = found + rest
-    if arguments.only != "overload":
+    rest, found, overloaded = (RESULTS.read_text() if RESULTS.exists() else "").partition(OVERLOAD)
+    overloaded = found + overloaded
+    side_by_side, found, rest = rest.partition(AUDIT)
+    of_audit = found + rest
+    if arguments.only in (None, "measure"):
         head = (
             "# Predictions on request\n\n"
             f"`python benchmarks/serving.py run --seconds {arguments.seconds:g} --repeats {arguments.repeats} --write`, "
@@ -509,11 +588,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"Each request has one row. Those without Ray run at once and are asked in turn, those on Ray after them, one at a time. Medians of {arguments.repeats} runs of {arguments.seconds:g} s.\n"
         )
         side_by_side = head + "\n".join(measure(arguments.seconds, arguments.repeats)) + "\n"
-    if arguments.only != "measure":
+    if arguments.only in (None, "audit"):
+        of_audit = "\n".join(audited(arguments)) + "\n"
+    if arguments.only in (None, "overload"):
         overloaded = "\n".join(overload(arguments.seconds, arguments.repeats)) + "\n"
     if arguments.write:
-        RESULTS.write_text(side_by_side + overloaded)
-    print(side_by_side + overloaded)
+        RESULTS.write_text(side_by_side + of_audit + overloaded)
+    print(side_by_side + of_audit + overloaded)
 
 
 def main() -> None:
@@ -524,7 +605,12 @@ def main() -> None:
     one = commands.add_parser("run")
     one.add_argument("--seconds", type=float, default=5)
     one.add_argument("--repeats", type=int, default=3)
-    one.add_argument("--only", choices=["measure", "overload"])
+    one.add_argument("--only", choices=["measure", "audit", "overload"])
+    one.add_argument(
+        "--before", type=Path, help="another checkout whose server is measured beside this one's audit"
+    )
+    one.add_argument("--cases", nargs="+", default=AUDITED, help="of the audit store: CLIENTSxROWS")
+    one.add_argument("--gpus", type=float, default=0, help="of the audit store: score on a GPU")
     one.add_argument("--write", action="store_true", help="write the result file")
     one.set_defaults(call=run)
     one = commands.add_parser("inline")

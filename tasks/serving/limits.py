@@ -34,7 +34,9 @@ class ServingLimits:
     explain_backlog_rows: int = 4_000
     """Beyond so many of them explanations are left out, until there are fewer."""
     record_every_s: float = 0.25
-    """Answered rows gather so long before they are explained and written together."""
+    """Answered rows gather so long before they are explained and written together,"""
+    record_rows: int = 1024
+    """or until they are so many: a row costs little less among more, and answers wait while many are packed."""
     count_every_s: float = 1.0
     """How often answered rows are counted for the metrics of inputs and scores."""
     shadow_requests: int = 256

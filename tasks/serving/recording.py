@@ -23,7 +23,6 @@ from tasks.serving.models import Answered, Journal, ServedModel
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 256
 _COUNTED_AT_ONCE = 2048
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 
@@ -49,6 +48,8 @@ class Recorder:
         self._done_rows = 0
         self._uncounted: list[Answered] = []
         self._counted_at = time.monotonic()
+        self._enough = threading.Event()
+        """Set when as many rows wait as are written at once."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         metrics.backlog.set_function(lambda: self.unrecorded_rows)
@@ -73,10 +74,13 @@ class Recorder:
             self._metrics.lost.inc(answered.rows)
             self._done_rows += answered.rows
             log.error("%d answered rows found no room to wait for the audit store", answered.rows)
+        if self.unrecorded_rows >= self._limits.record_rows:
+            self._enough.set()
 
     def close(self, timeout_s: float) -> None:
         """Write what is there, then end; what the audit store does not take within the time is lost, and logged."""
         self._queue.close()
+        self._enough.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         self._stop.set()
@@ -91,10 +95,8 @@ class Recorder:
         import torch
 
         torch.set_num_threads(1)
-        limits = self._limits
         while True:
-            idle_s = limits.count_every_s if self._uncounted else math.inf
-            groups = self._queue.dequeue_batch(_AT_ONCE, limits.record_every_s, idle_wait_s=idle_s)
+            groups = self._gathered()
             if groups:
                 try:
                     self._keep(groups)
@@ -107,6 +109,21 @@ class Recorder:
             self._count_if_due()
             if not groups and self._queue.closed and not len(self._queue):
                 return
+
+    def _gathered(self) -> list[Answered]:
+        """What is written together: rows that came within a short while of the first, until they are enough."""
+        limits, queue = self._limits, self._queue
+        first = queue.dequeue(limits.count_every_s if self._uncounted else math.inf)
+        if first is None:
+            return []
+        self._enough.clear()
+        if self.unrecorded_rows < limits.record_rows and not queue.closed:
+            self._enough.wait(limits.record_every_s)
+        groups, rows = [first], first.rows
+        while rows < limits.record_rows and (more := queue.dequeue()) is not None:
+            groups.append(more)
+            rows += more.rows
+        return groups
 
     def _keep(self, groups: Sequence[Answered]) -> None:
         if self._journal is None:

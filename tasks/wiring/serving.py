@@ -18,6 +18,7 @@ import pyarrow as pa
 from tasks.core import PipelineSpec, Settings
 from tasks.core.errors import FingerprintMismatch
 from tasks.core.prediction_ids import PredictionIds
+from tasks.core.rows import event_micros
 from tasks.core.sampling import SampledRows, explained_rows
 from tasks.serving import (
     Answered,
@@ -34,13 +35,15 @@ from tasks.wiring.context import open_context
 from tasks.wiring.published_rows import PublishedRows
 
 if TYPE_CHECKING:
-    from tasks.audit.hot import OnlineModel, OnlineRow
+    from tasks.audit.hot import OnlineModel, OnlineRows
     from tasks.metadata import MetadataStore
     from tasks.metadata.deployments import LogHead
     from tasks.model import Profile
 
 log = logging.getLogger(__name__)
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _LOG_PATIENCE_S = 5.0
 ENTITY_DAYS = 7
 """Published days whose rows can be asked for by entity key."""
@@ -187,18 +190,18 @@ class HotJournal:
 
     def append(self, groups: Sequence[Answered], *, explain: bool) -> Recorded:
         """Keep all rows in one append. Raises `PenstockError`; nothing was kept then, unless its outcome is unknown."""
-        rows: list[OnlineRow] = []
-        explained = shed = 0
+        kept: list[OnlineRows] = []
+        shed = 0
         by_model = sorted(groups, key=lambda group: group.model.deployed.version)
         for model, of_model in groupby(by_model, key=lambda group: group.model):
             assert isinstance(model, ServedBundle)
-            made, wanted = _online_rows(self._spec, model, list(of_model), explain=explain)
-            with_explanation = sum(row.attributions is not None for row in made)
-            rows += made
-            explained += with_explanation
+            rows, wanted = _online_rows(self._spec, model, list(of_model), explain=explain)
+            kept.append(rows)
             shed += 0 if explain else wanted
-        self._log.append(rows)
-        return Recorded(len(rows), explained, shed)
+        self._log.append(kept)
+        return Recorded(
+            sum(len(rows.request_ids) for rows in kept), sum(len(rows.attributions) for rows in kept), shed
+        )
 
     def close(self) -> None:
         self._log.close()
@@ -206,53 +209,46 @@ class HotJournal:
 
 def _online_rows(
     spec: PipelineSpec, model: ServedBundle, groups: Sequence[Answered], *, explain: bool
-) -> tuple[list[OnlineRow], int]:
+) -> tuple[OnlineRows, int]:
     """Rows for the audit store, and how many of them the pipeline wants explained."""
-    from tasks.audit.hot import OnlineRow
+    from tasks.audit.hot import OnlineRows
 
     pairs = [(group, batch) for group in groups for batch in group.batches]
     requests = [group.request_ids[row] for group, batch in pairs for row in batch.source_rows.tolist()]
-    moments = [group.scored_at for group, batch in pairs for _ in range(len(batch.scores))]
-    kept = np.array([request is not None for request in requests], dtype=bool)
-    features = pa.concat_tables([batch.features for _, batch in pairs])
-    identity = pa.concat_tables([batch.identity for _, batch in pairs])
+    scored_us = [(group.scored_at - _EPOCH) // _MICROSECOND for group, _ in pairs]
+    moments = np.repeat(np.array(scored_us, np.int64), [len(batch.scores) for _, batch in pairs])
+    features = pa.concat_tables([batch.features for _, batch in pairs]).combine_chunks()
+    identity = pa.concat_tables([batch.identity for _, batch in pairs]).combine_chunks()
     entities = pa.concat_arrays([batch.entity_ids for _, batch in pairs])
     scores = np.concatenate([batch.scores for _, batch in pairs])
     ids = PredictionIds.concat([batch.prediction_ids for _, batch in pairs])
-    chosen = kept & explained_rows(spec, SampledRows(ids, entities, identity, features, scores))
-    attributions: dict[int, tuple[Sequence[float], float]] = {}
+    if None in requests:  # their requests failed for other rows
+        kept = np.flatnonzero([request is not None for request in requests])
+        requests = [request for request in requests if request is not None]
+        moments, scores, ids = moments[kept], scores[kept], ids.take(kept)
+        features, identity, entities = features.take(kept), identity.take(kept), entities.take(kept)
+    chosen = explained_rows(spec, SampledRows(ids, entities, identity, features, scores))
+    explained = np.zeros(len(chosen), np.bool_)
+    attributions, residual = np.zeros((0, features.num_columns), np.float32), np.zeros(0, np.float32)
     if explain and chosen.any():
         try:
             found = model.model.explain(model.model.encode(features.filter(pa.array(chosen))))
-            places = np.flatnonzero(chosen).tolist()
-            attributions = {
-                place: (shifts, residual)
-                for place, shifts, residual in zip(
-                    places, found.attributions.tolist(), found.residual.tolist(), strict=True
-                )
-            }
+            explained, attributions, residual = chosen, found.attributions, found.residual
         except Exception as error:  # a prediction without its explanation is still a prediction
             log.warning("%d answered rows were not explained: %s", int(chosen.sum()), error)
-    times = identity.column(spec.event_time).cast(pa.timestamp("us", tz="UTC"), safe=False).to_pylist()
-    names = entities.to_pylist()
-    rows = []
-    for place, values in enumerate(features.to_pylist()):
-        request = requests[place]
-        if request is not None:
-            shifts, residual = attributions.get(place, (None, None))
-            rows.append(
-                OnlineRow(
-                    model=model.online_model,
-                    request_id=request,
-                    entity_id=names[place],
-                    event_time=times[place].astimezone(UTC),
-                    prediction=float(scores[place]),
-                    features=values,
-                    scored_at=moments[place],
-                    attributions=shifts,
-                    residual=residual,
-                )
-            )
+    rows = OnlineRows(
+        model=model.online_model,
+        prediction_ids=ids,
+        request_ids=requests,
+        entity_ids=entities,
+        event_us=event_micros(identity, spec),
+        predictions=scores,
+        features=features,
+        scored_us=moments,
+        explained=explained,
+        attributions=attributions,
+        residual=residual,
+    )
     return rows, int(chosen.sum())
 
 

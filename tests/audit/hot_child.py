@@ -1,5 +1,7 @@
 """Append from many threads and fold all the while: `hot_child.py POINT NTH THREADS FIRST ACKNOWLEDGED`.
 
+Every other thread appends `EACH` rows at once, as columns.
+
 Dies by SIGKILL when it reaches POINT for the NTH time (`-`: it is killed from outside). Every append that returned is written to
 the file ACKNOWLEDGED, one request number a line, by a write of its own.
 """
@@ -9,10 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from itertools import count
+from itertools import count, islice
 
 from crash_child import die_at
-from hot_support import online_row
+from hot_support import EACH, columns_of, online_row
 
 from tasks.audit.hot import HotLimits, HotLog
 from tasks.core import Settings, load_pipeline
@@ -27,14 +29,15 @@ def main() -> None:
     if point != "-":
         die_at(point, nth)
 
-    def serve() -> None:
+    def serve(each: int) -> None:
         while True:
-            number = next(numbers)
-            log.append([online_row(number)])
-            os.write(told, f"{number}\n".encode())
+            mine = list(islice(numbers, each))
+            rows = [online_row(number) for number in mine]
+            log.append(rows if each == 1 else [columns_of(rows)])
+            os.write(told, "".join(f"{number}\n" for number in mine).encode())
 
-    for _ in range(threads):
-        threading.Thread(target=serve, daemon=True).start()
+    for thread in range(threads):
+        threading.Thread(target=serve, args=(EACH if thread % 2 else 1,), daemon=True).start()
     log.start_folding(every_s=0.01)
     threading.Event().wait()
 

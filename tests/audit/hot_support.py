@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.audit.hot import OnlineModel, OnlineRow, hot_rows
+from tasks.audit.hot import OnlineModel, OnlineRow, OnlineRows, hot_rows
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.delta import table_view
+from tasks.core.prediction_ids import PredictionIds
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOMENT = datetime(2024, 3, 1, 12, tzinfo=UTC)
+EACH = 3
+"""Rows that a thread of `hot_child.py` appends at once, as columns."""
 
 MODEL = OnlineModel(
     pipeline="toy",
@@ -47,6 +54,41 @@ def online_row(number: int, *, request_id: str | None = None, scored_at: datetim
         attributions=None if number % 3 == 0 else (0.1 * number, -0.2, 0.3, 1 / 3),
         residual=None if number % 3 == 0 else 0.001,
     )
+
+
+def columns_of(rows: Sequence[OnlineRow]) -> OnlineRows:
+    """The same predictions as columns; they are of one model."""
+    model = rows[0].model
+    entities = pa.array([row.entity_id for row in rows], pa.string())
+    event_us = _micros([row.event_time for row in rows])
+    explained = [row for row in rows if row.attributions is not None]
+    return OnlineRows(
+        model=model,
+        prediction_ids=PredictionIds.of_parts(model.pipeline, entities, event_us // 1000),
+        request_ids=[row.request_id for row in rows],
+        entity_ids=entities,
+        event_us=event_us,
+        predictions=np.array([row.prediction for row in rows], np.float32),
+        features=pa.table(
+            {
+                name: pa.array(
+                    [row.features[name] for row in rows],
+                    pa.float64() if name in model.numeric else pa.string(),
+                )
+                for name in model.names
+            }
+        ),
+        scored_us=_micros([row.scored_at for row in rows]),
+        explained=np.array([row.attributions is not None for row in rows], np.bool_),
+        attributions=np.array([row.attributions for row in explained], np.float32).reshape(
+            -1, len(model.names)
+        ),
+        residual=np.array([row.residual for row in explained], np.float32),
+    )
+
+
+def _micros(moments: Sequence[datetime]) -> np.ndarray:
+    return np.array([(moment - EPOCH) // timedelta(microseconds=1) for moment in moments], np.int64)
 
 
 def warm_rows(settings: Settings, spec: PipelineSpec) -> list[dict]:

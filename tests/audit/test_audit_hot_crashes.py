@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hot_support import everywhere, online_row, warm_rows
+from hot_support import EACH, columns_of, everywhere, online_row, warm_rows
 
 from tasks.audit.hot import HotLog, fold, hot_rows, hot_status
 from tasks.core import PipelineSpec, Settings
@@ -21,6 +21,8 @@ from tasks.core.crash_points import POINTS
 HERE = Path(__file__).parent
 HOT_POINTS = [point for point in POINTS if any(part in point for part in ("append", "segment", "fold"))]
 THREADS = 6
+IN_HANDS = THREADS * EACH
+"""Rows that may be on their way at once, at most."""
 
 
 def start(settings: Settings, told: Path, point: str, nth: int, first: int) -> subprocess.Popen[bytes]:
@@ -50,10 +52,10 @@ def recover_and_check(settings: Settings, toy: PipelineSpec, told: Path) -> None
     assert len({(identifier, request_id) for identifier, _, request_id in seen}) == len(seen)
     last = max(acknowledged(told))
     with HotLog(settings, toy, node="child") as log:
-        again = [online_row(number) for number in acknowledged(told)[-THREADS:]]
+        again = [online_row(number) for number in acknowledged(told)[-IN_HANDS:]]
         assert log.append(again).added == 0
-        in_hands = [online_row(number) for number in range(last - THREADS, last + THREADS)]
-        log.append(in_hands)  # clients retry what was not answered
+        in_hands = [online_row(number) for number in range(last - IN_HANDS, last + IN_HANDS)]
+        log.append([columns_of(in_hands)])  # clients retry what was not answered
         assert log.append(in_hands).repeated == len(in_hands)
         log.fold(seal=True)
     found = Counter((row["prediction_id"], row["source_key"]) for row in warm_rows(settings, toy))
@@ -81,7 +83,7 @@ def test_processes_killed_at_random_moments_one_after_the_other_lose_and_double_
     dice = random.Random(4)
     for _ in range(4):
         before = acknowledged(told)
-        child = start(settings, told, "-", 0, max(before, default=0) + THREADS + 1)
+        child = start(settings, told, "-", 0, max(before, default=0) + IN_HANDS + 1)
         while len(acknowledged(told)) < len(before) + 30 and child.poll() is None:
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.4))
@@ -93,4 +95,4 @@ def test_processes_killed_at_random_moments_one_after_the_other_lose_and_double_
     wanted = {(row.prediction_id, row.request_id) for row in map(online_row, acknowledged(told))}
     assert wanted <= set(found)
     assert set(found.values()) == {1}
-    assert len(found) - len(wanted) <= 4 * THREADS
+    assert len(found) - len(wanted) <= 4 * IN_HANDS

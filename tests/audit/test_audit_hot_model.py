@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hot_support import online_row, warm_rows
+from hot_support import columns_of, online_row, warm_rows
 from hypothesis import HealthCheck, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -41,6 +41,7 @@ class HotLogIsADict(RuleBasedStateMachine):
         self.toy = load_pipeline(self.settings, "toy")
         self.model: dict[tuple[str, str], float] = {}
         self.acknowledged: list[int] = []
+        self.turns = itertools.count()
         self.log = self.opened()
 
     def opened(self) -> HotLog:
@@ -56,8 +57,9 @@ class HotLogIsADict(RuleBasedStateMachine):
 
     def put(self, numbers: list[int]) -> None:
         rows = [online_row(number) for number in numbers]
+        offered = [columns_of(rows)] if rows and next(self.turns) % 2 else rows
         new = {(row.prediction_id, row.request_id) for row in rows} - set(self.model)
-        assert self.log.append(rows).added == len(new)
+        assert self.log.append(offered).added == len(new)
         self.model.update({(row.prediction_id, row.request_id): row.prediction for row in rows})
         self.acknowledged += numbers
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -106,6 +107,58 @@ def test_a_disk_that_hangs_holds_up_no_answer_until_too_much_is_unrecorded(
     assert hot_rows(installation, spec, "", "~").num_rows == 13
 
 
+def test_rows_gather_until_they_are_enough_and_are_written_a_part_at_a_time(
+    installation: Settings, spec: PipelineSpec
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    journal = FailingJournal(installation, spec)
+    written: list[int] = []
+    real = journal._real.append
+
+    def append(groups: Sequence[Answered], *, explain: bool) -> Recorded:
+        written.append(sum(group.rows for group in groups))
+        return real(groups, explain=explain)
+
+    journal._real.append = append  # type: ignore[method-assign]
+    server = server_with(installation, spec, journal, replace(QUICK, record_every_s=3600.0, record_rows=10))
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for first in range(0, 9, 3):
+            client.post(PATH, json={"rows": rows[first : first + 3]})
+        assert metric(client, "penstock_serving_unrecorded_rows") == 9
+        journal.free.clear()
+        client.post(PATH, json={"rows": rows[9:12]})
+        until(lambda: len(journal.calls) == 1)
+        for first in range(12, 24, 3):  # while the first part is written
+            client.post(PATH, json={"rows": rows[first : first + 3]})
+        journal.free.set()
+        until(lambda: metric(client, "penstock_serving_unrecorded_rows") == 0)
+        client.post(PATH, json={"rows": rows[24:25]})
+        assert metric(client, "penstock_serving_unrecorded_rows") == 1
+    assert written == [12, 12, 1]  # the last one when the server ended
+    assert hot_rows(installation, spec, "", "~").num_rows == 25
+
+
+def test_of_a_request_that_failed_for_one_row_none_is_recorded_and_the_others_beside_it_are(
+    installation: Settings, spec: PipelineSpec
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    model = ServedBundle(installation, spec, DeploymentLog(installation, spec).exposure().champion)
+    scores = model.score(model.signature.table([model.signature.read(row, "") for row in rows[:6]]))
+    requests = ["one", None, "two", None, None, "two"]
+    journal = HotJournal(installation, spec, "tests")
+    done = journal.append([Answered(model, scores.batches, requests, datetime.now(UTC), 3)], explain=True)
+    journal.close()
+    assert (done.rows, done.explained, done.shed) == (3, 3, 0)
+    kept = {row["entity_id"]: row for row in hot_rows(installation, spec, "", "~").to_pylist()}
+    assert {name: row["source_key"] for name, row in kept.items()} == {
+        rows[0]["customer"]: "one",
+        rows[2]["customer"]: "two",
+        rows[5]["customer"]: "two",
+    }
+    for place in (0, 2, 5):
+        assert kept[rows[place]["customer"]]["prediction"] == scores.scores[place]
+
+
 def test_a_full_disk_is_waited_out_and_nothing_is_lost(installation: Settings, spec: PipelineSpec) -> None:
     rows = json_rows(toy_rows(installation))
     journal = FailingJournal(installation, spec)
@@ -189,8 +242,6 @@ def test_input_and_score_distributions_are_counted_on_the_bundle_s_grid(
 def test_versions_that_came_and_went_leave_no_series_behind(
     installation: Settings, spec: PipelineSpec, bundles: dict[int, tuple[str, str]]
 ) -> None:
-    from datetime import UTC, datetime
-
     from tasks.serving import Deployed
     from tasks.serving.metrics import KEPT_VERSIONS, ServingMetrics
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.audit.hot.group_commit import Appended
     from tasks.audit.hot.log import HotLimits, HotLog
     from tasks.audit.hot.reading import HotStatus, hot_status
-    from tasks.audit.hot.rows import OnlineModel, OnlineRow
+    from tasks.audit.hot.rows import OnlineModel, OnlineRow, OnlineRows
 
 _HOME = {
     "Appended": "group_commit",
@@ -30,6 +30,7 @@ _HOME = {
     "HotStatus": "reading",
     "OnlineModel": "rows",
     "OnlineRow": "rows",
+    "OnlineRows": "rows",
     "fold": "folding",
     "hot_status": "reading",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "HotStatus",
     "OnlineModel",
     "OnlineRow",
+    "OnlineRows",
     "fold",
     "hot_rows",
     "hot_status",

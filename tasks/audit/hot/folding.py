@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.audit.hot.locks import locked, try_lock, unlock, writer_lock
-from tasks.audit.hot.rows import RowDamaged, table_of
+from tasks.audit.hot.rows import RowsDamaged, table_of
 from tasks.audit.hot.segment import (
     RETRIES,
     Facts,
@@ -154,7 +154,7 @@ class _Folding:
                 segment.close()
         except SegmentGone:
             return done
-        except (SegmentDamaged, RowDamaged) as error:
+        except (SegmentDamaged, RowsDamaged) as error:
             log.error("Set aside as %s. %s", set_aside(path), error)
             return done
         return replace(done, segments=done.segments + 1, rows=done.rows + rows, files=done.files + files)

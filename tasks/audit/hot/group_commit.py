@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tasks.audit.hot.rows import OnlineModel, PackedRow
+from tasks.audit.hot.rows import PackedRows
 from tasks.core.errors import CommitOutcomeUnknown, PenstockError, TerminalError, TransientError
 
 
@@ -38,11 +38,16 @@ class Appended:
 class Waiting:
     """One append on its way."""
 
-    rows: list[tuple[OnlineModel, PackedRow]]
+    packed: list[tuple[PackedRows, list[bytes]]]
+    """Rows, and the key of each."""
     wake: threading.Lock = field(default_factory=threading.Lock)
     leads: bool = False
     result: Appended | None = None
     error: PenstockError | None = None
+
+    @property
+    def rows(self) -> int:
+        return sum(len(keys) for _, keys in self.packed)
 
     @property
     def settled(self) -> bool:
@@ -105,14 +110,14 @@ class GroupCommit:
         with self._mutex:
             if self._closed:
                 raise HotLogClosed("is closed", which=self._which, fix="open it again")
-            if self._queued_rows and self._queued_rows + len(item.rows) > self._limit:
+            if self._queued_rows and self._queued_rows + item.rows > self._limit:
                 raise HotLogBusy(
                     f"{self._queued_rows} rows wait to be written, {self._limit} may",
                     which=self._which,
                     fix="retry after a moment; if it persists, the disk is too slow for this load",
                 )
             self._queue.append(item)
-            self._queued_rows += len(item.rows)
+            self._queued_rows += item.rows
             if not self._leading:
                 self._leading = True
                 return False
@@ -160,7 +165,7 @@ class GroupCommit:
         if item not in self._queue:
             return False
         self._queue.remove(item)
-        self._queued_rows -= len(item.rows)
+        self._queued_rows -= item.rows
         return True
 
     def _next_leader(self) -> Waiting | None:

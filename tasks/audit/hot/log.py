@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+
 from tasks.audit.hot.folding import Folded, FoldInProgress, fold
 from tasks.audit.hot.group_commit import Appended, GroupCommit, Waiting
 from tasks.audit.hot.locks import try_lock, unlock, writer_lock
-from tasks.audit.hot.rows import OnlineModel, OnlineRow, PackedRow, pack, store_feature_set
+from tasks.audit.hot.recent_keys import RecentKeys
+from tasks.audit.hot.rows import (
+    OnlineModel,
+    OnlineRow,
+    OnlineRows,
+    PackedRows,
+    RowsDamaged,
+    pack,
+    store_feature_set,
+)
 from tasks.audit.hot.segment import (
     RETRIES,
     Segment,
@@ -61,7 +72,8 @@ class HotLimits:
     waiting_rows: int = 10_000
     """Appends beyond it are refused with `HotLogBusy`."""
     retry_window_s: float = 900.0
-    """How long after its segment was sealed a row that comes again is recognised; 100 bytes of memory for each."""
+    """How long after its segment was sealed a row that comes again is recognised; 16 bytes of memory for each, and 100 for each
+    of the open segment."""
 
 
 class HotLog:
@@ -102,7 +114,9 @@ class HotLog:
         self._opened_at = clock()
         self._rows = self._bytes = 0
         self._keys: set[bytes] = set()
-        self._earlier: list[tuple[datetime, frozenset[bytes]]] = []
+        """Of the open segment."""
+        self._earlier = self._no_keys()
+        """Of those before it."""
         self._recovered = False
         self._told: set[OnlineModel] = set()
         self._folder_thread: threading.Thread | None = None
@@ -120,8 +134,8 @@ class HotLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, rows: Sequence[OnlineRow]) -> Appended:
-        """Keep these predictions; all of them are on the disk when this returns, or none is on an error.
+    def append(self, rows: Sequence[OnlineRow | OnlineRows]) -> Appended:
+        """Keep these predictions, single ones or columns of many; all of them are on the disk when this returns, or none is on an error.
 
         A row whose `(prediction_id, request_id)` is there already, or was folded a short while ago
         (`HotLimits.retry_window_s`), is not added again: after any error, and when an answer was lost, the
@@ -137,7 +151,7 @@ class HotLog:
         for row in rows:
             if row.model not in self._told:
                 self._tell(row.model)
-        packed = [(row.model, pack(row)) for row in rows]
+        packed = [pack(row) for row in rows]
         return self._group.run(Waiting(packed)) if packed else Appended(0, 0)
 
     def seal(self) -> bool:
@@ -194,31 +208,32 @@ class HotLog:
     def _write_new(self, batch: list[Waiting]) -> None:
         for _ in range(3):
             self._recover()
-            new: dict[bytes, tuple[OnlineModel, PackedRow]] = {}
+            known = self._known([key for one in batch for _, keys in one.packed for key in keys])
+            taken: set[bytes] = set()
+            new: dict[OnlineModel, list[PackedRows]] = {}
             results = []
             for one in batch:
-                fresh = 0
-                for model, row in one.rows:
-                    key = row.key
-                    if key not in new and not self._known(key):
-                        new[key] = (model, row)
-                        fresh += 1
-                results.append(Appended(fresh, len(one.rows) - fresh))
-            if new and not self._added(list(new.values())):
+                added = 0
+                for rows, keys in one.packed:
+                    fresh = _not_yet(rows, keys, known, taken)
+                    if len(fresh):
+                        new.setdefault(rows.model, []).append(fresh)
+                        added += len(fresh)
+                results.append(Appended(added, one.rows - added))
+            if new and not self._added([PackedRows.joined(parts) for parts in new.values()]):
                 continue
-            self._keys.update(new)
+            self._keys |= taken
             for one, result in zip(batch, results, strict=True):
                 one.result = result
             if new:
-                self._rows += len(new)
-                self._bytes += sum(len(row.body) for _, row in new.values())
+                self._rows += len(taken)
                 self._seal_if_due()
             return
         raise StoreUnavailable(
             "segments kept being sealed under the writer", which=str(self.folder), fix="retry"
         )
 
-    def _added(self, rows: list[tuple[OnlineModel, PackedRow]]) -> bool:
+    def _added(self, blocks: list[PackedRows]) -> bool:
         """Append to the open segment, or say that it is none any more; then its keys are known, and another is opened."""
         try:
             if self._segment is None:
@@ -227,7 +242,7 @@ class HotLog:
                 self._segment = Segment.create(
                     self.folder, self.node, self._opened_at, self._limits.seal_after_s
                 )
-            self._segment.add(rows)
+            self._bytes += self._segment.add(blocks)
         except (SegmentSealed, SegmentGone):  # by a fold that was asked to seal: its rows stay as they are
             self._let_go()
             return False
@@ -245,8 +260,9 @@ class HotLog:
             raise
         return True
 
-    def _known(self, key: bytes) -> bool:
-        return key in self._keys or any(key in keys for _, keys in self._earlier)
+    def _known(self, keys: list[bytes]) -> set[bytes]:
+        """Those of the keys whose rows are durable."""
+        return self._keys.intersection(keys) | self._earlier.among(keys)
 
     def _seal_if_due(self) -> None:
         age_s = (self._clock() - self._opened_at).total_seconds()
@@ -273,19 +289,16 @@ class HotLog:
             self._segment.close()
         self._segment = None
         now = self._clock()
-        window = timedelta(seconds=self._limits.retry_window_s)
-        self._earlier = [(moment, keys) for moment, keys in self._earlier if now - moment < window]
-        if self._keys:
-            self._earlier.append((now, frozenset(self._keys)))
-            self._keys = set()
+        self._earlier.forget(now)
+        self._earlier.add(now, self._keys)
+        self._keys = set()
 
     def _recover(self) -> None:
         """After a start or an error: seal what this node left open, and learn which rows are durable."""
         if self._recovered:
             return
         now, own = self._clock(), f"-{node_digits(self.node)}-"
-        window = timedelta(seconds=self._limits.retry_window_s)
-        earlier: list[tuple[datetime, frozenset[bytes]]] = []
+        window, earlier = timedelta(seconds=self._limits.retry_window_s), self._no_keys()
         for path in segment_paths(self.folder):
             if own not in path.stem:
                 continue
@@ -302,22 +315,21 @@ class HotLog:
                 if facts is None:  # its maker died before a row was in it
                     discard(segment)
                 elif now - last_written < window:
-                    earlier.append((now, segment.keys()))
+                    earlier.add(now, segment.keys())
             except SegmentGone:
                 continue
-            except SegmentDamaged as error:
+            except (SegmentDamaged, RowsDamaged) as error:
                 log.error("%s", error)
                 set_aside(path)
             finally:
                 segment.close()
-        window = timedelta(seconds=self._limits.retry_window_s)
         for path in self.folder.glob(
             f"*{own}*{RETRIES}"
         ):  # after the segments: what is folded meanwhile is here
             try:
                 moment = datetime.fromtimestamp(path.stat().st_mtime, tz=now.tzinfo)
                 if now - moment < window:
-                    earlier.append((moment, retry_keys(path)))
+                    earlier.add(moment, retry_keys(path))
             except FileNotFoundError:  # its time was over
                 continue
             except OSError as error:
@@ -325,6 +337,9 @@ class HotLog:
         self._earlier = earlier
         self._keys = set()
         self._recovered = True
+
+    def _no_keys(self) -> RecentKeys:
+        return RecentKeys(timedelta(seconds=self._limits.retry_window_s))
 
     def _tell(self, model: OnlineModel) -> None:
         """Store what a model's feature positions mean before rows of it are there to be read."""
@@ -353,6 +368,18 @@ class HotLog:
                 log.warning("Not folded; tried again in %g s. %s", every_s, error)
             except Exception:
                 log.exception("Not folded; tried again in %g s.", every_s)
+
+
+def _not_yet(rows: PackedRows, keys: list[bytes], known: set[bytes], taken: set[bytes]) -> PackedRows:
+    """The rows that are neither known nor taken; their keys are taken with it."""
+    if known.isdisjoint(keys) and taken.isdisjoint(keys) and len(set(keys)) == len(keys):
+        taken.update(keys)
+        return rows
+    fresh = []
+    for key in keys:
+        fresh.append(key not in known and key not in taken)
+        taken.update([key] if fresh[-1] else [])
+    return rows.where(np.array(fresh, np.bool_))
 
 
 def _writer_lock(folder: Path, node: str) -> int:

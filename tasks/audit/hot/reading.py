@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tasks.audit.hot.rows import RowDamaged, table_of
+from tasks.audit.hot.rows import RowsDamaged, table_of
 from tasks.audit.hot.segment import DAMAGED, Segment, SegmentDamaged, SegmentGone, hot_folder, segment_paths
 from tasks.audit.rows import AUDIT_SCHEMA
 from tasks.core.clock import Clock, iso_utc, utc_now
@@ -54,7 +54,7 @@ def read_hot(settings: Settings, spec: PipelineSpec, low: str, high: str) -> pa.
     for path in segment_paths(hot_folder(settings, spec)):
         try:
             found = _rows_of(settings, spec, path, low, high)
-        except (SegmentDamaged, RowDamaged) as error:
+        except (SegmentDamaged, RowsDamaged) as error:
             # The next fold sets it aside; the rows of all other segments are answered meanwhile.
             log.error("Rows of a damaged segment are missing in an answer. %s", error)
             continue

@@ -1,4 +1,7 @@
-"""One segment of the hot log: a SQLite file in WAL mode that rows are appended to until it is sealed.
+"""One segment of the hot log: a SQLite file in WAL mode that rows are appended to, in blocks, until it is sealed.
+
+A block is all rows of one model in one commit, packed. Rows one by one had taken most of an append's time: their places in the
+primary key's tree lie far apart, and each touched page is written whole, twice.
 
 Sealing is a transaction in the file itself, and every append looks for it in its own transaction. So anybody may seal
 any segment at any time, and from then on its rows are what they are: that is what makes folding safe beside a writer.
@@ -11,14 +14,15 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from tasks.audit.hot.rows import OnlineModel, PackedRow, Stored, row_key
+from tasks.audit.hot import earlier
+from tasks.audit.hot.rows import ID_BYTES, OnlineModel, PackedRows, millis_between, row_key, within
 from tasks.core.crash_points import reached
 from tasks.core.errors import (
     AccessDenied,
@@ -45,11 +49,13 @@ _KEY_BYTES = 16
 _TABLES = """
 CREATE TABLE segment (node TEXT NOT NULL, opened_at TEXT NOT NULL, seal_after_s REAL NOT NULL, sealed INTEGER NOT NULL);
 CREATE TABLE models (number INTEGER PRIMARY KEY, model TEXT NOT NULL);
-CREATE TABLE rows (
-    prediction_id TEXT NOT NULL, request_id TEXT NOT NULL, model INTEGER NOT NULL, explained INTEGER NOT NULL,
-    body BLOB NOT NULL, PRIMARY KEY (prediction_id, request_id)
-) WITHOUT ROWID;
+CREATE TABLE blocks (
+    number INTEGER PRIMARY KEY, model INTEGER NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL,
+    ids BLOB NOT NULL, body BLOB NOT NULL
+);
 """
+_EARLIER_TABLE = "rows"
+"""What segments of earlier releases have instead of `blocks`."""
 
 
 class SegmentDamaged(DataError):
@@ -187,8 +193,8 @@ class Segment:
             except (TypeError, ValueError) as error:
                 raise _damaged(self.path, "it does not say whose it is") from error
 
-    def add(self, rows: Sequence[tuple[OnlineModel, PackedRow]]) -> None:
-        """Append rows in one transaction, which is on the disk when this returns.
+    def add(self, blocks: Sequence[PackedRows]) -> int:
+        """Append rows in one transaction, which is on the disk when this returns; how many bytes they are.
 
         After an error the segment must not be written any more: open it again and look what is there.
 
@@ -198,22 +204,24 @@ class Segment:
             CommitOutcomeUnknown: The disk failed during the commit.
         """
         execute = self._connection.execute
+        size = 0
         with _typed(self.path):
             execute("BEGIN IMMEDIATE")
             if execute("SELECT sealed FROM segment").fetchone()[0]:
                 execute("ROLLBACK")
                 raise SegmentSealed
-            self._connection.executemany(
-                "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
-                [
-                    (row.prediction_id, row.request_id, self._number(model), row.explained, row.body)
-                    for model, row in rows
-                ],
-            )
+            for rows in blocks:
+                body = rows.body
+                size += len(rows.ids) + len(body)
+                execute(
+                    "INSERT INTO blocks (model, first_ms, last_ms, ids, body) VALUES (?, ?, ?, ?, ?)",
+                    (self._number(rows.model), *rows.millis, rows.ids, body),
+                )
         reached("before-append-commit")
         with _typed(self.path, committing=True):
             execute("COMMIT")
         reached("after-append-commit")
+        return size
 
     def seal(self) -> None:
         """No row is added from now on. Sealing again changes nothing."""
@@ -221,39 +229,74 @@ class Segment:
             self._connection.execute("UPDATE segment SET sealed = 1 WHERE sealed = 0")
         reached("after-segment-seal")
 
-    def rows(self, low: str = "", high: str = "~") -> list[tuple[OnlineModel, list[Stored]]]:
-        """Rows with low <= prediction_id <= high by model, as of one moment; in order of prediction id."""
+    def rows(self, low: str = "", high: str = "~") -> list[PackedRows]:
+        """Rows with low <= prediction_id <= high, as of one moment.
+
+        Raises:
+            RowsDamaged: A block does not hold what was written.
+            SegmentDamaged, AccessDenied, StoreUnavailable: It cannot be read.
+        """
         with _typed(self.path):
             self._connection.execute("BEGIN")
             try:
-                models = [
-                    (number, OnlineModel.from_json(json.loads(text)))
+                models = {
+                    number: OnlineModel.from_json(json.loads(text))
                     for number, text in self._connection.execute("SELECT number, model FROM models")
-                ]
-                found: dict[int, list[Stored]] = {number: [] for number, _ in models}
-                for identifier, request_id, number, explained, body in self._connection.execute(
-                    "SELECT * FROM rows WHERE prediction_id BETWEEN ? AND ?", (low, high)
-                ):
-                    found[number].append((identifier, request_id, bool(explained), body))
+                }
+                of_table = self._earlier_rows if self._is_earlier() else self._blocks
+                return of_table(models, low, high)
             except (KeyError, ValueError, TypeError) as error:
                 raise _damaged(self.path, f"it is inconsistent: {error!r}") from error
             finally:
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
-        return [(model, found[number]) for number, model in models if found[number]]
 
     def keys(self) -> frozenset[bytes]:
         """The identities of its rows."""
-        with _typed(self.path):
-            return frozenset(
-                row_key(*found)
-                for found in self._connection.execute("SELECT prediction_id, request_id FROM rows")
-            )
+        if self._is_earlier():
+            with _typed(self.path):
+                found = self._connection.execute("SELECT prediction_id, request_id FROM rows").fetchall()
+            return frozenset(row_key(*one) for one in found)
+        return frozenset(key for rows in self.rows() for key in rows.identities())
 
     def count(self) -> int:
+        count = (
+            "SELECT count(*) FROM rows"
+            if self._is_earlier()
+            else f"SELECT coalesce(sum(length(ids)), 0) / {ID_BYTES} FROM blocks"
+        )
         with _typed(self.path):
-            count: int = self._connection.execute("SELECT count(*) FROM rows").fetchone()[0]
-            return count
+            rows: int = self._connection.execute(count).fetchone()[0]
+            return rows
+
+    def _is_earlier(self) -> bool:
+        with _typed(self.path):
+            asked = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+            return bool(self._connection.execute(asked, (_EARLIER_TABLE,)).fetchone()[0])
+
+    def _blocks(self, models: Mapping[int, OnlineModel], low: str, high: str) -> list[PackedRows]:
+        execute = self._connection.execute
+        first, last = millis_between(low, high)
+        found = []
+        for number, model, first_ms, last_ms, ids in execute(
+            "SELECT number, model, first_ms, last_ms, ids FROM blocks WHERE last_ms >= ? AND first_ms <= ? ORDER BY number",
+            (first, last),
+        ).fetchall():
+            whole = (first < first_ms and last_ms < last) or (low == "" and high == "~")
+            wanted = None if whole else within(ids, low, high)
+            if wanted is None or wanted.any():
+                body = execute("SELECT body FROM blocks WHERE number = ?", (number,)).fetchone()[0]
+                rows = PackedRows.of_body(models[model], ids, body, f"block {number} of {self.path}")
+                found.append(rows if wanted is None else rows.where(wanted))
+        return found
+
+    def _earlier_rows(self, models: Mapping[int, OnlineModel], low: str, high: str) -> list[PackedRows]:
+        found: dict[int, list[earlier.Stored]] = {}
+        for identifier, request_id, number, explained, body in self._connection.execute(
+            "SELECT * FROM rows WHERE prediction_id BETWEEN ? AND ?", (low, high)
+        ):
+            found.setdefault(number, []).append((identifier, request_id, bool(explained), body))
+        return [earlier.packed(models[number], rows) for number, rows in found.items()]
 
     def _number(self, model: OnlineModel) -> int:
         number = self._numbers.get(model)
