@@ -1,189 +1,290 @@
-"""What a whole beat of admission takes, in the driver and in the database, beside thousands of runs that wait.
+"""How many beats of admission a database carries beside thousands of runs that wait, and what one of them takes.
 
-    python benchmarks/tenancy_beat.py [--waiting 10000 --gpus 2048 --tenants 200 --beats 60] [--write]
+    python benchmarks/tenancy_beat.py [--waiting 1000 10000 --gpus 2048 --tenants 200] [--before CHECKOUT] [--write]
 
 Each database is private to the call: SQLite in a temporary folder, PostgreSQL by `tests/services.py`, with fsync on. The cluster is full:
-runs of eight workers have all of it. One more run waits, and beats: `LeaseHolder.beat`, everything from reading `tenants/` to the commit.
-Between two of its beats all others beat as well, and `--changes` of them end, as many new ones come, and as many have another width, which is not timed.
-The decision alone is that of `tenancy_simulator.py`: the same function over a queue that is there already.
+runs of eight workers have all of it, and `--waiting` runs wait. `--processes` processes beat for some of those that wait, as fast as they can:
+`LeaseHolder.beat`, everything from reading `tenants/` to the commit. For each of them its own pause passes between two beats by its own clock, so that
+it reads files and says why it waits as often as it would. Of a hundred beats `--changing` ask for another number of workers.
+CPU is that of the drivers, and of PostgreSQL's processes, over all beats. The first beat of each run is not counted.
+
+How often a run that waits asks is its code's own: what all of them send and cost in a second is counted up from that. With `--before`, the same is done
+with the code of another checkout, in turn with this one, and the ratio is shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
+import multiprocessing
+import os
 import random
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
-from sqlalchemy import text, update
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import services
-import tenancy_simulator as simulator
-
-from tasks.core import Settings
-from tasks.core.clock import utc_now
-from tasks.core.tenants import load_shares
-from tasks.metadata import MetadataStore
-from tasks.metadata.database import Database
-from tasks.metadata.tables import leases
-from tasks.wiring.context import open_context
-from tasks.wiring.lease_holder import NOTHING, LeaseHolder, first_lease, lease_row
-
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.append(str(ROOT / "tests"))
+    sys.path.append(str(ROOT))  # after PYTHONPATH: the checkout that is measured comes first
 RESULT = Path(__file__).parent / "results" / "tenancy_beat.md"
-TOY = Path(__file__).resolve().parent.parent / "tests" / "toy_project"
+TOY = ROOT / "tests" / "toy_project"
+_NOUGHT = (
+    *(
+        "heard",
+        "pause_s",
+        "granted",
+        "changed",
+        "priority",
+        "allocated_s",
+        "used_s",
+        "wasted_s",
+        "memory_gib",
+    ),
+    *("rows", "bytes_read", "bytes_written", "cpu_seconds", "gpu_seconds"),
+)
+_FIELDS = ("beats_s", "driver_ms", "server_ms", "p95_ms", "sent_s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--waiting", type=int, default=10_000)
+    parser.add_argument("--waiting", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--gpus", type=int, default=2048)
     parser.add_argument("--tenants", type=int, default=200)
-    parser.add_argument("--beats", type=int, default=60)
-    parser.add_argument("--changes", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=10, help="that beat, in each process")
+    parser.add_argument("--beats", type=int, default=20, help="of each of them")
+    parser.add_argument("--changing", type=int, default=2, help="of a hundred beats")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    rows = [f"| the decision alone | {_shown(simulator.admission(asked.gpus, asked.tenants))} | | |"]
+    if asked.measure:
+        print(json.dumps(measured(asked, json.loads(asked.measure))))
+        return
+    import services
+
+    found: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="penstock-beat-") as folder:
-        rows += measure("SQLite", f"sqlite:///{folder}/beat.db", Path(folder) / "sqlite", asked, None)
         url, server = services.start_postgres(Path(folder), durable=True)
         try:
-            name = services.new_postgres_database(url)
-            process = psutil.Process(server.pid)
-            rows += measure("PostgreSQL", name, Path(folder) / "postgres", asked, process)
+            for number in range(asked.rounds):
+                for waiting in asked.waiting:
+                    for which, code in _codes(asked.before).items():
+                        for name in ("SQLite", "PostgreSQL"):
+                            there = Path(folder) / f"{name}-{number}-{waiting}-{which}"
+                            database = (
+                                f"sqlite:///{there}/beat.db"
+                                if name == "SQLite"
+                                else services.new_postgres_database(url)
+                            )
+                            job = {"url": database, "folder": str(there), "waiting": waiting}
+                            job["code"] = str(code)
+                            job["server"] = server.pid if name == "PostgreSQL" else None
+                            found.setdefault((name, waiting, which), []).append(_measure(code, job, asked))
         finally:
             services.stop(server)
-    lines = [
-        "# A beat of admission",
-        "",
-        f"`python benchmarks/tenancy_beat.py --waiting {asked.waiting} --gpus {asked.gpus} --tenants {asked.tenants} --beats {asked.beats} --changes {asked.changes}`:",
-        f"{asked.waiting:,} waiting runs, {asked.gpus // 8:,} with eight workers each, {asked.tenants} tenants. Median and p95 of a beat, in milliseconds; CPU of the",
-        "driver and, over all beats, of the database server.",
-        "",
-        "| | CPU | wall | server's CPU, mean |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-    print("\n".join(lines))
+    text = "\n".join(report(asked, found)) + "\n"
+    print(text)
     if asked.write:
-        RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        RESULT.write_text(text, encoding="utf-8")
 
 
-def measure(
-    name: str, url: str, folder: Path, asked: argparse.Namespace, server: psutil.Process | None
-) -> list[str]:
-    """The rows of the table for one database."""
-    settings = _installation(folder, url, asked)
+def report(asked: argparse.Namespace, found: dict[tuple[str, int, str], list[dict[str, float]]]) -> list[str]:
+    """The page: the median of the rounds."""
+    lines = [
+        "# Beats of admission",
+        "",
+        f"`python benchmarks/tenancy_beat.py --waiting {' '.join(map(str, asked.waiting))} --gpus {asked.gpus} --tenants {asked.tenants} "
+        f"--processes {asked.processes} --runs {asked.runs} --beats {asked.beats} --changing {asked.changing} --rounds {asked.rounds}"
+        f"{' --before CHECKOUT' if asked.before else ''}`:",
+        f"{asked.gpus // 8:,} runs with eight workers each, {asked.tenants} tenants; {asked.processes} processes beat on {os.cpu_count()} cores, which they share with the",
+        f"database. Medians of {asked.rounds} rounds. CPU in milliseconds a beat, p95 of the wall time of a beat in milliseconds.",
+        "",
+        "A run that gets workers as soon as others give them back asks every five seconds, whatever the number: of 1,000 waiting runs on 2,048 GPUs those that",
+        "beat here all do. Of 10,000 each asks every 205 s, and then says anew why it waits: that is most of such a beat.",
+        "",
+        "| database | waiting runs | code | they send, beats/s | CPU a beat, driver | server | CPU-s a second for all: drivers | server | carried here, beats/s | p95 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    ratios = []
+    for (name, waiting, which), rounds in sorted(found.items(), key=lambda item: (item[0][0], item[0][1])):
+        middle = {field: statistics.median(one[field] for one in rounds) for field in _FIELDS}
+        all_s = {part: middle["sent_s"] * middle[part] / 1000 for part in ("driver_ms", "server_ms")}
+        server = (
+            (f"{middle['server_ms']:.1f}", f"{all_s['server_ms']:.2f}") if name == "PostgreSQL" else ("", "")
+        )
+        lines.append(
+            f"| {name} | {waiting:,} | {which} | {middle['sent_s']:.0f} | {middle['driver_ms']:.1f} | {server[0]} | {all_s['driver_ms']:.2f} | "
+            f"{server[1]} | {middle['beats_s']:.0f} | {middle['p95_ms']:.0f} |"
+        )
+        before = found.get((name, waiting, "before"))
+        if which == "this" and before:
+            load: dict[str, list[float]] = {part: [] for part in ("driver_ms", "server_ms")}
+            for new, old in zip(rounds, before, strict=True):
+                for part, ones in load.items():
+                    if new[part]:
+                        ones.append(old["sent_s"] * old[part] / (new["sent_s"] * new[part]))
+            shown = [f"{statistics.median(ones):.1f}" if ones else "" for ones in load.values()]
+            ratios.append(f"| {name} | {waiting:,} | {' | '.join(shown)} |")
+    if ratios:
+        lines += [
+            "",
+            "What all waiting runs cost a second with the code before, as a multiple of now; medians over the rounds:",
+            "",
+            "| database | waiting runs | drivers' CPU | server's CPU |",
+            "|---|---|---|---|",
+            *ratios,
+        ]
+    return lines
+
+
+def measured(asked: argparse.Namespace, job: dict[str, Any]) -> dict[str, float]:
+    """One round with the code of a checkout."""
+    import tasks  # before anything that looks for it in this one
+
+    assert Path(tasks.__file__).is_relative_to(job["code"]), (
+        f"{tasks.__file__} is measured, not {job['code']}"
+    )
+    settings = _installation(Path(job["folder"]), job["url"], asked)
+    _fill(settings, job["waiting"], asked)
     time.sleep(2.5)  # files that have just been written are read again for a while
+    processes = multiprocessing.get_context("fork")
+    gate, results = processes.Barrier(asked.processes + 1), processes.SimpleQueue()
+    drivers = [
+        processes.Process(target=_drive, args=(settings, number, asked, gate, results))
+        for number in range(asked.processes)
+    ]
+    for one in drivers:
+        one.start()
+    gate.wait(600)
+    served, began = _cpu_s(job["server"]), time.perf_counter()
+    found = [results.get() for _ in drivers]
+    wall_s, served = time.perf_counter() - began, _cpu_s(job["server"]) - served
+    for one in drivers:
+        one.join()
+    beats = asked.processes * asked.runs * asked.beats
+    walls = sorted(wall for _, ones, _ in found for wall in ones)
+    return {
+        "beats_s": beats / wall_s,
+        "driver_ms": 1000 * sum(cpu_s for cpu_s, _, _ in found) / beats,
+        "server_ms": 1000 * served / beats,
+        "p95_ms": 1000 * walls[int(0.95 * len(walls))],
+        "sent_s": job["waiting"] / found[0][2],
+    }
+
+
+def _drive(settings: Any, number: int, asked: argparse.Namespace, gate: Any, results: Any) -> None:
+    """Beat for some runs that wait."""
+    from tasks.core.errors import ServiceUnavailable
+    from tasks.core.tenants import load_shares
+    from tasks.wiring.context import open_context
+    from tasks.wiring.lease_holder import NOTHING, LeaseHolder, first_lease
+
     found = load_shares(settings)
     assert found is not None
-    context = open_context(settings, "toy")
-    world = _World(settings, asked)
-    world.fill()
-    first_of_it = first_lease(context, "beats", "scoring")
-    holder = LeaseHolder(context, first_of_it, *found, monotonic=lambda: world.monotonic_s)
-    first, others, served = [], [], 0.0
-    for number in range(asked.beats):
-        world.go_on()
-        before, began, wall = _cpu_s(server), time.process_time(), time.perf_counter()
-        mine = holder.beat(NOTHING, workers=0, most=8)
-        cpu_ms, wall_ms = 1000 * (time.process_time() - began), 1000 * (time.perf_counter() - wall)
-        assert mine.width == 0 and mine.reason
-        (others if number else first).append((cpu_ms, wall_ms))
-        served += (_cpu_s(server) - before) if number else 0.0
-    on_server = f"{1000 * served / len(others):.1f}" if server else "in the driver"
-    cpu, wall_all = zip(*others, strict=True)
-    return [
-        f"| {name}, first beat of a driver | {first[0][0]:.0f} | {first[0][1]:.0f} | |",
-        f"| {name}, every other | {_shown(_quantiles(cpu))} | {_shown(_quantiles(wall_all))} | {on_server} |",
+    context, draw, clock_s = open_context(settings, "toy"), random.Random(number), [0.0]
+    holders = []
+    for run in range(asked.runs):
+        first = first_lease(context, f"beats-{number}-{run}", "scoring")
+        holders.append(LeaseHolder(context, first, *found, monotonic=lambda: clock_s[0]))
+
+    def beat(holder: LeaseHolder, most: int) -> None:
+        while True:
+            with suppress(ServiceUnavailable):  # others have had the lock for seconds: it asks again
+                assert holder.beat(NOTHING, workers=0, most=most).width == 0
+                return
+
+    for holder in holders:
+        beat(holder, 8)
+    gate.wait(600)
+    began, walls = time.process_time(), []
+    for _ in range(asked.beats):
+        clock_s[0] += holders[0].pause_s
+        for holder in holders:
+            started = time.perf_counter()
+            beat(holder, draw.choice([4, 6, 16]) if draw.random() * 100 < asked.changing else 8)
+            walls.append(time.perf_counter() - started)
+    results.put((time.process_time() - began, walls, holders[0].pause_s))
+
+
+def _fill(settings: Any, waiting: int, asked: argparse.Namespace) -> None:
+    """Make the other runs, in whatever tables this code keeps them."""
+    from sqlalchemy import create_engine, insert, inspect
+
+    from tasks.core.clock import utc_now
+    from tasks.metadata import MetadataStore
+    from tasks.metadata.tables import metadata
+
+    with MetadataStore.open(settings).lease_ledger() as ledger:
+        ledger.set_clock(1000.0)
+    draw, now = random.Random(1), utc_now()
+    rows = []
+    for number in range(waiting + asked.gpus // 8):
+        width = 0 if number < waiting else 8
+        row: dict[str, Any] = dict.fromkeys(_NOUGHT, 0)
+        # the tenant whose runs beat has more than it is promised, so that they have others before them
+        tenant = 0 if waiting <= number < waiting + 4 else draw.randrange(asked.tenants)
+        row |= {"tenant": f"t{tenant:03d}", "pipeline": "other", "kind": "scoring"}
+        row |= {"run_id": f"r{number:08d}", "holder": f"r{number:08d}", "gpus": 1.0, "cpus": 1.0, "least": 1}
+        row |= {"most": 8 if width else draw.choice([4, 8, 16]), "reclaimable": True, "ended": False}
+        row |= {"width": width, "workers": width, "beat_s": 1e9, "since_s": 900 + draw.random()}
+        row |= {"ends_in_s": draw.uniform(600, 6000) if width else None, "starts_in_s": None}
+        row |= {"reason": "" if width else "needs 1 GPUs, 1 CPUs", "over_since_s": None}
+        row |= {"asked_at_utc": now, "beat_at_utc": now}
+        rows.append(row)
+    engine = create_engine(settings.metadata_url)
+    there = set(inspect(engine).get_table_names())
+    with engine.begin() as connection:
+        for name in {"penstock_leases", "penstock_lease_requests"} & there:
+            table = metadata.tables[name]
+            columns = [column.name for column in table.c]
+            connection.execute(insert(table), [{key: row[key] for key in columns} for row in rows])
+
+
+def _measure(code: Path, job: dict[str, Any], asked: argparse.Namespace) -> dict[str, float]:
+    arguments = [
+        f"--{name}={getattr(asked, name)}" for name in ("gpus", "tenants", "processes", "runs", "beats")
     ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            __file__,
+            *arguments,
+            f"--changing={asked.changing}",
+            f"--measure={json.dumps(job)}",
+        ],
+        env={**os.environ, "PYTHONPATH": str(code)},
+        cwd=code,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-class _World:
-    """The other runs."""
-
-    def __init__(self, settings: Settings, asked: argparse.Namespace) -> None:
-        self._settings, self._asked = settings, asked
-        self._store = MetadataStore.open(settings)
-        self._draw, self._number = random.Random(1), 0
-        self.monotonic_s = 0.0
-        self._waiting: list[str] = []
-        self._working: list[str] = []
-        context = open_context(settings, "toy")
-        first = first_lease(context, "", "scoring")
-        self._first = dataclasses.replace(first, gpus=1.0, cpus=1.0, memory_gib=0.0)
-
-    def _row(self, run_id: str, width: int, now_s: float) -> dict[str, object]:
-        one = dataclasses.replace(
-            self._first,
-            tenant=f"t{self._draw.randrange(self._asked.tenants):03d}",
-            run_id=run_id,
-            holder=run_id,
-            most=self._draw.choice([4, 8, 16]),
-            width=width,
-            workers=width,
-            ends_in_s=self._draw.uniform(600, 6000) if width else None,
-            since_s=now_s + self._draw.random(),
-            beat_s=now_s,
-            reason="" if width else "needs 1 GPUs, 1 CPUs; the tenant uses 3 GPUs of 3 GPUs promised",
-            beat_at_utc=utc_now(),
-        )
-        return lease_row(one)
-
-    def fill(self) -> None:
-        with self._store.lease_ledger() as ledger:
-            ledger.set_clock(1000.0)
-            for _ in range(self._asked.waiting):
-                self._waiting.append(self._come(ledger, 0, 1000.0))
-            for _ in range(self._asked.gpus // 8):
-                self._working.append(self._come(ledger, 8, 1000.0))
-
-    def _come(self, ledger: object, width: int, now_s: float) -> str:
-        self._number += 1
-        run_id = f"r{self._number:08d}"
-        ledger.put(self._row(run_id, width, now_s))  # type: ignore[attr-defined]
-        return run_id
-
-    def go_on(self) -> None:
-        """All others beat; some of them end, come, and change. A driver reads its files again."""
-        self.monotonic_s += 15.0
-        with self._store.lease_ledger() as ledger:
-            now_s = ledger.clock_s + 1.0
-            rows = {row["run_id"]: row for row in self._store.lease_rows()}
-            for gone in self._draw.sample(self._working, self._asked.changes):
-                self._working.remove(gone)
-                ledger.end({**rows[gone], "allocated_s": 5.0}, "finished")
-                self._working.append(self._come(ledger, 8, now_s))
-                other = rows[self._draw.choice(self._waiting)]
-                ledger.put({**other, "most": self._draw.choice([4, 8, 16])})
-        with Database(self._settings.metadata_url).write() as connection:
-            clock = leases.c.tenant == "*"
-            everybody = update(leases).where(~clock)
-            connection.execute(everybody.values(beat_s=now_s, beat_at_utc=utc_now()))
-        if "postgresql" in self._settings.metadata_url:
-            self._vacuum()
-
-    def _vacuum(self) -> None:
-        """What autovacuum would have done meanwhile: here a minute passes in a moment."""
-        database = Database(self._settings.metadata_url)
-        with database.read() as connection:
-            raw = connection.connection.dbapi_connection
-            raw.rollback()
-            raw.autocommit = True
-            raw.execute("VACUUM penstock_leases")
-            raw.autocommit = False
-            connection.execute(text("SELECT 1"))
+def _codes(before: Path | None) -> dict[str, Path]:
+    return {"this": ROOT} if before is None else {"before": before.resolve(), "this": ROOT}
 
 
-def _installation(folder: Path, url: str, asked: argparse.Namespace) -> Settings:
+def _installation(folder: Path, url: str, asked: argparse.Namespace) -> Any:
+    import dataclasses
+
+    import tenancy_simulator as simulator
+
+    from tasks.core import Settings
+
     project = folder / "project"
     shutil.copytree(TOY, project)
     settings = dataclasses.replace(Settings.at_home(folder / "home", project=project), metadata_url=url)
@@ -199,25 +300,17 @@ def _installation(folder: Path, url: str, asked: argparse.Namespace) -> Settings
     return settings
 
 
-def _cpu_s(server: psutil.Process | None) -> float:
+def _cpu_s(server: int | None) -> float:
     """Of the server and all of its processes, those that have ended too."""
     if server is None:
         return 0.0
-    total = 0.0
-    for process in server.children(recursive=True):
+    process, total = psutil.Process(server), 0.0
+    for child in process.children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has ended, and is in the server's sum
-            used = process.cpu_times()
+            used = child.cpu_times()
             total += used.user + used.system
-    used = server.cpu_times()
+    used = process.cpu_times()
     return total + used.user + used.system + used.children_user + used.children_system
-
-
-def _quantiles(values: tuple[float, ...]) -> tuple[float, float]:
-    return simulator.quantile(list(values), 0.5), simulator.quantile(list(values), 0.95)
-
-
-def _shown(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:.1f}, {pair[1]:.1f}"
 
 
 if __name__ == "__main__":

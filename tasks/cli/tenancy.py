@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.interrupts import one_interrupt
 from tasks.cli.options import Json
 from tasks.cli.output import console, show
 from tasks.cli.services import cli_settings
@@ -155,3 +156,23 @@ def tenancy_sync(as_json: Json = False) -> None:
     from tasks import wiring
 
     show(wiring.sync_pools(cli_settings()), as_json=as_json, title="Pools")
+
+
+@tenancy.command("keep")
+def tenancy_keep(
+    once: Annotated[bool, typer.Option("--once", help="Decide once, and say what was decided.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Decide how many workers each run may have, until SIGTERM: where tenants have logins of their own, which cannot.
+
+    With the owner's login of the metadata database. It also ends transactions of tenants' logins that are older than a minute.
+    Two may run, on two machines: one of them decides at a time.
+    """
+    from tasks import wiring
+
+    try:
+        with one_interrupt():
+            found = wiring.keep_leases(cli_settings(), once=once)
+    except KeyboardInterrupt:
+        return
+    show(found, as_json=as_json, title="Decided")

@@ -102,6 +102,8 @@ class ClusterSpec(_Record):
     """A run tells that it lives, and asks for its width, at least so often."""
     lease_s: float = Field(60.0, gt=0)
     """A run that has not been heard of for so long is taken for dead, and what it held is free."""
+    give_back_s: float = Field(900.0, gt=0)
+    """What a run does not give back counts as its own for so long: more than a shard takes."""
     ageing_s: float = Field(600.0, gt=0)
     """A step of priority is worth so many seconds of waiting."""
     patience_s: float = Field(3600.0, gt=0)

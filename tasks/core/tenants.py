@@ -74,6 +74,8 @@ class TenantQuota(_Record):
     """Of one run or training."""
     max_gpus: float | None = Field(None, ge=0)
     """Of one run or training: workers times GPUs a worker."""
+    database_connections: int = Field(20, ge=2)
+    """At a time, of the tenant's own login of the metadata database, where it has one."""
 
 
 class TenantBudget(_Record):

@@ -46,12 +46,14 @@ def upsert(connection: Connection, table: Table, values: Mapping[str, Any]) -> N
     upsert_all(connection, table, [values])
 
 
-def upsert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`upsert` of rows with the same columns, by one statement."""
+def upsert_all(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, keep: Sequence[str] = ()
+) -> None:
+    """`upsert` of rows with the same columns, by one statement; what `keep` names stays as it is in rows that are there."""
     insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert
     key = [column.name for column in table.primary_key.columns]
     statement = insert(table)
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in (*key, *keep)}
     connection.execute(
         statement.on_conflict_do_update(index_elements=key, set_=changed), [dict(row) for row in rows]
     )

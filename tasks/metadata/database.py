@@ -52,6 +52,10 @@ _KNOWN_REASONS = (
         "raise max_connections or end clients that are idle; then run again",
     ),
     (
+        ("requests for workers",),
+        "end runs of the tenant that wait for workers; then run again",
+    ),
+    (
         ("lock timeout", "database is locked", "statement timeout"),
         "end the program that holds the lock, or wait for it; then run again",
     ),

@@ -15,7 +15,7 @@ from tasks.metadata.tables import (
     CLOCK,
     allocations,
     deployment_events,
-    leases,
+    lease_requests,
     scoring_runs,
     stored,
     trainings,
@@ -102,7 +102,7 @@ class Fleet(StorePart):
         with self._database.read() as connection:
             names = {
                 name
-                for table in (scoring_runs, trainings, allocations, leases, stored)
+                for table in (scoring_runs, trainings, allocations, lease_requests, stored)
                 for (name,) in connection.execute(select(table.c.tenant).distinct())
             }
         return sorted(names - {CLOCK["tenant"]})

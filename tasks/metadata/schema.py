@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from tasks.core.errors import ConfigError
 from tasks.metadata.database import Database
 
-HEAD = "0009"
+HEAD = "0010"
 """Revision of the newest file in `migrations/versions`."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "penstock_schema_version"

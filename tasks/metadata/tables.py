@@ -333,24 +333,31 @@ def _made() -> list[Column[Any]]:
     ]
 
 
-leases = Table(
-    "penstock_leases",
+def _asked() -> list[Column[Any]]:
+    """What an attempt asks for, and has."""
+    return [
+        Column("kind", String(16), nullable=False),
+        Column("holder", String(64), nullable=False),
+        Column("gpus", Double, nullable=False),
+        Column("cpus", Double, nullable=False),
+        Column("memory_gib", Double, nullable=False),
+        Column("least", Integer, nullable=False),
+        Column("most", Integer, nullable=False),
+        Column("reclaimable", Boolean, nullable=False),
+        Column("workers", Integer, nullable=False),
+    ]
+
+
+lease_requests = Table(
+    "penstock_lease_requests",
     metadata,
     *_owner(key=True),
     Column("run_id", String(64), primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("holder", String(64), nullable=False),
-    Column("gpus", Double, nullable=False),
-    Column("cpus", Double, nullable=False),
-    Column("memory_gib", Double, nullable=False),
-    Column("least", Integer, nullable=False),
-    Column("most", Integer, nullable=False),
-    Column("reclaimable", Boolean, nullable=False),
-    Column("priority", Integer, nullable=False),
-    Column("since_s", Double, nullable=False),
+    *_asked(),
+    Column("heard", BigId, nullable=False),
     Column("beat_s", Double, nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("workers", Integer, nullable=False),
+    Column("pause_s", Double, nullable=False),
+    Column("ended", Boolean, nullable=False),
     Column("ends_in_s", Double),
     Column("starts_in_s", Double),
     Column("reason", Text, nullable=False),
@@ -360,11 +367,28 @@ leases = Table(
     *_made(),
     Column("asked_at_utc", UtcDateTime, nullable=False),
     Column("beat_at_utc", UtcDateTime, nullable=False),
+)
+"""What each run with workers, or that waits for some, says of itself; written by its own driver and without a lock that others wait for."""
+
+leases = Table(
+    "penstock_leases",
+    metadata,
+    *_owner(key=True),
+    Column("run_id", String(64), primary_key=True),
+    *_asked(),
+    Column("priority", Integer, nullable=False),
+    Column("since_s", Double, nullable=False),
+    Column("beat_s", Double, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("over_since_s", Double),
+    Column("granted", BigId, nullable=False, server_default="0"),
+    Column("asked_at_utc", UtcDateTime, nullable=False),
+    Column("beat_at_utc", UtcDateTime, nullable=False),
     Column("changed", BigId, nullable=False, server_default="0"),
     Index("ix_penstock_leases_changed", "changed"),
-    Index("ix_penstock_leases_beat", "beat_s"),
 )
-"""Runs that have workers or wait for them; the row of `CLOCK` holds the ledger's time and its last revision."""
+"""What each of them was granted, and on which request. Written by whoever settles the ledger; a tenant's own login only reads it.
+The row of `CLOCK` holds the ledger's time and its last revision."""
 
 lease_ends = Table(
     "penstock_lease_ends",

@@ -3,8 +3,17 @@
 Pure functions; leases of real runs are kept by `tasks.metadata` and joined with these in `tasks.wiring`.
 """
 
-from tasks.tenancy.book import SEEN, Book, key_of
-from tasks.tenancy.leases import Lease, beat, foreseen_s, ledger_time, refusal
+from tasks.tenancy.book import SEEN, Book, Seen, key_of
+from tasks.tenancy.leases import (
+    Decision,
+    Lease,
+    Request,
+    decide,
+    explained,
+    foreseen_s,
+    ledger_time,
+    refusal,
+)
 from tasks.tenancy.placing import expected_wait_s, never_fits, why_waiting
 from tasks.tenancy.policy import Allocation, Cluster, Queue, Run, Share, allocate, cluster_of, shares_of
 from tasks.tenancy.scaling import Load, ScalingPolicy, Target, target_workers
@@ -14,17 +23,21 @@ __all__ = [
     "Allocation",
     "Book",
     "Cluster",
+    "Decision",
     "Lease",
     "Load",
     "Queue",
+    "Request",
     "Run",
     "ScalingPolicy",
+    "Seen",
     "Share",
     "Target",
     "allocate",
-    "beat",
     "cluster_of",
+    "decide",
     "expected_wait_s",
+    "explained",
     "foreseen_s",
     "key_of",
     "ledger_time",

@@ -1,18 +1,67 @@
-"""Everybody's leases as one who beats knows them: kept from beat to beat, so that only what has changed is read."""
+"""Everybody's leases as one who decides knows them: kept from one decision to the next, so that only what has changed is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from tasks.core.shares import Resources
 from tasks.tenancy.policy import Queue, Run
 
-SEEN = (
-    *("tenant", "pipeline", "run_id", "gpus", "cpus", "memory_gib", "least", "most"),
-    *("reclaimable", "priority", "since_s", "width", "workers"),
-)
-"""What one attempt sees of another's lease, in the order of a `Book`'s rows. What it has used, or when it ends, decides nothing."""
+
+class Seen(NamedTuple):
+    """What others see of a lease. What it has used, or when it ends, decides nothing."""
+
+    tenant: str
+    pipeline: str
+    run_id: str
+    gpus: float
+    """Of one worker, as `cpus` and `memory_gib`."""
+    cpus: float
+    memory_gib: float
+    least: int
+    most: int
+    reclaimable: bool
+    priority: int
+    since_s: float
+    width: int
+    """Workers that it was granted."""
+    workers: int
+    """Workers that it has or may still have, of those that it was granted."""
+    over_since_s: float | None = None
+    """Since when that is more than its width."""
+    granted: int = 0
+    """The number of the decision that gave it its width."""
+
+    @property
+    def key(self) -> str:
+        return key_of(self.tenant, self.pipeline, self.run_id)
+
+    @property
+    def each(self) -> Resources:
+        return Resources(self.gpus, self.cpus, self.memory_gib)
+
+    @property
+    def holds(self) -> Resources:
+        """What nobody else may be given."""
+        return self.each.times(max(self.width, self.workers))
+
+    def asks(self) -> Run:
+        """The run as the policy sees it."""
+        return Run(
+            self.key,
+            self.tenant,
+            self.each,
+            self.most,
+            self.least,
+            self.width,
+            bool(self.reclaimable),
+            self.priority,
+            self.since_s,
+        )
+
+
+SEEN = Seen._fields
 
 
 class Book:
@@ -22,41 +71,39 @@ class Book:
         ageing_s: Of the cluster: it orders the queue, so another one needs another book.
     """
 
-    def __init__(self, rows: Iterable[Sequence[Any]] = (), *, ageing_s: float = 600.0) -> None:
+    def __init__(self, leases: Iterable[Seen] = (), *, ageing_s: float = 600.0) -> None:
         self.queue = Queue(ageing_s=ageing_s)
         self.ageing_s = ageing_s
-        self._held: dict[str, Resources] = {}
-        for row in rows:
-            self.put(row)
+        self.leases: dict[str, Seen] = {}
+        self.holding: set[str] = set()
+        """Keys of those that have workers, or were granted some."""
+        for lease in leases:
+            self.put(lease)
 
     def __len__(self) -> int:
-        return len(self.queue.runs)
+        return len(self.leases)
 
-    def put(self, row: Sequence[Any]) -> None:
-        """Take a lease as it is now, by the columns of `SEEN`."""
-        tenant, pipeline, run_id, gpus, cpus, memory_gib, least, most, *rest = row
-        reclaimable, priority, since_s, width, workers = rest
-        key, each = key_of(tenant, pipeline, run_id), Resources(gpus, cpus, memory_gib)
-        self.queue.put(
-            Run(key, tenant, each, most, least, width, bool(reclaimable), priority, since_s),
-        )
-        count = max(width, workers)
-        if count:
-            self._held[key] = each.times(count)
+    def put(self, lease: Seen) -> None:
+        """Take a lease as it is now."""
+        key = lease.key
+        self.queue.put(lease.asks())
+        self.leases[key] = lease
+        if lease.width or lease.workers:
+            self.holding.add(key)
         else:
-            self._held.pop(key, None)
+            self.holding.discard(key)
 
     def remove(self, key: str) -> None:
         """Forget a lease; one that is not there is no error."""
         self.queue.remove(key)
-        self._held.pop(key, None)
+        self.leases.pop(key, None)
+        self.holding.discard(key)
 
-    def held_beside(self, key: str) -> Resources:
-        """What all others hold: what they were granted or still have, whichever is more."""
+    def held(self) -> Resources:
+        """What all of them hold: what they were granted or still have, whichever is more."""
         total = Resources()
-        for other, amount in self._held.items():
-            if other != key:
-                total = total.plus(amount)
+        for key in sorted(self.holding):
+            total = total.plus(self.leases[key].holds)
         return total
 
 

@@ -129,6 +129,7 @@ _OTHERS = {
     "render_tenancy": "rendering",
     "tenancy_status": "tenancy",
     "sync_mlflow": "mlflow_tenants",
+    "keep_leases": "keeping",
     "sync_pools": "tenancy",
     "trend_page": "trend",
     "batch_metrics": "exposition",

@@ -21,7 +21,7 @@ from tasks.core.tenants import load_shares
 from tasks.metadata import UNDER_WAY, MetadataStore
 from tasks.tenancy import Lease, Load, ScalingPolicy, target_workers
 from tasks.wiring.context import Context
-from tasks.wiring.lease_holder import LeaseHolder, first_lease, lease_row, too_much_said
+from tasks.wiring.lease_holder import LeaseHolder, first_lease, too_much_said
 
 if TYPE_CHECKING:
     from tasks.inference import Demand, Width
@@ -101,7 +101,8 @@ class Admission:
                 ends_in_s=demand.ends_in_s,
             )
         except (ServiceUnavailable, CommitOutcomeUnknown) as error:
-            if since_s is None or since_s > cluster.lease_s:
+            over_s = cluster.lease_s + (0.0 if demand.workers else pause_s)
+            if since_s is None or since_s > over_s:
                 raise ServiceUnavailable(
                     f"the ledger of leases does not answer: {error.what}"
                     + ("; nothing was begun" if since_s is None else "; the lease may be over"),
@@ -181,7 +182,7 @@ class Metered:
 def keep_account(context: Context, first: Lease, account: Mapping[str, Any], outcome: str) -> None:
     """Keep what an attempt without a lease has had; a metadata store that is away costs the account, not the attempt."""
     try:
-        context.metadata.put_allocation({**lease_row(first), **account}, outcome)
+        context.metadata.put_allocation({**vars(first), **account}, outcome)
     except PenstockError as error:
         log.warning("What %s %s has used is not kept: %s", first.kind, first.run_id, error.what)
 

@@ -95,21 +95,22 @@ def _wait(
     sleep: Callable[[float], object],
 ) -> None:
     """Return when the ledger has granted all workers."""
-    asked_s, heard_s, reason = monotonic(), None, ""
+    asked_s, heard_s, reason, pause_s = monotonic(), None, "", 0.0
     while True:
         try:
             mine = holder.beat(NOTHING, workers=0, most=workers)
             if mine.width >= workers:
                 return
-            heard_s, reason = monotonic(), mine.waits
+            heard_s, reason, pause_s = monotonic(), mine.waits, holder.pause_s
         except (ServiceUnavailable, CommitOutcomeUnknown) as error:
-            if heard_s is None or monotonic() - heard_s > holder.cluster.lease_s:
+            if heard_s is None or monotonic() - heard_s > holder.cluster.lease_s + pause_s:
                 raise ServiceUnavailable(
                     f"the ledger of leases does not answer: {error.what}; nothing was begun",
                     which=f"training {training_id}",
                     fix="bring the metadata database back and run again",
                 ) from error
             log.warning("The ledger of leases does not answer, the training waits: %s", error.what)
+            pause_s = holder.cluster.beat_s
         waited_s = monotonic() - asked_s
         if waited_s >= holder.cluster.gang_wait_s:
             holder.end(NOTHING, FAILED)
@@ -118,7 +119,7 @@ def _wait(
                 which=f"training {training_id}",
                 fix="run it again when there is room, ask for fewer workers, or raise the tenant's share.guarantee",
             )
-        sleep(min(holder.pause_s, max(0.0, holder.cluster.gang_wait_s - waited_s)))
+        sleep(min(pause_s, max(0.0, holder.cluster.gang_wait_s - waited_s)))
 
 
 def _worked(worked_s: Callable[[], float], otherwise: float) -> float:

@@ -7,17 +7,25 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from tasks.core.clock import utc_now
-from tasks.core.errors import PenstockError, ServiceUnavailable, StaleAttempt, TerminalError
+from tasks.core.errors import (
+    CommitOutcomeUnknown,
+    PenstockError,
+    ServiceUnavailable,
+    StaleAttempt,
+    TerminalError,
+)
 from tasks.core.shares import ClusterSpec, Resources, TenantShare, cluster_file
 from tasks.core.tenants import load_shares, tenant_file
 from tasks.core.units import GIB
 from tasks.metadata import MetadataStore
-from tasks.metadata.leases import ENDS_KEPT_S, OpenLedger
-from tasks.tenancy import SEEN, Book, Lease, beat, foreseen_s, key_of, ledger_time, refusal
+from tasks.metadata.leases import ASKED, MOST_PAUSE_S, OpenRequest
+from tasks.tenancy import Book, Decision, Lease, explained, foreseen_s, key_of, refusal
 from tasks.wiring.context import Context
+from tasks.wiring.settling import Settler, shared_out
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +34,15 @@ NOTHING: Mapping[str, Any] = {
     **dict.fromkeys(("rows", "bytes_read", "bytes_written"), 0),
 }
 """The account of an attempt that has had no workers."""
+_EXPLAINED = ("reason", "starts_in_s")
+_LEASE = Lease.__dataclass_fields__
 _PATIENCE_S = 5.0
 """For the ledger's lock: the driver hands out no shards while it waits."""
 _SAY_AGAIN_S = 60.0
-_FORESEE_AGAIN_S = 60.0
+_EXPLAIN_AGAIN_S = 60.0
+_EXPLAIN_EACH_S = 0.02
 _PAUSE_EACH_S = 0.02
+_PART_OF_WAIT = 0.1
 _RAY_AGAIN_S = 10.0
 
 
@@ -58,6 +70,7 @@ def first_lease(context: Context, run_id: str, kind: str) -> Lease:
         beat_s=0.0,
         width=0,
         workers=0,
+        counted=0,
         ends_in_s=None,
         starts_in_s=None,
         reason="",
@@ -68,7 +81,9 @@ def first_lease(context: Context, run_id: str, kind: str) -> Lease:
 
 
 class LeaseHolder:
-    """The lease of one attempt. Files of `tenants/` are read again at each beat.
+    """The lease of one attempt. Files of `tenants/` are read again before each decision.
+
+    A beat writes the attempt's own row and reads what it was granted. It decides for all runs only where something has to be decided.
 
     Args:
         context: The pipeline.
@@ -92,22 +107,45 @@ class LeaseHolder:
         self.cluster, self._shares = cluster, shares
         self._monotonic = monotonic
         self._store: MetadataStore | None = None
+        self._settler = Settler()
+        self._may_settle: bool | None = None
         self._known = False
         self._width = 0
+        self._promised_s = cluster.beat_s
+        """After which it was said to be heard of again."""
+        self._heard = 0
+        """The number of the decision that gave it its width."""
         self._said_s: float | None = None
         self._read_s: float | None = None
         self._ray: Resources | None = None
         self._ray_s: float | None = None
         self._told: tuple[Resources, Resources] | None = None
-        self._book: Book | None = None
-        self._revision, self._looked_s = 0, 0.0
+        self._reason = ""
+        self._explained_s: float | None = None
+        self._undecided_s: float | None = 0.0
+        """How long nobody has decided, where this attempt cannot; None: ever."""
+        self._decision: Decision | None = None
         self._foreseen: tuple[float, float | None] | None = None
 
     @property
     def pause_s(self) -> float:
-        """How long an attempt without workers waits before it asks again: longer among many, who beat one at a time."""
-        leases = 0 if self._book is None else len(self._book)
-        return max(self.cluster.beat_s, min(self.cluster.lease_s / 4, leases * _PAUSE_EACH_S))
+        """How long an attempt without workers waits before it asks again: longer among many, shorter the sooner it may start, and no
+        longer than it has said."""
+        return min(self._promised_s, self._next_pause_s)
+
+    @property
+    def _next_pause_s(self) -> float:
+        if self._width:
+            return self.cluster.beat_s
+        pause_s = min(MOST_PAUSE_S, self._leases * _PAUSE_EACH_S)
+        starts_in_s = self._starts_in_s()
+        if starts_in_s is not None:
+            pause_s = min(pause_s, starts_in_s * _PART_OF_WAIT)
+        return max(self.cluster.beat_s, pause_s)
+
+    @property
+    def _leases(self) -> int:
+        return 0 if self._settler.book is None else len(self._settler.book)
 
     def refuse_unplaceable(self, what: str, fields: str) -> None:
         """Raises `TerminalError` with limit and figure when no waiting would give the attempt its first workers."""
@@ -142,44 +180,32 @@ class LeaseHolder:
             ServiceUnavailable: The ledger does not answer.
             CommitOutcomeUnknown: Its answer was lost; the next beat finds what is there.
         """
-        self._read_again()
         there = self._ray_size()
         asked = self._asked()
-        book, self._book = self._book, None  # what a transaction that fails leaves in it was never so
-        with self._open().lease_ledger() as ledger:
-            now_s = ledger_time(ledger.clock_s, ledger.clock_at, ledger.now, lease_s=self.cluster.lease_s)
-            ledger.set_clock(now_s, there)
-            row = ledger.lease(asked.tenant, asked.pipeline, asked.run_id)
-            if row is not None and row["holder"] != asked.holder:
-                before = Lease.of_row(row)
-                alive = now_s - before.beat_s <= self.cluster.lease_s
-                if not self._known and before.width and not before.reclaimable and alive:
-                    return replace(asked, reason="another attempt of it has its workers")
-                mine, row = self._taken_over(ledger, asked, before), None
-            elif row is not None:
-                mine = replace(Lease.of_row(row), priority=asked.priority)
-            else:
-                # a gang has its workers, whatever the ledger lost
-                kept = 0 if asked.reclaimable else self._width
-                mine = replace(asked, since_s=now_s, asked_at_utc=ledger.now, width=kept)
-            mine = replace(
-                mine,
-                most=most,
-                workers=workers,
-                ends_in_s=ends_in_s,
-                starts_in_s=self._foreseen_in_s(),
-                beat_s=now_s,
-                beat_at_utc=ledger.now,
-                **account,
-            )
-            book = self._read(ledger, book)
-            self._end_silent(ledger, book, mine.key, now_s)
-            mine = beat(self._shared_out(there), self._shares, book, mine, now_s)
-            as_before = row is not None and Lease.of_row(row).seen == mine.seen
-            ledger.put(lease_row(mine), revision=row["changed"] if row and as_before else None)
-        self._book, self._revision, self._looked_s = book, ledger.revision, now_s
-        self._known = True
-        mine = self._foresee(mine, there)
+        said = {name: getattr(asked, name) for name in ASKED} | {
+            **account,
+            "most": most,
+            "workers": workers,
+            "heard": self._heard,
+            "pause_s": 0.0 if workers else self._next_pause_s,
+            "ends_in_s": ends_in_s,
+            "starts_in_s": self._starts_in_s(),
+            "reason": self._reason,
+        }
+        with self._open().lease_request(asked.tenant, asked.pipeline, asked.run_id) as request:
+            if not (self._known and request.tell(said)):
+                last = request.last()
+                lease, clock = request.granted()
+                now_s = clock["beat_s"] if clock else 0.0
+                if last is not None and last["holder"] != asked.holder and not last["ended"]:
+                    if not self._known and self._at_work(last, lease, now_s):
+                        return replace(asked, reason="another attempt of it has its workers")
+                    self._take_over(request, last, now_s)
+                request.ask(said, now_s)
+            lease, clock = request.granted()
+        self._known, self._promised_s = True, max(self.cluster.beat_s, said["pause_s"])
+        lease = self._settled(said, lease, clock, request.now, there)
+        mine = self._explain(said, lease, request.now, there)
         self._say(mine)
         return mine
 
@@ -189,74 +215,149 @@ class LeaseHolder:
             return
         first = self._first
         try:
-            with self._open().lease_ledger() as ledger:
-                row = ledger.lease(first.tenant, first.pipeline, first.run_id)
-                if row is not None and row["holder"] == first.holder:
-                    ledger.end({**row, **account}, outcome)
+            with self._open().lease_request(first.tenant, first.pipeline, first.run_id) as request:
+                last = request.last()
+                if last is None or last["holder"] != first.holder or last["ended"]:
+                    return
+                request.end({**last, **account}, outcome)
+            if self._settles():
+                self._settle(self._ray_size(), wait=True)
         except PenstockError as error:
             log.warning("The lease of %s ends by itself: %s", self._first.run_id, error.what)
 
-    def _taken_over(self, ledger: OpenLedger, asked: Lease, before: Lease) -> Lease:
-        """End the lease of an older attempt, and go on in its place in the queue. Raises `StaleAttempt` in a newer one's."""
+    def _at_work(self, last: Mapping[str, Any], lease: Mapping[str, Any] | None, now_s: float) -> bool:
+        """Whether another attempt, whose request was the last, has workers that it keeps until it ends."""
+        if lease is None or lease["holder"] != last["holder"] or not lease["width"]:
+            return False
+        return not last["reclaimable"] and not self._silent(last, now_s)
+
+    def _take_over(self, request: OpenRequest, last: Mapping[str, Any], now_s: float) -> None:
+        """End the request of an older attempt, to go on in its place in the queue. Raises `StaleAttempt` in a newer one's."""
         if self._known:
             raise StaleAttempt(
                 "a newer attempt has taken its workers over",
-                which=f"{asked.kind} {asked.run_id}",
+                which=f"{self._first.kind} {self._first.run_id}",
                 fix="let the newer attempt finish",
             )
-        ledger.end(lease_row(before), "taken over")
-        return replace(asked, since_s=before.since_s, asked_at_utc=ledger.now)
+        request.end(last, "expired" if self._silent(last, now_s) else "taken over")
 
-    def _end_silent(self, ledger: OpenLedger, book: Book, mine: str, now_s: float) -> None:
-        """End the leases that have not been heard of for too long; one's own is heard of just now."""
-        for row in ledger.unheard(now_s - self.cluster.lease_s):
-            lease = Lease.of_row(row)
-            if lease.key == mine:
-                continue
-            book.remove(lease.key)
-            if ledger.end(row, "expired"):
-                log.warning(
-                    "%s %s has not been heard of for %.0f s: its workers are free.",
-                    lease.kind.capitalize(),
-                    lease.run_id,
-                    now_s - lease.beat_s,
-                )
+    def _silent(self, last: Mapping[str, Any], now_s: float) -> bool:
+        return bool(now_s - last["beat_s"] > self.cluster.lease_s + last["pause_s"])
 
-    def _read(self, ledger: OpenLedger, book: Book | None) -> Book:
-        """Everybody's leases: of those that are known only what has changed."""
-        too_old = ledger.clock_s - self._looked_s > ENDS_KEPT_S / 2
-        if book is None or too_old or book.ageing_s != self.cluster.ageing_s:
-            return Book(ledger.rows(SEEN), ageing_s=self.cluster.ageing_s)
-        rows, ended = ledger.changes(self._revision, SEEN)
-        for tenant, pipeline, run_id in ended:
-            book.remove(key_of(tenant, pipeline, run_id))
-        for row in rows:
-            book.put(row)
-        return book
+    def _settled(
+        self,
+        said: Mapping[str, Any],
+        lease: dict[str, Any] | None,
+        clock: Mapping[str, Any] | None,
+        now: datetime,
+        there: Resources | None,
+    ) -> dict[str, Any] | None:
+        """The lease after a decision, where one is due and this login may make it: at once when the attempt asks for something else
+        than before, and otherwise when nobody has made one for `beat_s`."""
+        new = lease is None or any(lease[name] != said[name] for name in ASKED)
+        since_s = None if clock is None else abs((now - clock["beat_at_utc"]).total_seconds())
+        if not new and since_s is not None and since_s < self.cluster.beat_s:
+            return lease
+        if not self._settles():
+            self._undecided_s = since_s if since_s is None or since_s > self.cluster.lease_s else 0.0
+            return lease
+        if self._settle(there, wait=new):
+            mine = self._book.leases.get(self._first.key)
+            return None if mine is None else {**(lease or {}), **mine._asdict(), "holder": said["holder"]}
+        return lease
 
-    def _foreseen_in_s(self) -> float | None:
+    def _settle(self, there: Resources | None, *, wait: bool) -> Decision | None:
+        self._read_again()
+        self._say_size(there)
+        self._decision = self._settler.settle(self._open(), self.cluster, self._shares, there, wait=wait)
+        return self._decision
+
+    def _settles(self) -> bool:
+        """Whether this login may decide."""
+        if self._may_settle is None:
+            self._may_settle = self._open().may_settle()
+        return self._may_settle
+
+    def _explain(
+        self,
+        said: Mapping[str, Any],
+        lease: Mapping[str, Any] | None,
+        now: datetime,
+        there: Resources | None,
+    ) -> Lease:
+        """The lease as the attempt has it; where it waits, with the reason, and when it may expect to start."""
+        decision, self._decision = self._decision, None
+        granted = {} if lease is None or lease["holder"] != said["holder"] else lease
+        self._heard = granted.get("granted", 0)
+        mine = replace(
+            self._asked(),
+            **{name: value for name, value in said.items() if name in _LEASE and name not in _EXPLAINED},
+            width=granted.get("width", 0),
+            counted=granted.get("workers", 0),
+            since_s=granted.get("since_s", 0.0),
+            beat_at_utc=now,
+        )
+        if mine.width or not mine.most:
+            self._reason, self._explained_s, self._foreseen = "", None, None
+            return mine
+        now_s, known = self._monotonic(), self._reason
+        due = self._explained_s is None or now_s - self._explained_s >= self._explain_again_s
+        if decision is not None or due:
+            try:
+                decided = self._look(decision, there, foresee=due)
+                if not known:
+                    with self._open().lease_request(mine.tenant, mine.pipeline, mine.run_id) as request:
+                        request.explain(mine.holder, self._reason, self._starts_in_s())
+                if due and decided:
+                    self._explained_s = now_s
+            except (
+                ServiceUnavailable,
+                CommitOutcomeUnknown,
+            ) as error:  # the beat is done; what is said of it is not worth a failure
+                log.warning("Why %s waits is not known: %s", mine.run_id, error.what)
+        return replace(mine, reason=self._reason, starts_in_s=self._starts_in_s())
+
+    def _look(self, decision: Decision | None, there: Resources | None, *, foresee: bool) -> bool:
+        """Find out why the attempt waits and, where it is asked for, until when; False when nothing has been decided for it yet."""
+        self._read_again()
+        store, key = self._open(), self._first.key
+        book = self._settler.book if decision else self._settler.look(store, self.cluster.ageing_s)
+        if book is None or key not in book.leases:
+            self._reason, self._foreseen = self._not_decided(), None
+            return False
+        spec, now_s = shared_out(self.cluster, there), self._settler.now_s
+        found = decision.found if decision else None
+        self._reason, target = explained(spec, self._shares, book, key, now_s, found)
+        if target:
+            self._foreseen = (self._monotonic(), 0.0)
+        elif foresee:
+            ends = {key_of(*of): wait_s for of, wait_s in store.lease_ends().items()}
+            self._foreseen = (
+                self._monotonic(),
+                foreseen_s(spec, self._shares, book, key, now_s, ends),
+            )
+        return True
+
+    def _not_decided(self) -> str:
+        if self._undecided_s == 0.0:
+            return "it has asked, and what it may have is decided next"
+        since = "never" if self._undecided_s is None else f"not for {self._undecided_s:.0f} s"
+        return f"nobody decides what runs may have ({since}): `penstock tenancy keep` has to run"
+
+    @property
+    def _explain_again_s(self) -> float:
+        return max(_EXPLAIN_AGAIN_S, self._leases * _EXPLAIN_EACH_S)
+
+    @property
+    def _book(self) -> Book:
+        """As it was settled in this beat."""
+        assert self._settler.book is not None
+        return self._settler.book
+
+    def _starts_in_s(self) -> float | None:
         """What was foreseen last, less the time since then."""
         said_s, wait_s = self._foreseen or (0.0, None)
         return None if wait_s is None else max(0.0, wait_s - (self._monotonic() - said_s))
-
-    def _foresee(self, mine: Lease, there: Resources | None) -> Lease:
-        """When an attempt that waits may expect to start: asked now and then, and while nobody waits for the ledger."""
-        if mine.width or self._book is None:
-            self._foreseen = None
-            return mine
-        if not mine.most or mine.starts_in_s == 0.0:
-            return mine
-        now_s = self._monotonic()
-        if self._foreseen is None or now_s - self._foreseen[0] >= _FORESEE_AGAIN_S:
-            try:
-                ends = {key_of(*key): wait_s for key, wait_s in self._open().lease_ends().items()}
-            except ServiceUnavailable as error:  # the beat is done; what is said of it is not worth a failure
-                log.warning("When %s starts is not foreseen: %s", mine.run_id, error.what)
-                return mine
-            spec = self._shared_out(there)
-            wait_s = foreseen_s(spec, self._shares, self._book, mine, self._looked_s, ends)
-            self._foreseen = (now_s, wait_s)
-        return replace(mine, starts_in_s=self._foreseen_in_s())
 
     def _asked(self) -> Lease:
         share = self._shares.get(self._first.tenant, TenantShare())
@@ -285,15 +386,14 @@ class LeaseHolder:
             self._ray, self._ray_s = ray_size(), now_s
         return self._ray
 
-    def _shared_out(self, there: Resources | None) -> ClusterSpec:
-        """The cluster as the file says, and no larger than Ray is, unless Ray grows by itself."""
+    def _say_size(self, there: Resources | None) -> None:
+        """Say once when the file promises more than Ray has."""
         if there is None or self.cluster.autoscaled:
-            return self.cluster
+            return
         said = self.cluster.resources
         if not said.within(there) and self._told != (said, there):
             self._told = (said, there)
             log.warning("%s", too_much_said(said, self.cluster.counted(there)))
-        return self.cluster.at_most(there)
 
     def _say(self, mine: Lease) -> None:
         now_s = self._monotonic()
@@ -307,11 +407,6 @@ class LeaseHolder:
             return
         self._said_s = now_s
         log.info("%s %s waits: %s.", mine.kind.capitalize(), mine.run_id, mine.waits)
-
-
-def lease_row(lease: Lease) -> dict[str, Any]:
-    """The lease as the ledger keeps it."""
-    return {name: getattr(lease, name) for name in Lease.__dataclass_fields__}
 
 
 def ray_size() -> Resources | None:

@@ -13,7 +13,7 @@ from tasks.core import Settings, load_pipeline
 from tasks.core.errors import ConfigError, NotFound, disk_error
 from tasks.core.shares import Resources, cluster_file
 from tasks.core.spec import Name
-from tasks.core.tenants import load_shares, tenant_file, tenant_names
+from tasks.core.tenants import load_shares, load_tenant, tenant_file, tenant_names
 from tasks.tenancy.database_policy import postgres_policy
 from tasks.tenancy.kubernetes import Platform, RunJob, render_job, render_kueue
 from tasks.tenancy.store_policy import s3_policy
@@ -51,7 +51,8 @@ def render_tenancy(
         raise NotFound("cannot be rendered", which=kind, fix=f"use one of: {', '.join(KINDS)}")
     if kind == "postgres":
         names = [_checked(settings, name) for name in tenant_names(settings)]
-        return _write(to, {f"{name}.sql": postgres_policy(name) for name in names})
+        limits = {name: load_tenant(settings, name).quota.database_connections for name in names}
+        return _write(to, {f"{name}.sql": postgres_policy(name, limits[name]) for name in names})
     _require_s3(settings)
     if kind == "s3-policy":
         files = {

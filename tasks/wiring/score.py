@@ -337,6 +337,7 @@ def maintain(
         registry = [f"not reconciled, the next maintenance will: {error.which}: {error.what}"]
     folded = fold_for_upkeep(settings, context.spec)
     stored = look_at_storage(context)
+    context.metadata.forget_reservations()
     # Last: a damaged file makes it fail loudly, and must not keep the rest from being done.
     optimized = optimize(settings, context.spec)
     result = {

@@ -96,25 +96,40 @@ def populate(store: MetadataStore) -> None:
             ledger.set_clock(ledger.clock_s + 1)
             for run_id in ("r1", "r2"):
                 ledger.put(lease(of, run_id))
-            ledger.end(lease(of, "r2"), "finished")
+        with store.lease_ledger() as ledger:
+            ledger.end((of.tenant, of.name, "r2"))
+        for run_id in ("r1", "r2"):
+            with store.lease_request(of.tenant, of.name, run_id) as request:
+                request.ask(lease_request(run_id), 1.0)
+        with store.lease_request(of.tenant, of.name, "r2") as request:
+            request.end(request.last() or {}, "finished")
         with store.open_budget(of.tenant) as reserved:
             key = {"tenant": of.tenant, "pipeline": of.name, "kind": "scoring", "subject": "s"}
             reserved.put({**key, "cost": 12.5, "until_utc": now + timedelta(days=1)})
         store.put_stored(of, now.date(), {"models": 2**43, "other": 0})
 
 
+_ASKED = {
+    "kind": "scoring",
+    "holder": "h",
+    "gpus": 1.0,
+    "cpus": 0.1 + 0.2,
+    "memory_gib": 0.0,
+    "least": 1,
+    "most": 4,
+    "reclaimable": True,
+    "workers": 2,
+}
+
+
 def lease(of: Scope, run_id: str) -> dict[str, Any]:
     """A row of the ledger of leases."""
-    amounts = {"gpus": 1.0, "cpus": 0.1 + 0.2, "memory_gib": 0.0, "since_s": 1.5, "beat_s": 2.5}
-    counts = {
-        "least": 1,
-        "most": 4,
-        "priority": 0,
-        "width": 2,
-        "workers": 2,
-        "ends_in_s": None,
-        "starts_in_s": 90.5,
-    }
+    granted = {"priority": 0, "since_s": 1.5, "width": 2, "over_since_s": None, "granted": 7}
+    return {"tenant": of.tenant, "pipeline": of.name, "run_id": run_id, **_ASKED, **granted}
+
+
+def lease_request(run_id: str) -> dict[str, Any]:
+    """What a run says of itself."""
     times = {"allocated_s": 9.5, "used_s": 5.25, "wasted_s": 1e-9}
     made = {
         "rows": 2**40,
@@ -123,9 +138,8 @@ def lease(of: Scope, run_id: str) -> dict[str, Any]:
         "cpu_seconds": 3.75,
         "gpu_seconds": 0.5,
     }
-    moments = {"asked_at_utc": utc_now(), "beat_at_utc": utc_now()}
-    key = {"tenant": of.tenant, "pipeline": of.name, "run_id": run_id, "kind": "scoring", "holder": "h"}
-    return {**key, **amounts, **counts, **times, **made, **moments, "reclaimable": True, "reason": "wartet"}
+    said = {"heard": 7, "pause_s": 0.0, "ends_in_s": None, "starts_in_s": 90.5, "reason": "wartet"}
+    return {"run_id": run_id, **_ASKED, **times, **made, **said}
 
 
 def held(url: str) -> dict[str, int]:

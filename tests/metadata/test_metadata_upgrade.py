@@ -15,7 +15,18 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from children import killed
 from metadata_support import OTHER, TOY, dies_once_migrated, event, opened_at_once, populate, verdict
-from sqlalchemy import MetaData, create_engine, insert, select, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    Table,
+    and_,
+    create_engine,
+    insert,
+    inspect,
+    select,
+    text,
+)
 
 from tasks.core import Settings
 from tasks.metadata import MetadataStore, schema
@@ -26,6 +37,7 @@ from tasks.recovery import back_up, restore
 
 SCRIPTS = ScriptDirectory(str(schema.MIGRATIONS))
 REVISIONS = sorted(script.revision for script in SCRIPTS.walk_revisions())
+LEASES, REQUESTS = "penstock_leases", "penstock_lease_requests"
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -54,9 +66,12 @@ def an_older(settings: Settings, revision: str, tmp_path: Path) -> Rows:
         create_engine(settings.metadata_url).begin() as writing,
     ):
         for name in sorted(set(there.tables) & set(metadata.tables)):
-            columns = [column for column in metadata.tables[name].c if column.name in there.tables[name].c]
+            table = as_it_was(name, there.tables[name])
+            columns = [column for column in metadata.tables[name].c if column.name in table.c]
             rows = [dict(row) for row in reading.execute(select(*columns)).mappings()]
-            writing.execute(insert(metadata.tables[name]), rows)
+            if name == LEASES and "reason" in table.c:
+                rows = [said(reading, row, table) for row in rows]
+            writing.execute(insert(table), rows)
             if "id" in there.tables[name].c and writing.dialect.name == "postgresql":
                 counter = text(f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), max(id)) FROM {name}")
                 writing.execute(counter)
@@ -65,17 +80,41 @@ def an_older(settings: Settings, revision: str, tmp_path: Path) -> Rows:
     return found
 
 
+def as_it_was(name: str, there: Table) -> Table:
+    """The older table, with the types of the columns as they are now."""
+    types = {column.name: column.type for column in metadata.tables[REQUESTS].c} if name == LEASES else {}
+    types |= {column.name: column.type for column in metadata.tables[name].c}
+    return Table(name, MetaData(), *(Column(column.name, types[column.name]) for column in there.c))
+
+
+def said(reading: Connection, row: dict[str, Any], table: Table) -> dict[str, Any]:
+    """A lease of the releases in which it held what its run says of itself; for the clock's row nothing of it."""
+    requests = metadata.tables[REQUESTS]
+    same = (requests.c[name] == row[name] for name in ("tenant", "pipeline", "run_id"))
+    found = reading.execute(select(requests).where(*same)).mappings().first()
+    texts = dict.fromkeys(("kind", "reason"), "")
+    request = found or dict.fromkeys((column.name for column in requests.c), 0) | texts
+    return row | {column.name: request[column.name] for column in table.c if column.name not in row}
+
+
 def rows_of(url: str, tables: MetaData) -> Rows:
-    """All rows of these tables with these columns."""
+    """All rows of these tables with these columns; of the leases with what has moved into a table of its own since."""
+    found: Rows = {}
     with create_engine(url).connect() as connection:
-        return {
-            name: sorted(
-                (dict(row) for row in connection.execute(select(table)).mappings()),
-                key=repr,
-            )
-            for name, table in tables.tables.items()
-            if name != schema.VERSION_TABLE
-        }
+        for name, table in tables.tables.items():
+            if name == schema.VERSION_TABLE:
+                continue
+            query = select(as_it_was(name, table) if name == LEASES else table)
+            if name == LEASES and inspect(connection).has_table(REQUESTS) and "reason" in table.c:
+                leases, requests = metadata.tables[LEASES], metadata.tables[REQUESTS]
+                same = [leases.c[name] == requests.c[name] for name in ("tenant", "pipeline", "run_id")]
+                there = [leases.c.get(column.name, requests.c.get(column.name)) for column in table.c]
+                query = select(*there).select_from(leases.join(requests, and_(*same)))
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            if name == LEASES:
+                rows = [row for row in rows if row["tenant"] != "*"]
+            found[name] = sorted(rows, key=repr)
+    return found
 
 
 def reflected(url: str) -> MetaData:

@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 from inference_support import AUDIT, StubModel
+from sqlalchemy import insert, select, update
 
 from tasks.core import PenstockError, PipelineSpec, Settings, load_pipeline
 from tasks.inference import Plan, publish, run_plan
+from tasks.metadata.database import Database
+from tasks.metadata.tables import lease_requests, leases
+from tasks.tenancy import Lease
 from tasks.wiring.admission import admission
 from tasks.wiring.context import open_context
 
@@ -61,6 +65,32 @@ def pipeline_of(settings: Settings, tenant: str, inference: str) -> PipelineSpec
         "\n".join([f"name: {name}", f"tenant: {tenant}", f"inference: {inference}", *lines]) + "\n"
     )
     return load_pipeline(settings, name)
+
+
+def many_wait(settings: Settings, like: Lease, count: int) -> None:
+    """So many more requests like that one, each of a run and an attempt of its own, heard of just now."""
+    with Database(settings.metadata_url).write() as connection:
+        clock = select(leases.c.beat_s).where(leases.c.tenant == "*")
+        row = {name: value for name, value in vars(like).items() if name in lease_requests.c}
+        row |= {
+            "ended": False,
+            "heard": 0,
+            "pause_s": 0.0,
+            "beat_s": connection.execute(clock).scalar() or 0.0,
+        }
+        names = [f"w{number:06d}" for number in range(count)]
+        connection.execute(
+            insert(lease_requests), [{**row, "run_id": name, "holder": name} for name in names]
+        )
+
+
+def silent(settings: Settings, run_id: str, tenant: str | None = None) -> None:
+    """Make the run one that was heard of last longer ago than a lease of a minute lasts."""
+    with Database(settings.metadata_url).write() as connection:
+        mine = update(lease_requests).where(lease_requests.c.run_id == run_id)
+        if tenant is not None:
+            mine = mine.where(lease_requests.c.tenant == tenant)
+        connection.execute(mine.values(beat_s=lease_requests.c.beat_s - lease_requests.c.pause_s - 61))
 
 
 def main() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +16,28 @@ import services
 from metadata_support import OTHER, TOY, event, populate, register
 from serving_support import PATH, json_rows, make_bundle, put_live, serving, toy_rows, until
 from share_files import say
-from tenancy_support import pipeline_of
+from sqlalchemy import update
+from tenancy_support import many_wait, pipeline_of, silent
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline
-from tasks.core.errors import AccessDenied, ConfigError
+from tasks.core.errors import AccessDenied, ConfigError, ServiceUnavailable
 from tasks.core.tenants import load_shares
 from tasks.metadata import MetadataStore
 from tasks.metadata.content import content_of
 from tasks.metadata.database import Database
-from tasks.metadata.tables import metadata
+from tasks.metadata.tables import allocations, leases, metadata
 from tasks.tenancy.database_policy import GRANTS, WITHHELD
+from tasks.wiring import keeping
 from tasks.wiring.budget import release_budget, reserve_budget
 from tasks.wiring.context import Context, open_context
 from tasks.wiring.gang import gang
 from tasks.wiring.lease_holder import NOTHING, LeaseHolder, first_lease
 
+CLUSTER = "{gpus: 4, cpus: 16, beat_s: 1, lease_s: 60}"
+TWO = "{share: {guarantee: {gpus: 2}}, quota: {database_connections: 4}}"
+INFERENCE = "{max_workers: 4, gpus_per_worker: 1, cpus_per_worker: 4}"
+LOCKS = ("SHARE UPDATE EXCLUSIVE", "SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE")
 SEEN_BY_ALL = {"penstock_leases", "penstock_lease_ends"}
 Refused = (psycopg.errors.InsufficientPrivilege, psycopg.errors.RestrictViolation)
 
@@ -122,12 +132,26 @@ def test_no_row_of_another_tenant_is_read_changed_deleted_or_forged(owner: Setti
         "GRANT SELECT ON penstock_verdicts TO penstock_acme",
         "UPDATE penstock_schema_version SET version_num = '0001'",
         "COPY penstock_scoring_runs TO PROGRAM 'cat'",
+        "UPDATE penstock_leases SET beat_s = beat_s + 1e9 WHERE tenant = '*'",
+        "SELECT 1 FROM penstock_leases WHERE tenant = '*' FOR KEY SHARE",
+        "DELETE FROM penstock_leases WHERE tenant = 'acme'",
+        "DELETE FROM penstock_lease_requests WHERE tenant = 'acme'",
+        "UPDATE penstock_leases SET width = 99 WHERE tenant = 'acme'",
+        "ALTER ROLE penstock_acme CONNECTION LIMIT -1",
+        "DROP TRIGGER penstock_lease_requests_limit ON penstock_lease_requests",
         "SELECT pg_read_file('PG_VERSION')",
     ],
 )
 def test_nothing_is_made_changed_or_taken_that_would_move_a_wall(owner: Settings, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         answered(as_tenant(owner, "acme"), statement)
+
+
+@pytest.mark.parametrize("table", sorted({*metadata.tables, "penstock_schema_version"}))
+def test_no_table_is_locked_against_others(owner: Settings, table: str) -> None:
+    for mode in LOCKS:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            answered(as_tenant(owner, "acme"), f"LOCK TABLE {table} IN {mode} MODE NOWAIT")
 
 
 def test_a_workers_login_cannot_promote_and_says_which_one_can(owner: Settings) -> None:
@@ -140,20 +164,19 @@ def test_a_workers_login_cannot_promote_and_says_which_one_can(owner: Settings) 
 def test_each_tenants_workers_share_the_cluster_with_their_own_login(owner: Settings) -> None:
     say(
         owner,
-        "{gpus: 4, cpus: 16, beat_s: 1, lease_s: 60}",
+        CLUSTER,
         _prices="{currency: EUR, cpu_hour: 1, gpu_hour: 1}",
         **dict.fromkeys(("default", "acme"), "{share: {guarantee: {gpus: 2}}, budget: {month_hard: 99}}"),
     )
-    with MetadataStore.open(owner).lease_ledger() as ledger:
-        for row in MetadataStore.open(owner).lease_rows():
-            ledger.end(row, "finished")
+    for row in MetadataStore.open(owner).lease_rows():
+        silent(owner, row["run_id"])
     holders = {}
     for tenant in ("default", "acme"):
         login = as_tenant(owner, tenant)
         pipeline_of(login, tenant, "{max_workers: 4, gpus_per_worker: 1, cpus_per_worker: 4}")
         context = open_context(login, f"{tenant}_toy")
         assert reserve_budget(context, "training", "s1") == ""
-        with gang(context, "t1", lambda: 1.0):
+        with gang(context, "t1", lambda: 1.0, sleep=lambda _: keep(owner)):
             context.metadata.record_training(
                 context.spec,
                 {"training_id": "t1", "bundle_digest": "b", "snapshot_id": "s1", "feature_version": "f"},
@@ -163,21 +186,43 @@ def test_each_tenants_workers_share_the_cluster_with_their_own_login(owner: Sett
         assert run.run_id == "r1"
         holders[tenant] = _holder(context)
     first, second = holders["default"], holders["acme"]
+    waits = first.beat(NOTHING, workers=0, most=4)
+    assert waits.width == 0 and "is decided next" in waits.reason
+    keep(owner)
     assert first.beat(NOTHING, workers=0, most=4).width == 4
     assert second.beat(NOTHING, workers=0, most=4).width == 0
+    keep(owner)
+    waits = second.beat(NOTHING, workers=0, most=4)
+    assert waits.width == 0
     assert first.beat(NOTHING, workers=4, most=4).width == 2
     first.beat(NOTHING, workers=2, most=4)
+    keep(owner)
     assert second.beat(NOTHING, workers=0, most=4).width == 2
 
-    silent = "UPDATE penstock_leases SET beat_s = beat_s - 61 WHERE tenant = 'default'"
-    assert answered(owner, silent)[0] == 1
+    silent(owner, "r1", "default")
+    keep(owner)
     assert second.beat(NOTHING, workers=2, most=4).width == 4, "whoever is silent is not counted"
     rows = MetadataStore.open(owner).lease_rows()
-    assert [row["tenant"] for row in rows] == ["acme", "default"], "and is its own tenant's to end"
+    assert [row["tenant"] for row in rows] == ["acme"]
+    assert first.beat(NOTHING, workers=2, most=2).width == 0
     first.end({**NOTHING, "allocated_s": 2.0}, "finished")
     second.end({**NOTHING, "allocated_s": 3.0}, "finished")
+    keep(owner)
     assert MetadataStore.open(owner).lease_rows() == []
     assert [line["tenant"] for line in wiring.cost_ledger(as_tenant(owner, "acme"))["by_tenant"]] == ["acme"]
+
+
+def test_where_nobody_decides_a_run_that_waits_says_what_has_to_run(owner: Settings) -> None:
+    say(owner, CLUSTER, default=TWO, acme=TWO)
+    login = as_tenant(owner, "acme")
+    pipeline_of(login, "acme", INFERENCE)
+    with Database(owner.metadata_url).write() as connection:
+        connection.execute(update(leases).values(beat_at_utc=datetime(2024, 1, 1, tzinfo=UTC)))
+    waits = _holder(open_context(login, "acme_toy")).beat(NOTHING, workers=0, most=4)
+    assert waits.width == 0
+    assert re.search(r"nobody decides .*\(not for \d+ s\): `penstock tenancy keep` has to run", waits.reason)
+    with pytest.raises(AccessDenied, match="use the login that owns"):
+        wiring.keep_leases(login, once=True)
 
 
 def test_a_tenants_login_scores_publishes_scores_anew_and_serves(empty: Settings) -> None:
@@ -207,6 +252,138 @@ def test_a_tenants_login_scores_publishes_scores_anew_and_serves(empty: Settings
         assert {one["model_version"] for one in answer.json()["predictions"]} == {2}
         put_live(empty, spec, 1, bundles[1])
         until(lambda: server.live is not None and server.live.champion.deployed.version == 1)
+
+
+@pytest.fixture
+def team(settings: Settings, postgres_url: str, tmp_path: Path) -> Iterator[Settings]:
+    """Two tenants with logins, in a database whose owner is no superuser, as a managed PostgreSQL has it."""
+    url = services.new_postgres_database(postgres_url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS boss, penstock_north, penstock_south")
+        connection.execute("CREATE ROLE boss LOGIN CREATEROLE")
+        connection.execute(f'ALTER DATABASE "{url.rpartition("/")[2]}" OWNER TO boss'.encode())
+    found = dataclasses.replace(settings, metadata_url=url.replace("penstock@", "boss@"))
+    MetadataStore.open(found)
+    say(found, CLUSTER, north=TWO, south=TWO, _prices="{currency: EUR, cpu_hour: 1, gpu_hour: 1}")
+    for name in wiring.render_tenancy(found, "postgres", tmp_path / "sql")["files"]:
+        with psycopg.connect(found.metadata_url, autocommit=True) as connection:
+            connection.execute((tmp_path / "sql" / name).read_bytes())
+    yield found
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP OWNED BY boss, penstock_north, penstock_south CASCADE")
+        connection.execute(f'ALTER DATABASE "{url.rpartition("/")[2]}" OWNER TO penstock'.encode())
+        connection.execute("DROP ROLE boss, penstock_north, penstock_south")
+
+
+def login_of(team: Settings, tenant: str) -> Settings:
+    return dataclasses.replace(team, metadata_url=team.metadata_url.replace("boss@", f"penstock_{tenant}@"))
+
+
+@pytest.fixture
+def hostile(team: Settings) -> Iterator[psycopg.Connection[Any]]:
+    """South holds, in a transaction that it does not end, all that its login can lock and all rows that others could wait for."""
+    login = login_of(team, "south")
+    pipeline_of(login, "south", INFERENCE)
+    context = open_context(login, "south_toy")
+    holder = _holder(context)
+    holder.beat(NOTHING, workers=0, most=4)
+    keep(team)
+    assert holder.beat(NOTHING, workers=0, most=4).width == 4
+    holder.beat({**NOTHING, "allocated_s": 8.0}, workers=4, most=4)
+    context.metadata.record_run(context.spec, "r1", status="planned")
+    with context.metadata.open_budget("south") as reserved:
+        key = {"tenant": "south", "pipeline": "south_toy", "kind": "scoring", "subject": "s"}
+        reserved.put({**key, "cost": 1.0, "until_utc": datetime(2200, 1, 1, tzinfo=UTC)})
+    with psycopg.connect(login.metadata_url) as connection:
+        for table, grant in GRANTS.items():
+            connection.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE".encode())
+            if "INSERT" in grant:
+                connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
+            if "UPDATE" in grant:
+                connection.execute(f"SELECT 1 FROM {table} FOR UPDATE".encode())
+        columns = ", ".join(column.name for column in allocations.c)
+        from_request = {"idle_s": "0", "outcome": "'mine'", "from_utc": "now()", "until_utc": "now()"}
+        given = ", ".join(from_request.get(column.name, column.name) for column in allocations.c)
+        connection.execute(
+            f"INSERT INTO penstock_allocations ({columns}) SELECT {given} FROM penstock_lease_requests".encode()
+        )
+        connection.execute("SELECT pg_advisory_lock(n) FROM generate_series(0, 1000) n")
+        yield connection
+
+
+def test_whatever_one_tenants_login_holds_the_others_runs_are_admitted_and_go_on(
+    team: Settings, hostile: psycopg.Connection[Any]
+) -> None:
+    login, store = login_of(team, "north"), MetadataStore.open(team, patience_s=2.0)
+    pipeline_of(login, "north", INFERENCE)
+    context = open_context(login, "north_toy")
+    context.metadata.record_run(context.spec, "r1", status="planned")
+    for of in (login, team):
+        with MetadataStore.open(of, patience_s=2.0).open_budget("north") as reserved:
+            assert reserved.rows == []
+    store.forget_reservations()
+    north = _holder(context)
+    assert north.beat(NOTHING, workers=0, most=4).width == 0
+    keep(team)
+    north.beat(NOTHING, workers=0, most=4)
+    with Database(team.metadata_url).write() as connection:  # as if fifteen minutes had passed
+        over = leases.c.over_since_s
+        connection.execute(update(leases).where(over.is_not(None)).values(over_since_s=over - 901))
+    keep(team)
+    assert north.beat(NOTHING, workers=0, most=4).width == 2, "what south does not give back counts no longer"
+    clock = update(leases).where(leases.c.tenant == "*").values(beat_s=leases.c.beat_s + 61)
+    with Database(team.metadata_url).write() as connection:  # as if a minute had passed
+        connection.execute(clock)
+    north.beat(NOTHING, workers=2, most=4)
+    keep(team)
+    assert north.beat(NOTHING, workers=2, most=4).width == 4, "and when it is silent, nothing does"
+    assert [row["tenant"] for row in store.lease_rows()] == ["north", "south"], "its row is locked"
+    north.end({**NOTHING, "allocated_s": 3.0}, "finished")
+    keep(team)
+    hostile.rollback()
+    keep(team)
+    assert store.lease_rows() == []
+    lines = wiring.cost_ledger(team)["lines"]
+    assert sorted((line["tenant"], line["outcome"]) for line in lines) == [
+        ("north", "finished"),
+        ("south", "expired"),
+    ]
+
+
+def test_a_transaction_that_lasts_too_long_is_ended_by_whoever_keeps_the_ledger(
+    team: Settings, hostile: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keep(team)["transactions_ended"] == 0
+    monkeypatch.setattr(keeping, "_TRANSACTION_S", 0.0)
+    with psycopg.connect(team.metadata_url) as other:
+        other.execute("SELECT 1")
+        assert keep(team)["transactions_ended"] == 1
+        other.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError):
+        hostile.execute("SELECT 1")
+
+
+def test_a_flood_of_connections_ends_at_the_tenants_limit(team: Settings) -> None:
+    flood = login_of(team, "south").metadata_url
+    with ExitStack() as held:
+        with pytest.raises(psycopg.OperationalError, match="too many connections for role"):
+            for _ in range(5):
+                held.enter_context(psycopg.connect(flood))
+        assert MetadataStore.open(login_of(team, "north")).lease_rows() == []
+
+
+def test_a_flood_of_requests_ends_at_a_limit(team: Settings) -> None:
+    login = login_of(team, "south")
+    pipeline_of(login, "south", INFERENCE)
+    first = first_lease(open_context(login, "south_toy"), "r", "scoring")
+    many_wait(login, first, 10_000)
+    with pytest.raises(ServiceUnavailable, match=r"may have 10000 requests for workers(?s:.*)end runs"):
+        many_wait(login, dataclasses.replace(first, pipeline="another"), 1)
+    assert keep(team)["runs"] == 10_000
+
+
+def keep(settings: Settings) -> dict[str, Any]:
+    return wiring.keep_leases(settings, once=True)
 
 
 def _holder(context: Context) -> LeaseHolder:

@@ -155,10 +155,10 @@ def test_without_the_ledger_no_training_begins_and_one_that_runs_keeps_its_worke
         raise ServiceUnavailable("the metadata database does not answer: connection refused", which="db")
 
     with monkeypatch.context() as patch, trained(two, Hands()):
-        patch.setattr(MetadataStore, "lease_ledger", away)
+        patch.setattr(MetadataStore, "lease_request", away)
     assert len(MetadataStore.open(two).lease_rows()) == 1, "its lease ends by itself"
     with monkeypatch.context() as patch:
-        patch.setattr(MetadataStore, "lease_ledger", away)
+        patch.setattr(MetadataStore, "lease_request", away)
         with pytest.raises(ServiceUnavailable, match="nothing was begun"), trained(two, Hands()):
             raise AssertionError("it began")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from children import at_once
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from share_files import say
-from tenancy_support import pipeline_of
+from sqlalchemy import update
+from tenancy_support import many_wait, pipeline_of, silent
 
 from tasks import wiring
 from tasks.core import Settings
@@ -24,12 +26,15 @@ from tasks.core.shares import ClusterSpec, Resources, TenantShare
 from tasks.inference import Demand
 from tasks.inference.width import WorkerTime
 from tasks.metadata import MetadataStore, Scope
+from tasks.metadata.database import Database
 from tasks.metadata.leases import OpenLedger
-from tasks.tenancy import SEEN, Book, Lease, beat, foreseen_s, ledger_time
+from tasks.metadata.tables import leases
+from tasks.tenancy import SEEN, Book, Request, Seen, decide, explained, foreseen_s, ledger_time
 from tasks.wiring import lease_holder
 from tasks.wiring.admission import Admission, admission
 from tasks.wiring.context import open_context
 from tasks.wiring.lease_holder import NOTHING
+from tasks.wiring.settling import Settler
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FOUR = ClusterSpec(gpus=4, cpus=16, lease_s=60)
@@ -37,67 +42,144 @@ Shares = Mapping[str, TenantShare]
 HALVES: Shares = {name: TenantShare.model_validate({"guarantee": {"gpus": 2}}) for name in ("red", "blue")}
 
 
-def lease(tenant: str, run_id: str = "r", **more: object) -> Lease:
-    moments = dict.fromkeys(("asked_at_utc", "beat_at_utc"), NOON)
-    numbers = dict.fromkeys(("allocated_s", "used_s", "wasted_s", "since_s", "beat_s", "memory_gib"), 0.0)
-    counts = {"least": 1, "most": 4, "priority": 0, "width": 0, "workers": 0}
-    made: dict[str, object] = {
-        "starts_in_s": None,
-        "rows": 0,
-        "bytes_read": 0,
-        "bytes_written": 0,
-        "cpu_seconds": 0.0,
-        "gpu_seconds": 0.0,
-    }
-    rest = {
-        "kind": "scoring",
-        "holder": "h",
+def lease(tenant: str, run_id: str = "r", **more: object) -> Seen:
+    whole: dict[str, object] = {
         "gpus": 1.0,
         "cpus": 4.0,
+        "memory_gib": 0.0,
+        "least": 1,
+        "most": 4,
         "reclaimable": True,
-        "ends_in_s": None,
-        "reason": "",
+        "priority": 0,
+        "since_s": 0.0,
+        "width": 0,
+        "workers": 0,
     }
-    return Lease(
-        tenant=tenant, pipeline="p", run_id=run_id, **{**moments, **numbers, **made, **counts, **rest, **more}
-    )  # type: ignore[arg-type]
+    return Seen(tenant, "p", run_id, **{**whole, **more})  # type: ignore[arg-type]
 
 
-def granted(leases: Iterable[Lease], mine: Lease, now_s: float, tenants: Shares = HALVES) -> Lease:
-    """One beat beside these leases."""
-    return beat(FOUR, tenants, Book(one.seen for one in leases), mine, now_s)
+def asks(tenant: str, run_id: str = "r", *, again: bool = True, **more: object) -> Request:
+    whole: dict[str, object] = {
+        "gpus": 1.0,
+        "cpus": 4.0,
+        "memory_gib": 0.0,
+        "least": 1,
+        "most": 4,
+        "reclaimable": True,
+        "workers": 0,
+        "same_attempt": again,
+        "has_heard": True,
+    }
+    return Request(tenant, "p", run_id, **{**whole, **more})  # type: ignore[arg-type]
+
+
+def widths(book: Book) -> dict[str, int]:
+    return {lease.tenant: lease.width for lease in book.leases.values()}
 
 
 def test_a_run_grows_only_into_what_others_have_really_given_back() -> None:
-    red = granted([], lease("red"), 0.0)
-    assert red.width == 4, "nobody else is there"
-    red = replace(red, workers=4)
-    blue = granted([red], lease("blue", since_s=1.0), 1.0)
-    assert blue.width == 0 and "as soon as others have finished the shards they are at" in blue.reason
-    red = granted([red, blue], red, 2.0)
-    assert (red.width, red.workers) == (2, 4), "it leaves at its shard boundaries"
-    assert granted([red, blue], blue, 3.0).width == 0
-    red = replace(red, workers=3)
-    blue = granted([red, blue], blue, 3.0)
-    assert (blue.width, blue.reason) == (1, "")
-    assert granted([replace(red, workers=2), blue], replace(blue, workers=1), 4.0).width == 2
+    book = Book()
+    decide(FOUR, HALVES, book, [asks("red")], 0.0)
+    assert widths(book) == {"red": 4}, "nobody else is there"
+    decide(FOUR, HALVES, book, [asks("red", workers=4), asks("blue")], 1.0)
+    assert widths(book) == {"red": 2, "blue": 0}, "red leaves at its shard boundaries"
+    said, target = explained(FOUR, HALVES, book, "blue/p/r", 1.0)
+    assert target == 2 and "as soon as others have finished the shards they are at" in said
+    decide(FOUR, HALVES, book, [], 2.0)
+    assert widths(book) == {"red": 2, "blue": 0}
+    decided = decide(FOUR, HALVES, book, [asks("red", workers=3)], 3.0)
+    assert widths(book) == {"red": 2, "blue": 1} and decided.changed == {"red/p/r", "blue/p/r"}
+    decide(FOUR, HALVES, book, [asks("red", workers=2), asks("blue", workers=1)], 4.0)
+    assert widths(book) == {"red": 2, "blue": 2}
+    assert decide(FOUR, HALVES, book, [asks("blue", workers=1)], 5.0).changed == frozenset()
+
+
+def test_what_a_run_was_told_that_it_may_have_counts_until_it_has_heard_otherwise() -> None:
+    book = Book()
+    decide(FOUR, HALVES, book, [asks("red")], 0.0, 1)
+    decide(FOUR, HALVES, book, [asks("blue")], 1.0, 2)
+    red = book.leases["red/p/r"]
+    assert (red.width, red.workers, red.granted) == (2, 4, 2), "it may be about to start four"
+    decide(FOUR, HALVES, book, [asks("red", workers=0, has_heard=False)], 2.0, 3)
+    assert widths(book) == {"red": 2, "blue": 0}
+    decide(FOUR, HALVES, book, [asks("red", workers=0)], 3.0, 4)
+    assert widths(book) == {"red": 2, "blue": 2}
+
+
+def test_what_nobody_granted_counts_for_nothing() -> None:
+    book = Book()
+    decide(FOUR, HALVES, book, [asks("red", workers=400, again=False)], 0.0)
+    (red,) = book.leases.values()
+    assert (red.width, red.workers) == (4, 0)
+    decide(FOUR, HALVES, book, [asks("red", workers=400), asks("blue", workers=400, again=False)], 1.0)
+    assert book.held() == Resources(4, 16), "red has its four still, and blue none"
+    larger = asks("red", workers=4, gpus=2.0)
+    decide(FOUR, HALVES, book, [larger], 2.0)
+    assert book.held().within(FOUR.resources), "four workers that were granted are not four larger ones"
+    gang = asks("green", workers=9, least=9, most=9, reclaimable=False, again=False)
+    decide(FOUR, HALVES, book, [gang], 3.0)
+    assert book.leases["green/p/r"].width == 0
+
+
+def test_what_is_not_given_back_counts_for_a_while_and_then_not() -> None:
+    book = Book()
+    decide(FOUR, HALVES, book, [asks("red")], 0.0)
+    for now_s in (10.0, 500.0, 910.0):
+        decide(FOUR, HALVES, book, [asks("red", workers=4), asks("blue")], now_s)
+        assert widths(book) == {"red": 2, "blue": 0}
+    decide(FOUR, HALVES, book, [asks("red", workers=4)], 911.0)
+    assert widths(book) == {"red": 2, "blue": 2}
+    decide(FOUR, HALVES, book, [asks("red", workers=4)], 912.0)
+    assert widths(book) == {"red": 2, "blue": 2} and book.held() == Resources(4, 16)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gpus": float("nan")},
+        {"cpus": float("inf")},
+        {"memory_gib": -1.0},
+        {"gpus": 0.0, "cpus": 1e-12},
+        {"gpus": 0.0, "cpus": 0.0},
+        {"least": 0},
+        {"most": -1},
+        {"workers": -4},
+        {"reclaimable": False, "least": 1, "most": 4},
+    ],
+)
+def test_a_request_on_which_nothing_can_be_decided_is_passed_over(wrong: dict[str, object]) -> None:
+    book = Book()
+    decided = decide(FOUR, HALVES, book, [asks("red", **wrong), asks("blue")], 0.0)
+    assert widths(book) == {"blue": 4} and decided.changed == {"blue/p/r"}
+
+
+def test_a_training_whose_lease_was_lost_has_its_workers_again_where_they_are_free() -> None:
+    gang = asks("red", "t", workers=2, least=2, most=2, reclaimable=False, again=False)
+    book = Book()
+    decide(FOUR, HALVES, book, [gang], 0.0)
+    assert (book.leases[gang.key].width, book.leases[gang.key].workers) == (2, 2)
+    book = Book([lease("blue", width=4, workers=4)])
+    decide(FOUR, HALVES, book, [gang], 0.0)
+    assert book.leases[gang.key].width == 0 and book.held() == Resources(4, 16)
+
+
+def test_a_changed_priority_holds_for_runs_that_are_there() -> None:
+    book = Book([lease("red", "a"), lease("blue", "b", width=4, workers=4)])
+    more = {**HALVES, "red": HALVES["red"].model_copy(update={"priority": 3})}
+    decided = decide(FOUR, more, book, [], 1.0)
+    assert book.leases["red/p/a"].priority == 3 and decided.changed == {"red/p/a", "blue/p/b"}
 
 
 def test_a_run_that_waits_says_when_it_expects_to_start() -> None:
-    busy = [
-        lease("red", "a", width=2, workers=2, most=2),
-        lease("blue", "b", width=2, workers=2),
-    ]
+    busy = [lease("red", "a", width=2, workers=2, most=2), lease("blue", "b", width=2, workers=2)]
     one = {**HALVES, "red": HALVES["red"].model_copy(update={"max_runs": 1})}
-    waits, book = lease("red", "c"), Book(each.seen for each in busy)
-    waits = beat(FOUR, one, book, waits, 0.0)
+    book = Book(busy)
+    decide(FOUR, one, book, [asks("red", "c")], 0.0)
+    waits = "red/p/c"
     said = "1 runs of the tenant have workers, share.max_runs is 1"
-    assert waits.waits == f"{said}; start not foreseen"
-    wait_s = foreseen_s(FOUR, one, book, waits, 0.0, {busy[0].key: 90.0, "gone/p/r": 1.0})
-    assert (
-        beat(FOUR, one, book, replace(waits, starts_in_s=wait_s), 1.0).waits
-        == f"{said}; expected in about 90 s"
-    )
+    assert explained(FOUR, one, book, waits, 0.0) == (said, 0)
+    ends = {busy[0].key: 90.0, "gone/p/r": 1.0}
+    assert foreseen_s(FOUR, one, book, waits, 0.0, ends) == 90.0
     assert foreseen_s(FOUR, one, book, waits, 0.0, {"gone/p/r": 1.0}) is None
 
 
@@ -111,30 +193,51 @@ def test_the_ledgers_time_never_goes_back_and_a_jump_ends_no_lease() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 40)), max_size=60), st.booleans()
 )
-def test_whoever_beats_in_whatever_order_never_more_is_held_than_there_is(
+def test_whoever_asks_in_whatever_order_never_more_is_held_than_there_is(
     beats: list[tuple[int, int, int]], keep_book: bool
 ) -> None:
-    """Runs beat, want more or less, take what they are granted or are slow to give back, and fall silent."""
-    runs = {n: lease(("red", "blue", "green")[n % 3], f"r{n}") for n in range(5)}
-    held: dict[int, Lease] = {}
-    book = Book()
-    now = 0.0
+    """Runs ask, want more or less, take what they are granted or are slow to give back, and fall silent."""
+    names = [(("red", "blue", "green")[n % 3], f"r{n}") for n in range(5)]
+    book, heard, now = Book(), {}, 0.0
     for number, wants, later in beats:
         now += later
-        mine = held.get(number, replace(runs[number], since_s=now))
-        workers = mine.width if wants % 2 else min(mine.workers, mine.width + 1) or mine.width
-        held = {n: one for n, one in held.items() if now - one.beat_s <= 60 or n == number}
-        beats_now = replace(mine, most=wants, workers=workers, beat_s=now)
-        if keep_book:  # kept from beat to beat
-            for key in set(book.queue.runs) - {one.key for one in held.values()}:
-                book.remove(key)
-            held[number] = beat(FOUR, HALVES, book, beats_now, now)
-        else:
-            held[number] = granted(held.values(), beats_now, now)
-        total = Resources()
-        for one in held.values():
-            total = total.plus(one.holds)
-        assert total.within(FOUR.resources)
+        for key in [key for key, said_s in heard.items() if now - said_s > 60]:
+            book.remove(key)
+            del heard[key]
+        tenant, run_id = names[number]
+        known = book.leases.get(f"{tenant}/p/{run_id}")
+        workers = 0
+        if known is not None:
+            workers = known.width if wants % 2 else min(known.workers, known.width + 1) or known.width
+        mine = asks(tenant, run_id, most=wants, workers=workers, again=known is not None)
+        heard[mine.key] = now
+        if not keep_book:
+            book = Book(book.leases.values())
+        decide(FOUR, HALVES, book, [mine], now)
+        assert book.held().within(FOUR.resources)
+        again = Book(book.leases.values())
+        assert decide(FOUR, HALVES, again, [], now).changed == frozenset(), "a decision is made once"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["red", "blue", "green"]), st.integers(0, 8), st.integers(1, 4)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_when_all_have_given_back_each_has_what_the_policy_says(runs: list[tuple[str, int, int]]) -> None:
+    """However those who were there first hold on: two decisions later the widths are those of the allocation."""
+    book = Book([lease("black", "first", width=4, workers=4)])
+    asked = [
+        asks(tenant, f"r{n}", most=most, least=least if least <= most else 1)
+        for n, (tenant, most, least) in enumerate(runs)
+    ]
+    found = decide(FOUR, HALVES, book, asked, 1.0).found
+    kept = book.leases["black/p/first"].width
+    black = replace(asks("black", "first"), workers=kept)
+    decide(FOUR, HALVES, book, [black], 1.0)
+    assert {key: one.width for key, one in book.leases.items() if one.width} == dict(found.widths)
 
 
 def test_where_the_time_of_workers_went_adds_up() -> None:
@@ -270,7 +373,7 @@ def test_without_the_ledger_nothing_is_begun_and_what_runs_goes_on_until_its_lea
     def away(*_: object, **__: object) -> None:
         raise ServiceUnavailable("the metadata database does not answer: connection refused", which="db")
 
-    monkeypatch.setattr(MetadataStore, "lease_ledger", away)
+    monkeypatch.setattr(MetadataStore, "lease_request", away)
     hands.now_s = 30.0
     assert red.allowed(demand(3), boundary=False) == 3, "it does not grow"
     hands.now_s = 61.0
@@ -338,21 +441,19 @@ def test_what_a_driver_keeps_from_beat_to_beat_is_what_the_ledger_holds(two: Set
             drivers.pop(name).holder.end({**NOTHING, "allocated_s": draw.choice([0.0, 1.0])}, "finished")
         elif what > 0.8:
             drivers.pop(name)
-            with store.lease_ledger() as ledger:
-                for row in store.lease_rows():
-                    if row["run_id"] == name:
-                        ledger.put({**row, "beat_s": row["beat_s"] - 61})
+            silent(two, name)
         else:
-            had = known.holder._book
+            had = known.holder._settler.book
             known.holder.beat(NOTHING, workers=draw.randrange(3), most=draw.randrange(5))
-            kept += had is not None and known.holder._book is had
+            kept += had is not None and known.holder._settler.book is had
         if number % 10 == 0:
-            seldom.holder.beat(NOTHING, workers=0, most=1)
-            with store.lease_ledger() as ledger:
-                there = Book(ledger.rows(SEEN))
-            book = seldom.holder._book
-            assert book is not None and book.queue.runs == there.queue.runs
-            assert book.queue.groups == there.queue.groups and book.held_beside("") == there.held_beside("")
+            seldom.holder.beat(NOTHING, workers=0, most=1 + number % 20 // 10)
+            with store.lease_view() as view:
+                assert view is not None
+                there = Book(Seen(*row) for row in view.rows(SEEN))
+            book = seldom.holder._settler.book
+            assert book is not None and book.leases == there.leases and book.holding == there.holding
+            assert book.queue.runs == there.queue.runs and book.queue.groups == there.queue.groups
     assert kept > 20 and "seldom" in {row["run_id"] for row in store.lease_rows()}
 
 
@@ -368,8 +469,82 @@ def test_a_beat_that_fails_leaves_nothing_of_it_in_memory(
     with monkeypatch.context() as patch, pytest.raises(ServiceUnavailable):
         patch.setattr(OpenLedger, "flush", breaks)
         red.holder.beat(NOTHING, workers=4, most=2)
-    assert red.holder._book is None
+    assert red.holder._settler.book is None
     assert red.holder.beat(NOTHING, workers=4, most=4).width == 4
+
+
+def test_a_run_for_which_nothing_has_changed_decides_for_nobody_until_nobody_has_decided_for_a_while(
+    two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(two, CLUSTER.replace("beat_s: 1,", "beat_s: 30,"))
+    red, blue = asked(two, "red"), asked(two, "blue")
+    red.holder.beat(NOTHING, workers=0, most=4)
+    red.holder.beat(NOTHING, workers=4, most=4)
+    waits = blue.holder.beat(NOTHING, workers=0, most=4)
+    decided: list[bool] = []
+    settle = Settler.settle
+
+    def counted(self: Settler, *arguments: Any, wait: bool) -> Any:
+        decided.append(wait)
+        return settle(self, *arguments, wait=wait)
+
+    monkeypatch.setattr(Settler, "settle", counted)
+    for _ in range(3):
+        again = blue.holder.beat(NOTHING, workers=0, most=4)
+        assert (again.width, again.reason) == (0, waits.reason) and not decided
+    blue.holder.beat(NOTHING, workers=0, most=3)
+    assert decided == [True], "what it asks for has changed"
+    with Database(two.metadata_url).write() as connection:
+        connection.execute(update(leases).where(leases.c.tenant == "*").values(beat_at_utc=NOON))
+    blue.holder.beat(NOTHING, workers=0, most=3)
+    blue.holder.beat(NOTHING, workers=0, most=3)
+    assert decided == [True, False], "the first to see that nobody has decided does, and need not wait for it"
+
+
+def test_whoever_keeps_the_ledger_goes_on_without_a_database_and_with_a_broken_file(
+    two: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    red = asked(two, "red").holder
+    monkeypatch.setattr(red, "_may_settle", False)
+    assert red.beat(NOTHING, workers=0, most=4).width == 0, "its login may not decide"
+    paused: list[float] = []
+
+    def away(*_: object, **__: object) -> None:
+        raise ServiceUnavailable("the metadata database does not answer", which="db")
+
+    def sleep(pause_s: float) -> None:
+        paused.append(pause_s)
+        if len(paused) == 1:
+            assert red.beat(NOTHING, workers=0, most=3).width == 4
+            say(two, None, red="share: [")
+            monkeypatch.setattr(MetadataStore, "lease_ledger", away)
+        elif len(paused) == 2:
+            assert "Shares stay as they were" in caplog.text
+            monkeypatch.undo()
+        else:
+            assert "Nothing is decided for now" in caplog.text
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wiring.keep_leases(two, sleep=sleep)
+    assert paused == [1.0, 1.0, 1.0]
+    (row,) = MetadataStore.open(two).lease_rows()
+    assert row["width"] == 3, "what it asked for meanwhile was decided afterwards"
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_while_somebody_decides_others_beat(two: Settings) -> None:
+    red, blue = asked(two, "red"), asked(two, "blue")
+    red.holder.beat(NOTHING, workers=0, most=4)
+    red.holder.beat(NOTHING, workers=4, most=4)
+    blue.holder.beat(NOTHING, workers=0, most=4)
+    with Database(two.metadata_url).write() as connection:
+        connection.execute(update(leases).where(leases.c.tenant == "*").values(beat_at_utc=NOON))
+    with MetadataStore.open(two).lease_ledger():
+        assert blue.holder.beat({**NOTHING, "rows": 7}, workers=0, most=4).width == 0
+        assert {row["rows"] for row in MetadataStore.open(two).lease_rows() if row["tenant"] == "blue"} == {7}
+        with MetadataStore.open(two).lease_ledger_if_free() as second:
+            assert second is None
 
 
 def test_a_file_that_promises_more_than_ray_has_is_said_with_both_figures_and_what_ray_has_is_shared_out(
@@ -401,22 +576,26 @@ def test_with_a_deadline_a_run_asks_for_the_workers_that_meet_it(two: Settings) 
     assert red.allowed(late, boundary=True) == 4
 
 
-def test_among_many_a_run_that_waits_asks_less_often_and_still_within_its_lease(two: Settings) -> None:
+def test_among_many_a_run_that_waits_asks_less_often_says_so_and_keeps_its_place(two: Settings) -> None:
     hands = Hands()
     red = asked(two, "red", hands=hands)
     assert red.allowed(demand(), boundary=False) == 4 and red.holder.pause_s == 1.0
-    first = red.holder._first
-    with MetadataStore.open(two).lease_ledger() as ledger:
-        for number in range(400):
-            waits = replace(first, run_id=f"w{number}", holder=f"w{number}", beat_s=ledger.clock_s)
-            ledger.put(lease_holder.lease_row(waits))
+    many_wait(two, red.holder._first, 4000)
     blue = asked(two, "blue", hands=hands)
-    assert blue.allowed(demand(), boundary=False) == 0
-    assert blue.holder.pause_s == pytest.approx(402 * 0.02, abs=0.05)
-    asked_s, beat_s = hands.now_s, blue._beat_s
-    hands.now_s = asked_s + 5.0
+    for at_s, pause_s in ((0.0, 1.0), (1.0, 4002 * 0.02)):
+        hands.now_s = at_s
+        assert blue.allowed(demand(), boundary=False) == 0
+        blue.holder._foreseen = (at_s, None)
+        assert blue.holder.pause_s == pytest.approx(pause_s), "not longer before it has said so"
+    hands.now_s = 70.0
     blue.allowed(demand(), boundary=False)
-    assert blue._beat_s == beat_s
-    hands.now_s = asked_s + 9.0
-    blue.allowed(demand(), boundary=False)
-    assert blue._beat_s == hands.now_s
+    assert blue._beat_s == 1.0
+    with Database(two.metadata_url).write() as connection:  # as if so much time had passed for the ledger
+        clock = update(leases).where(leases.c.tenant == "*")
+        connection.execute(clock.values(beat_s=leases.c.beat_s + 100))
+    wiring.keep_leases(two, once=True)
+    assert [row["tenant"] for row in MetadataStore.open(two).lease_rows()] == ["blue"], (
+        "others had not said so"
+    )
+    blue.holder._foreseen = (70.0, 300.0)
+    assert blue.holder.pause_s == 30.0, "it asks sooner when it may start sooner"

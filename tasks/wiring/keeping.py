@@ -1,0 +1,96 @@
+"""What decides for all runs where tenants have logins of their own, which cannot: `penstock tenancy keep`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tasks.core import Settings
+from tasks.core.errors import (
+    AccessDenied,
+    CommitOutcomeUnknown,
+    ConfigError,
+    PenstockError,
+    ServiceUnavailable,
+)
+from tasks.core.mlflow_login import tenant_user
+from tasks.core.shares import ClusterSpec, TenantShare, cluster_file
+from tasks.core.tenants import load_shares, tenant_names
+from tasks.metadata import MetadataStore
+from tasks.wiring.settling import Settler
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0
+_TRANSACTION_S = 60.0
+"""No work of Penstock's leaves a transaction open for so long."""
+
+
+def keep_leases(
+    settings: Settings, *, once: bool = False, sleep: Callable[[float], object] = time.sleep
+) -> dict[str, Any]:
+    """Settle the ledger of leases every `beat_s`, and end transactions of tenants' logins that last too long; until interrupted.
+
+    Any number of processes may do so: the ledger's lock lets one decide at a time.
+
+    Args:
+        once: Return after one decision.
+
+    Returns:
+        Of the last decision: runs that are known, those whose width it changed, and the transactions that were ended.
+
+    Raises:
+        ConfigError: There is no cluster to share out, or a file of `tenants/` is wrong at the start.
+        AccessDenied: This login may not decide.
+        ServiceUnavailable: The database does not answer at the start, or with `once`.
+    """
+    store = MetadataStore.open(settings, patience_s=_PATIENCE_S)
+    if not store.may_settle():
+        raise AccessDenied(
+            "may not decide what runs are granted",
+            which="PENSTOCK_METADATA_URL",
+            fix="use the login that owns Penstock's tables, not a tenant's",
+        )
+    settler, shares = Settler(), _shares(settings)
+    while True:
+        try:
+            decision = settler.settle(store, *shares)
+            ended = _end_transactions(settings, store)
+        except (ServiceUnavailable, CommitOutcomeUnknown) as error:
+            if once:
+                raise
+            log.warning("Nothing is decided for now: %s", error.what)
+        else:
+            if once:
+                return {
+                    "runs": 0 if settler.book is None else len(settler.book),
+                    "changed": sorted(decision.changed) if decision else [],
+                    "transactions_ended": ended,
+                }
+        sleep(shares[0].beat_s)
+        try:
+            shares = _shares(settings)
+        except PenstockError as error:
+            log.warning("Shares stay as they were: %s", error)
+
+
+def _shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]]:
+    found = load_shares(settings)
+    if found is None:
+        raise ConfigError(
+            "is not there, so there is nothing to share out",
+            which=str(cluster_file(settings)),
+            fix="say what the cluster has; docs/tenancy.md",
+        )
+    return found
+
+
+def _end_transactions(settings: Settings, store: MetadataStore) -> int:
+    """What a tenant's login holds for too long keeps others from nothing that is decided here, but upgrades and vacuum from their work."""
+    users = [tenant_user(name) for name in tenant_names(settings)]
+    ended = store.end_transactions(users, longer_than_s=_TRANSACTION_S)
+    for user, age_s in ended:
+        log.warning("A transaction of %s was %.0f s old: its connection was ended.", user, age_s)
+    return len(ended)
