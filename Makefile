@@ -16,7 +16,7 @@ S3_READY := $(STATE)/venv-s3/.ready
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (about 5 minutes after the install)
+demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (about 3 minutes after the install)
 	@$(BIN)/penstock demo
 
 challengers: $(RUN_READY) ## good and bad models on real flights through the real DAG: which are promoted, which refused and why

@@ -99,6 +99,18 @@ class Book:
         self.leases.pop(key, None)
         self.holding.discard(key)
 
+    def ahead(self, key: str) -> int:
+        """How many runs may be granted their first workers before this one, which waits: those of its tenant that are before it, and as
+        many of each other tenant."""
+        run = self.queue.runs[key]
+        mine = (self.queue.rank(run), key)
+        waiting = {
+            tenant: [one for group in groups.values() for one in group if one[1] not in self.holding]
+            for tenant, groups in self.queue.groups.items()
+        }
+        before = sum(one < mine for one in waiting.get(run.tenant, ()))
+        return sum(min(before, len(others)) for others in waiting.values())
+
     def held(self) -> Resources:
         """What all of them hold: what they were granted or still have, whichever is more."""
         total = Resources()

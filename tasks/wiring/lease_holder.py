@@ -41,7 +41,7 @@ _PATIENCE_S = 5.0
 _SAY_AGAIN_S = 60.0
 _EXPLAIN_AGAIN_S = 60.0
 _EXPLAIN_EACH_S = 0.02
-_PAUSE_EACH_S = 0.02
+_PAUSE_EACH_S = 0.1
 _PART_OF_WAIT = 0.1
 _RAY_AGAIN_S = 10.0
 
@@ -78,6 +78,20 @@ def first_lease(context: Context, run_id: str, kind: str) -> Lease:
         asked_at_utc=now,
         beat_at_utc=now,
     )
+
+
+def waiting_pause_s(cluster: ClusterSpec, ahead: int, starts_in_s: float | None) -> float:
+    """How long a run that waits may be silent.
+
+    Args:
+        cluster: Whose `beat_s` it is at the least.
+        ahead: Runs that may be granted their first workers before it.
+        starts_in_s: When it may expect its own; None: not foreseen.
+    """
+    pause_s = min(MOST_PAUSE_S, ahead * _PAUSE_EACH_S)
+    if starts_in_s is not None:
+        pause_s = min(pause_s, starts_in_s * _PART_OF_WAIT)
+    return max(cluster.beat_s, pause_s)
 
 
 class LeaseHolder:
@@ -126,22 +140,20 @@ class LeaseHolder:
         """How long nobody has decided, where this attempt cannot; None: ever."""
         self._decision: Decision | None = None
         self._foreseen: tuple[float, float | None] | None = None
+        self._ahead = 0
+        """Runs that may be granted their first workers before this one, as it was seen last."""
 
     @property
     def pause_s(self) -> float:
-        """How long an attempt without workers waits before it asks again: longer among many, shorter the sooner it may start, and no
-        longer than it has said."""
+        """How long an attempt without workers waits before it asks again: longer the more are before it, shorter the sooner it may
+        start, and no longer than it has said."""
         return min(self._promised_s, self._next_pause_s)
 
     @property
     def _next_pause_s(self) -> float:
         if self._width:
             return self.cluster.beat_s
-        pause_s = min(MOST_PAUSE_S, self._leases * _PAUSE_EACH_S)
-        starts_in_s = self._starts_in_s()
-        if starts_in_s is not None:
-            pause_s = min(pause_s, starts_in_s * _PART_OF_WAIT)
-        return max(self.cluster.beat_s, pause_s)
+        return waiting_pause_s(self.cluster, self._ahead, self._starts_in_s())
 
     @property
     def _leases(self) -> int:
@@ -326,6 +338,7 @@ class LeaseHolder:
             self._reason, self._foreseen = self._not_decided(), None
             return False
         spec, now_s = shared_out(self.cluster, there), self._settler.now_s
+        self._ahead = book.ahead(key)
         found = decision.found if decision else None
         self._reason, target = explained(spec, self._shares, book, key, now_s, found)
         if target:

@@ -293,6 +293,14 @@ def asked(settings: Settings, tenant: str, run_id: str = "r1", hands: Hands | No
     return found
 
 
+def test_before_a_run_are_those_of_its_tenant_that_asked_earlier_and_as_many_of_each_other() -> None:
+    waits = [lease("red", f"r{n}", since_s=float(n)) for n in range(4)]
+    others = [lease("blue", f"b{n}", since_s=9.0) for n in range(2)]
+    book = Book([lease("red", "has", width=1, workers=1, most=4), *waits, *others])
+    assert [book.ahead(one.key) for one in waits] == [0, 2, 4, 5]
+    assert book.ahead(others[1].key) == 2
+
+
 def test_without_a_cluster_file_no_run_is_admitted_and_no_ledger_is_read(settings: Settings) -> None:
     pipeline_of(settings, "red", INFERENCE)
     free = admission(open_context(settings, "red_toy"), "r1")
@@ -580,13 +588,16 @@ def test_among_many_a_run_that_waits_asks_less_often_says_so_and_keeps_its_place
     hands = Hands()
     red = asked(two, "red", hands=hands)
     assert red.allowed(demand(), boundary=False) == 4 and red.holder.pause_s == 1.0
-    many_wait(two, red.holder._first, 4000)
-    blue = asked(two, "blue", hands=hands)
-    for at_s, pause_s in ((0.0, 1.0), (1.0, 4002 * 0.02)):
+    first = asked(two, "blue", "a1", hands=hands)
+    blue = asked(two, "blue", "x1", hands=hands)
+    many_wait(two, blue.holder._first, 1000)
+    for at_s, pause_s in ((0.0, 1.0), (1.0, 1001 * 0.1)):
         hands.now_s = at_s
-        assert blue.allowed(demand(), boundary=False) == 0
-        blue.holder._foreseen = (at_s, None)
+        for one in (first, blue):
+            assert one.allowed(demand(), boundary=False) == 0
+            one.holder._foreseen = (at_s, None)
         assert blue.holder.pause_s == pytest.approx(pause_s), "not longer before it has said so"
+        assert first.holder.pause_s == 1.0, "it is the next of its tenant"
     hands.now_s = 70.0
     blue.allowed(demand(), boundary=False)
     assert blue._beat_s == 1.0
