@@ -61,7 +61,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     return [found.get(n, f"no answer, exit code {child.exitcode}") for n, child in enumerate(children)]
 
 
-def killed(call: Callable[[], Any], owner: Any = None, name: str = "") -> None:
+def killed(call: Callable[[], Any], owner: Any = None, name: str = "", *, patience_s: float = 60.0) -> None:
     """Make the call in a process that must be killed by SIGKILL in it: where it calls `name` of `owner`, if one is given."""
 
     def run() -> None:
@@ -71,7 +71,7 @@ def killed(call: Callable[[], Any], owner: Any = None, name: str = "") -> None:
 
     child = _SERVED.Process(target=_Call(run))
     child.start()
-    child.join(60)
+    child.join(patience_s)
     ended = child.exitcode
     child.kill()
     assert ended == -signal.SIGKILL

@@ -43,6 +43,7 @@ from tasks.core.ids import canonical_json, digest_bytes
 from tasks.core.object_store import ObjectStore
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.records import JsonRecord
+from tasks.core.sampling import Mask
 
 COLD_FORMAT = 2
 """What `encode` writes; 1 was a copy of the table's rows, and is read too."""
@@ -61,7 +62,6 @@ _KEPT, _SHIFTS, _VALUED = "kept", "shifts", "valued"
 _ENCODED = frozenset({"prediction_id", "attributions", "feature_values", "feature_texts"})
 """Columns of the table that the file has in another form."""
 
-Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 

@@ -143,6 +143,18 @@ def load_shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]
     return cluster, shares
 
 
+def require_shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]]:
+    """`load_shares`, for what makes no sense without a cluster. Raises `ConfigError` also where there is none."""
+    found = load_shares(settings)
+    if found is None:
+        raise ConfigError(
+            "is not there, so there is nothing to share out",
+            which=str(cluster_file(settings)),
+            fix="say what the cluster has; docs/tenancy.md",
+        )
+    return found
+
+
 def pools_of(settings: Settings) -> dict[str, Pool]:
     """Every pool that the DAGs of this installation run in: the shared ones, and one for each tenant with `quota.ray_jobs`."""
     pools = dict(POOLS)

@@ -38,7 +38,7 @@ from tasks.metadata.tables import CLOCK, allocations, lease_ends, lease_requests
 
 log = logging.getLogger(__name__)
 
-ASKED = (*("kind", "holder", "gpus", "cpus", "memory_gib", "least", "most", "reclaimable", "workers"),)
+ASKED = ("kind", "holder", "gpus", "cpus", "memory_gib", "least", "most", "reclaimable", "workers")
 """Of a request, what its lease was decided on."""
 ENDS_KEPT_S = 3600.0
 """Whoever has looked last longer ago, by the ledger's time, reads everything again."""
@@ -50,7 +50,7 @@ _EMPTY: Mapping[str, Any] = {
     "reclaimable": True,
     "over_since_s": None,
 }
-_BUDGET_LOCK = {**dict.fromkeys(("pipeline", "kind", "subject"), "*")}
+_BUDGET_LOCK = dict.fromkeys(("pipeline", "kind", "subject"), "*")
 """With a tenant: the row by which its reservations are changed one at a time. Other tenants cannot lock it."""
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _SWEEP_LOCK_MS = 200

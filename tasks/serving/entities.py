@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.core.clock import epoch_micros
 from tasks.core.erasures import entity_digest
 from tasks.core.rows import entity_ids
 from tasks.core.spec import PipelineSpec
@@ -23,7 +24,6 @@ from tasks.core.spec import PipelineSpec
 log = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _US = pa.timestamp("us", tz="UTC")
 
 
@@ -81,14 +81,14 @@ class EntityRows:
             return None
         first, end = (np.searchsorted(self._hashes, hash(entity), side) for side in ("left", "right"))
         if as_of is not None:
-            end = first + np.searchsorted(self._times[first:end], (as_of - _EPOCH) // _MICROSECOND, "right")
+            end = first + np.searchsorted(self._times[first:end], epoch_micros(as_of), "right")
         for place in range(int(end) - 1, int(first) - 1, -1):
             row = int(self._order[place])
             number = int(np.searchsorted(self._starts, row, "right")) - 1
             part = self._parts[number]
             one = part.rows.slice(row - int(self._starts[number]), 1)
             if entity_ids(one, self._spec)[0] == entity:  # and not one with an equal hash
-                when = _EPOCH + int(self._times[place]) * _MICROSECOND
+                when = _EPOCH + timedelta(microseconds=int(self._times[place]))
                 return FoundRow(one.to_pylist()[0], entity, when, part.snapshot_id)
         return None
 

@@ -97,27 +97,10 @@ class Lease(JsonRecord):
         )
 
     @property
-    def each(self) -> Resources:
-        return Resources(self.gpus, self.cpus, self.memory_gib)
-
-    @property
-    def holds(self) -> Resources:
-        """What nobody else may be given."""
-        return self.each.times(max(self.width, self.counted))
-
-    def asks(self) -> Run:
-        """The run as the policy sees it."""
-        return Run(
-            self.key,
-            self.tenant,
-            self.each,
-            self.most,
-            least=self.least,
-            width=self.width,
-            reclaimable=self.reclaimable,
-            priority=self.priority,
-            since_s=self.since_s,
-        )
+    def seen(self) -> Seen:
+        """What others see of it."""
+        own = {name: getattr(self, name) for name in Seen._fields if name in self.__dataclass_fields__}
+        return Seen(**{**own, "workers": self.counted})
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,7 @@ def cluster_status(settings: Settings, may_see: Callable[[str], bool] = lambda _
         held = Resources()
         for lease in leases:
             if lease.tenant == name:
-                held = held.plus(lease.holds)
+                held = held.plus(lease.seen.holds)
         promised = share.guaranteed(cluster)
         over = Resources(*(max(0.0, mine - own) for mine, own in zip(held, promised, strict=True)))
         tenants.append(

@@ -11,13 +11,11 @@ from tasks.core import Settings
 from tasks.core.errors import (
     AccessDenied,
     CommitOutcomeUnknown,
-    ConfigError,
     PenstockError,
     ServiceUnavailable,
 )
 from tasks.core.mlflow_login import tenant_user
-from tasks.core.shares import ClusterSpec, TenantShare, cluster_file
-from tasks.core.tenants import load_shares, tenant_names
+from tasks.core.tenants import require_shares, tenant_names
 from tasks.metadata import MetadataStore
 from tasks.wiring.settling import Settler
 
@@ -53,7 +51,7 @@ def keep_leases(
             which="PENSTOCK_METADATA_URL",
             fix="use the login that owns Penstock's tables, not a tenant's",
         )
-    settler, shares = Settler(), _shares(settings)
+    settler, shares = Settler(), require_shares(settings)
     while True:
         try:
             decision = settler.settle(store, *shares)
@@ -71,20 +69,9 @@ def keep_leases(
                 }
         sleep(shares[0].beat_s)
         try:
-            shares = _shares(settings)
+            shares = require_shares(settings)
         except PenstockError as error:
             log.warning("Shares stay as they were: %s", error)
-
-
-def _shares(settings: Settings) -> tuple[ClusterSpec, dict[str, TenantShare]]:
-    found = load_shares(settings)
-    if found is None:
-        raise ConfigError(
-            "is not there, so there is nothing to share out",
-            which=str(cluster_file(settings)),
-            fix="say what the cluster has; docs/tenancy.md",
-        )
-    return found
 
 
 def _end_transactions(settings: Settings, store: MetadataStore) -> int:

@@ -162,7 +162,7 @@ class LeaseHolder:
     def refuse_unplaceable(self, what: str, fields: str) -> None:
         """Raises `TerminalError` with limit and figure when no waiting would give the attempt its first workers."""
         spec = self._context.spec
-        never = refusal(self.cluster, self._shares, self._asked().asks())
+        never = refusal(self.cluster, self._shares, self._asked().seen.asks())
         if never:
             raise TerminalError(
                 f"can never be placed: {never}",
@@ -374,7 +374,7 @@ class LeaseHolder:
 
     def _asked(self) -> Lease:
         share = self._shares.get(self._first.tenant, TenantShare())
-        each = self.cluster.counted(self._first.each)
+        each = self.cluster.counted(self._first.seen.each)
         return replace(self._first, **each._asdict(), priority=share.priority)
 
     def _open(self) -> MetadataStore:

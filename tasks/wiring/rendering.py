@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.core import Settings, load_pipeline
 from tasks.core.errors import ConfigError, NotFound, disk_error
-from tasks.core.shares import Resources, cluster_file
+from tasks.core.shares import Resources
 from tasks.core.spec import Name
-from tasks.core.tenants import load_shares, load_tenant, tenant_file, tenant_names
+from tasks.core.tenants import load_tenant, require_shares, tenant_file, tenant_names
 from tasks.tenancy.database_policy import postgres_policy
 from tasks.tenancy.kubernetes import Platform, RunJob, render_job, render_kueue
 from tasks.tenancy.store_policy import s3_policy
@@ -60,13 +60,7 @@ def render_tenancy(
             for name in tenant_names(settings)
         }
         return _write(to, files)
-    found = load_shares(settings)
-    if found is None:
-        raise ConfigError(
-            "is not there, so there is nothing to share out",
-            which=str(cluster_file(settings)),
-            fix="say what the cluster has; docs/tenancy.md",
-        )
+    cluster, shares = require_shares(settings)
     environment = settings.as_environment()
     platform = Platform(
         image=image or _image(),
@@ -76,7 +70,7 @@ def render_tenancy(
         environment={name: environment[name] for name in _NO_SECRET if name in environment},
     )
     manifests: dict[str, list[Mapping[str, Any]]] = {
-        name: list(items) for name, items in render_kueue(*found, platform).items()
+        name: list(items) for name, items in render_kueue(cluster, shares, platform).items()
     }
     if run is not None:
         job = _job(settings, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tasks.core import PipelineSpec, Settings
+from tasks.core.clock import epoch_micros
 from tasks.core.errors import FingerprintMismatch
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.rows import event_micros
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _LOG_PATIENCE_S = 5.0
 ENTITY_DAYS = 7
 """Published days whose rows can be asked for by entity key."""
@@ -215,7 +214,7 @@ def _online_rows(
 
     pairs = [(group, batch) for group in groups for batch in group.batches]
     requests = [group.request_ids[row] for group, batch in pairs for row in batch.source_rows.tolist()]
-    scored_us = [(group.scored_at - _EPOCH) // _MICROSECOND for group, _ in pairs]
+    scored_us = [epoch_micros(group.scored_at) for group, _ in pairs]
     moments = np.repeat(np.array(scored_us, np.int64), [len(batch.scores) for _, batch in pairs])
     features = pa.concat_tables([batch.features for _, batch in pairs]).combine_chunks()
     identity = pa.concat_tables([batch.identity for _, batch in pairs]).combine_chunks()

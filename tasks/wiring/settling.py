@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
 from tasks.metadata import MetadataStore
-from tasks.metadata.leases import ENDS_KEPT_S, LedgerView, OpenLedger
+from tasks.metadata.leases import ASKED, ENDS_KEPT_S, LedgerView, OpenLedger
 from tasks.tenancy import (
     SEEN,
     Book,
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _KEY = ("tenant", "pipeline", "run_id")
 _GRANTED = ("width", "workers", "priority", "over_since_s", "granted")
-_ASKED = (*_KEY, "gpus", "cpus", "memory_gib", "least", "most", "reclaimable", "workers")
+_ASKED = (*_KEY, *(name for name in ASKED if name not in ("kind", "holder")))
 
 
 class Settler:

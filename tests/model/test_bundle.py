@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from datetime import date
 from pathlib import Path
 
 import pytest
+from children import at_once
 
 from tasks.core import Settings, open_store
 from tasks.core.errors import DigestMismatch, NotFound
@@ -137,25 +136,14 @@ def test_a_manifest_that_points_outside_the_bundle_is_refused(
         fetch_bundle(store, digest, settings.cache_dir)
 
 
-def _fetch(settings: Settings, digest: str, ready: object, out: object) -> None:
-    ready.wait()  # type: ignore[attr-defined]
-    try:
-        bundle: Bundle = fetch_bundle(open_store(settings), digest, settings.cache_dir)
-        out.put((os.getpid(), bundle.model_source))  # type: ignore[attr-defined]
-    except BaseException as error:
-        out.put((os.getpid(), repr(error)))  # type: ignore[attr-defined]
-
-
 def test_processes_that_fetch_at_once_all_get_the_whole_bundle(make_bundle, settings: Settings) -> None:
     bundle = make_bundle()
     upload_bundle(open_store(settings), bundle.folder)
-    context = multiprocessing.get_context("spawn")
-    ready, out = context.Barrier(4), context.Queue()
-    workers = [context.Process(target=_fetch, args=(settings, bundle.digest, ready, out)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    found = [out.get(timeout=60)[1] for _ in workers]
-    for worker in workers:
-        worker.join()
+    digest = bundle.digest
+
+    def fetched() -> str:
+        return fetch_bundle(open_store(settings), digest, settings.cache_dir).model_source
+
+    found = at_once(*[fetched] * 4)
     assert found == [bundle.model_source] * 4
     assert [path.name for path in (settings.cache_dir / "bundles").iterdir()] == [bundle.digest]

@@ -42,35 +42,18 @@ Shares = Mapping[str, TenantShare]
 HALVES: Shares = {name: TenantShare.model_validate({"guarantee": {"gpus": 2}}) for name in ("red", "blue")}
 
 
+WORKERS = {"gpus": 1.0, "cpus": 4.0, "memory_gib": 0.0, "least": 1, "most": 4, "reclaimable": True}
+"""What a run asks for."""
+
+
 def lease(tenant: str, run_id: str = "r", **more: object) -> Seen:
-    whole: dict[str, object] = {
-        "gpus": 1.0,
-        "cpus": 4.0,
-        "memory_gib": 0.0,
-        "least": 1,
-        "most": 4,
-        "reclaimable": True,
-        "priority": 0,
-        "since_s": 0.0,
-        "width": 0,
-        "workers": 0,
-    }
-    return Seen(tenant, "p", run_id, **{**whole, **more})  # type: ignore[arg-type]
+    own = {"priority": 0, "since_s": 0.0, "width": 0, "workers": 0}
+    return Seen(tenant, "p", run_id, **{**WORKERS, **own, **more})  # type: ignore[arg-type]
 
 
 def asks(tenant: str, run_id: str = "r", *, again: bool = True, **more: object) -> Request:
-    whole: dict[str, object] = {
-        "gpus": 1.0,
-        "cpus": 4.0,
-        "memory_gib": 0.0,
-        "least": 1,
-        "most": 4,
-        "reclaimable": True,
-        "workers": 0,
-        "same_attempt": again,
-        "has_heard": True,
-    }
-    return Request(tenant, "p", run_id, **{**whole, **more})  # type: ignore[arg-type]
+    own = {"workers": 0, "same_attempt": again, "has_heard": True}
+    return Request(tenant, "p", run_id, **{**WORKERS, **own, **more})  # type: ignore[arg-type]
 
 
 def widths(book: Book) -> dict[str, int]:

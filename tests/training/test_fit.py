@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from children import die, killed
 from training_support import fit_here, load, model_source
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
@@ -46,21 +44,16 @@ def same(first: Fitted, second: Fitted) -> bool:
 
 
 def _die_after_two(settings: Settings, spec: PipelineSpec, snapshot: Snapshot) -> None:
-    def die(record: Any) -> None:
+    def die_after_the_second(record: Any) -> None:
         if record.epoch == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
-    fit(settings, spec, snapshot, "killed", after_epoch=die)
+    fit(settings, spec, snapshot, "killed", after_epoch=die_after_the_second)
 
 
 def test_a_killed_training_resumes_and_ends_with_the_very_same_weights(settings, toy, snapshot) -> None:
     whole = fit(settings, toy, snapshot, "whole")
-    child = multiprocessing.get_context("spawn").Process(
-        target=_die_after_two, args=(settings, toy, snapshot)
-    )
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    killed(lambda: _die_after_two(settings, toy, snapshot), patience_s=600)
     epochs: list[int] = []
     resumed = fit(settings, toy, snapshot, "killed", after_epoch=lambda record: epochs.append(record.epoch))
     assert epochs == list(range(3, len(whole.history) + 1)) and len(whole.history) > 2
@@ -73,7 +66,7 @@ def _die_in_the_refit(settings: Settings, spec: PipelineSpec, snapshot: Snapshot
     def save_and_die(self: Checkpoints, state: dict[str, Any]) -> None:
         save(self, state)
         if state["epochs"] == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     Checkpoints.save_refit = save_and_die  # type: ignore[method-assign]
     fit(settings, spec, snapshot, "killed")
@@ -81,12 +74,7 @@ def _die_in_the_refit(settings: Settings, spec: PipelineSpec, snapshot: Snapshot
 
 def test_a_training_killed_in_its_refit_ends_with_the_very_same_weights(settings, toy, snapshot) -> None:
     whole = fit(settings, toy, snapshot, "whole")
-    child = multiprocessing.get_context("spawn").Process(
-        target=_die_in_the_refit, args=(settings, toy, snapshot)
-    )
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    killed(lambda: _die_in_the_refit(settings, toy, snapshot), patience_s=600)
     left = Checkpoints(open_store(settings, prefix=toy.prefix), "killed").load_refit()
     assert left is not None and left["epochs"] == 1 < whole.best_epoch
     assert same(whole, fit(settings, toy, snapshot, "killed"))

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.audit.rows import AUDIT_SCHEMA, audit_table
+from tasks.core.clock import epoch_micros
 from tasks.core.errors import DataError
 from tasks.core.ids import event_millis, prediction_id
 from tasks.core.object_store import ObjectStore
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.records import JsonRecord
+from tasks.core.sampling import Mask
 from tasks.core.scored import ScoredRows
 
 MAX_REQUEST_ID = 200
@@ -30,7 +32,6 @@ MAX_REQUEST_ID = 200
 
 ID_BYTES = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _DAY_US = 86_400_000_000
 _NONE = -(2**63)
 """Stands for "no time" in packed rows."""
@@ -41,8 +42,6 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=("\n", ":")).encode
 _NAN = float("nan")
 _OTHER_COLUMNS = 2
 """Texts of a row before those of its features: request id and entity id."""
-
-Mask = npt.NDArray[np.bool_]
 
 
 class RowsDamaged(DataError):
@@ -80,6 +79,11 @@ class OnlineModel(JsonRecord):
     def textual(self) -> tuple[str, ...]:
         numbers = set(self.numeric)
         return tuple(name for name in self.names if name not in numbers)
+
+    @cached_property
+    def texts_of_row(self) -> int:
+        """How many texts a packed row has: request id, entity id, and those of its features."""
+        return _OTHER_COLUMNS + len(self.textual)
 
     @cached_property
     def numbers_in_order(self) -> tuple[str, ...]:
@@ -255,14 +259,14 @@ class PackedRows:
     def columns(self) -> list[list[str | None]]:
         """The texts by column: request ids, entity ids, then each textual feature."""
         values = json.loads(b"[" + self.texts.replace(b"\n", b",") + b"]") if self.texts else []
-        width = _OTHER_COLUMNS + len(self.model.textual)
+        width = self.model.texts_of_row
         return [values[at::width] for at in range(width)]
 
     def where(self, wanted: Mask) -> PackedRows:
         """The rows at which `wanted`, shape (n,), is true."""
         if wanted.all():
             return self
-        model, width = self.model, _OTHER_COLUMNS + len(self.model.textual)
+        model, width = self.model, self.model.texts_of_row
         explained = np.frombuffer(self.explained, np.bool_)
         attributions = np.frombuffer(self.attributions, "<f4").reshape(-1, len(model.names))
         breaks = np.flatnonzero(np.frombuffer(self.texts, np.uint8) == ord("\n"))
@@ -279,8 +283,7 @@ class PackedRows:
 
     def identities(self) -> list[bytes]:
         """16 bytes for each row's identity."""
-        width = _OTHER_COLUMNS + len(self.model.textual)
-        requests = json.loads(b"[" + b",".join(self.texts.split(b"\n")[::width]) + b"]")
+        requests = json.loads(b"[" + b",".join(self.texts.split(b"\n")[:: self.model.texts_of_row]) + b"]")
         return row_keys(self.prediction_ids, requests)
 
 
@@ -327,9 +330,9 @@ def _pack_row(row: OnlineRow) -> tuple[PackedRows, list[bytes]]:
         features = row.features
         numbers = [_NAN if (value := features[name]) is None else value for name in model.numbers_in_order]
         head = (
-            (row.event_time - _EPOCH) // _MICROSECOND,
-            (row.scored_at - _EPOCH) // _MICROSECOND,
-            _NONE if row.feature_asof is None else (row.feature_asof - _EPOCH) // _MICROSECOND,
+            epoch_micros(row.event_time),
+            epoch_micros(row.scored_at),
+            _NONE if row.feature_asof is None else epoch_micros(row.feature_asof),
             row.prediction,
             _NAN if row.residual is None else row.residual,
         )
