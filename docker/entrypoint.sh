@@ -11,6 +11,12 @@ database() {
 }
 
 PENSTOCK_METADATA_URL=$(database penstock)
+export PENSTOCK_METADATA_URL
+
+case "$*" in
+  "penstock tenancy keep"*) exec "$@" ;; # it decides in the database alone, and has no other secret
+esac
+
 AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=$(database airflow)
 AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC=$AIRFLOW__DATABASE__SQL_ALCHEMY_CONN # or Airflow asks for asyncpg
 AIRFLOW__API__SECRET_KEY=$(secret airflow_secret_key)
@@ -20,7 +26,7 @@ MLFLOW_TRACKING_PASSWORD=$(secret mlflow_service_password)
 RAY_AUTH_TOKEN=$(secret ray_auth_token)
 AWS_ACCESS_KEY_ID=$(secret s3_access_key)
 AWS_SECRET_ACCESS_KEY=$(secret s3_secret_key)
-export PENSTOCK_METADATA_URL AIRFLOW__DATABASE__SQL_ALCHEMY_CONN AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC AIRFLOW__API__SECRET_KEY AIRFLOW__API_AUTH__JWT_SECRET \
+export AIRFLOW__DATABASE__SQL_ALCHEMY_CONN AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC AIRFLOW__API__SECRET_KEY AIRFLOW__API_AUTH__JWT_SECRET \
   AIRFLOW__CORE__FERNET_KEY MLFLOW_TRACKING_PASSWORD RAY_AUTH_TOKEN AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
 
 if [ -e /run/secrets/mlflow_password ]; then # MLflow's server and who makes its users: no other container has the admin's password

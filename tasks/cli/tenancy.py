@@ -30,8 +30,8 @@ def tenancy_status(as_json: Json = False) -> None:
     title = f"Tenants, {found['month']}{', ' + found['currency'] if found['currency'] else ''}"
     show(found if as_json else found["tenants"], as_json=as_json, title=title)
     if found["cluster"] and not as_json:
-        if found["short"]:
-            console.print(found["short"])
+        for said in filter(None, (found["undecided"], found["short"])):
+            console.print(said)
         show(found["shares"], as_json=False, title=f"Shares of {found['cluster']}")
         show(found["runs"], as_json=False, title="Runs with workers, and runs that wait")
 
@@ -161,6 +161,14 @@ def tenancy_sync(as_json: Json = False) -> None:
 @tenancy.command("keep")
 def tenancy_keep(
     once: Annotated[bool, typer.Option("--once", help="Decide once, and say what was decided.")] = False,
+    beat_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--beat-file",
+            help="Write this file anew after each decision: a health check looks at its age.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Decide how many workers each run may have, until SIGTERM: where tenants have logins of their own, which cannot.
@@ -172,7 +180,7 @@ def tenancy_keep(
 
     try:
         with one_interrupt():
-            found = wiring.keep_leases(cli_settings(), once=once)
+            found = wiring.keep_leases(cli_settings(), once=once, beat_file=beat_file)
     except KeyboardInterrupt:
         return
     show(found, as_json=as_json, title="Decided")

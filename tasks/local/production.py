@@ -23,6 +23,7 @@ from typing import Any
 from tasks.core.errors import ConfigError, TerminalError
 from tasks.core.mlflow_login import ADMIN, Login
 from tasks.core.settings import Settings
+from tasks.core.shares import cluster_file
 from tasks.local.parts import (
     LOOPBACK,
     MLFLOW_WALLS,
@@ -86,6 +87,7 @@ ON_THIS_MACHINE = frozenset(
 )
 """Variables that containers need not have, since each of them has its ports for itself."""
 
+_DECIDED_S = 120.0
 _DATABASES = ("penstock", "airflow", "mlflow")
 _PREPARE_STORE = Path(__file__).resolve().parents[2] / "docker" / "prepare_store.py"
 
@@ -125,6 +127,7 @@ def services(local: Settings) -> list[Service]:
         ray_head_service(local, cpus=1, token=token),
         _worker_service(local, cpus, token),
         *airflow_services(local),
+        *([_keeper(local)] if cluster_file(local).exists() else []),
     ]
 
 
@@ -532,6 +535,33 @@ def _worker_service(local: Settings, cpus: int, token: str) -> Service:
         starts=RAY_STARTS,
         follows=True,
     )
+
+
+# -- who decides what runs of tenants may have
+
+
+def _keeper(local: Settings) -> Service:
+    """It is well while it decides, and is given the database alone."""
+    beat = state_folder(local) / "tenancy-keeper" / "decided"
+    return Service(
+        "tenancy-keeper",
+        (sys.executable, "-m", "tasks.cli", "tenancy", "keep", "--beat-file", str(beat)),
+        None,
+        lambda: _age_s(beat) < _DECIDED_S,
+        env={
+            **inherited("PENSTOCK_", "AIRFLOW_", "MLFLOW_", "RAY_", "AWS_"),
+            **local.as_environment(),
+            **own_programs(),
+        },
+        cwd=beat.parent,
+    )
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 # -- secrets

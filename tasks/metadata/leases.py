@@ -333,6 +333,23 @@ class LeaseRecords(StorePart):
             asked = select(func.has_table_privilege(leases.name, "UPDATE"))
             return bool(connection.execute(asked).scalar_one())
 
+    def last_decision(self) -> tuple[datetime, float] | None:
+        """When it was decided last what runs may have, and how many seconds ago that was by the ledger's own clock; None: never."""
+        with self._database.read() as connection:
+            row = connection.execute(_clock()).mappings().first()
+            if row is None:
+                return None
+            moment: datetime = row["beat_at_utc"]
+            return moment, max(0.0, (self._now(connection) - moment).total_seconds())
+
+    def has_login(self, users: Sequence[str]) -> bool:
+        """Whether the server has a login of one of these names; False on SQLite, which has none."""
+        if self._database.is_sqlite or not users:
+            return False
+        asked = text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = ANY(:users) AND rolcanlogin)")
+        with self._database.read() as connection:
+            return bool(connection.execute(asked, {"users": list(users)}).scalar_one())
+
     def end_transactions(self, users: Sequence[str], *, longer_than_s: float) -> list[tuple[str, float]]:
         """End the connections of these logins whose transaction is older; returns login and age in seconds of each. None on SQLite.
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings
 from tasks.core.clock import utc_now
 from tasks.core.errors import CommitOutcomeUnknown, PenstockError, ServiceUnavailable
-from tasks.core.shares import Resources, TenantShare
+from tasks.core.shares import ClusterSpec, Resources, TenantShare
 from tasks.core.tenants import load_shares
 from tasks.metadata import UNDER_WAY, MetadataStore
 from tasks.tenancy import Lease, Load, ScalingPolicy, target_workers
 from tasks.wiring.context import Context
 from tasks.wiring.lease_holder import LeaseHolder, first_lease, too_much_said
+from tasks.wiring.settling import keeper_is_needed, nobody_decides
 
 if TYPE_CHECKING:
     from tasks.inference import Demand, Width
@@ -215,11 +216,13 @@ def cluster_status(settings: Settings, may_see: Callable[[str], bool] = lambda _
     """
     found = load_shares(settings)
     if found is None:
-        return {"cluster": None, "ray": None, "short": None, "shares": [], "runs": []}
+        nothing = dict.fromkeys(("cluster", "ray", "short", "decided_at_utc", "undecided"))
+        return {**nothing, "shares": [], "runs": []}
     cluster, shares = found
     store = MetadataStore.open(settings)
     seen = store.seen_size()
     there = cluster.counted(Resources(*seen[1])) if seen else None
+    decided = store.last_decision()
     short = there is not None and not cluster.autoscaled and not cluster.resources.within(there)
     leases = [Lease.of_row(row) for row in store.lease_rows()]
     tenants = []
@@ -270,6 +273,17 @@ def cluster_status(settings: Settings, may_see: Callable[[str], bool] = lambda _
         if there and seen
         else None,
         "short": too_much_said(cluster.resources, there) if short and there else None,
+        "decided_at_utc": decided[0].isoformat(timespec="seconds") if decided else None,
+        "undecided": _undecided(settings, store, cluster, decided[1] if decided else None),
         "shares": tenants,
         "runs": runs,
     }
+
+
+def _undecided(
+    settings: Settings, store: MetadataStore, cluster: ClusterSpec, since_s: float | None
+) -> str | None:
+    """That nobody decides, where somebody has to: drivers of a shared login do so as soon as a run asks."""
+    if since_s is not None and since_s <= cluster.lease_s:
+        return None
+    return nobody_decides(since_s) if keeper_is_needed(settings, store) else None

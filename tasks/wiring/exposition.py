@@ -1,6 +1,6 @@
 """Metrics of batch runs and decisions in Prometheus' text format, from the metadata store alone.
 
-Every query is a range of an index that begins with tenant and pipeline, and no prediction is read. Labels are tenant and
+Every query of a pipeline is a range of an index that begins with tenant and pipeline, and no prediction is read. Labels are tenant and
 pipeline, and beside them only words of which there is a fixed number, and the live version.
 """
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core import PipelineSpec, Settings, load_pipeline, pipeline_names, utc_now
 from tasks.core.errors import PenstockError
+from tasks.core.shares import cluster_file
+from tasks.wiring.settling import keeper_is_needed
 
 if TYPE_CHECKING:
     from tasks.metadata import MetadataStore
@@ -49,6 +51,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "penstock_pipeline_loads": ("1 when the pipeline's file is right.", ()),
 }
 """Name -> (help, labels beside the owner's). All are gauges: the store answers for now, and times are moments."""
+LEASE_METRICS = {
+    "penstock_last_lease_decision_timestamp_seconds": "When it was decided last what runs may have, Unix time.",
+    "penstock_lease_keeper_needed": "1 where tenants have logins of their own, so that only `penstock tenancy keep` decides.",
+}
+"""Name -> help, of what all tenants share; without labels. Only where `tenants/_cluster.yaml` shares a cluster out."""
 VERDICTS = (
     "healthy",
     "noise",
@@ -97,7 +104,16 @@ def batch_metrics(
             samples.append(("penstock_freshness_objective_seconds", (), own.freshness_hours * 3600))
         for metric, labels, value in (*samples, ("penstock_pipeline_loads", (), 1.0)):
             gauges[metric].labels(spec.tenant, name, *labels).set(value)
+    if cluster_file(settings).exists():
+        for metric, value in _leases(settings, metadata):
+            Gauge(metric, LEASE_METRICS[metric], registry=registry).set(value)
     return str(generate_latest(registry).decode())
+
+
+def _leases(settings: Settings, metadata: MetadataStore) -> Iterator[tuple[str, float]]:
+    if decided := metadata.last_decision():
+        yield "penstock_last_lease_decision_timestamp_seconds", decided[0].timestamp()
+    yield "penstock_lease_keeper_needed", float(keeper_is_needed(settings, metadata))
 
 
 def _runs(metadata: MetadataStore, spec: PipelineSpec, now: datetime) -> Iterator[Sample]:

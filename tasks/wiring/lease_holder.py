@@ -25,7 +25,7 @@ from tasks.metadata import MetadataStore
 from tasks.metadata.leases import ASKED, MOST_PAUSE_S, OpenRequest
 from tasks.tenancy import Book, Decision, Lease, explained, foreseen_s, key_of, refusal
 from tasks.wiring.context import Context
-from tasks.wiring.settling import Settler, shared_out
+from tasks.wiring.settling import Settler, nobody_decides, shared_out
 
 log = logging.getLogger(__name__)
 
@@ -354,8 +354,7 @@ class LeaseHolder:
     def _not_decided(self) -> str:
         if self._undecided_s == 0.0:
             return "it has asked, and what it may have is decided next"
-        since = "never" if self._undecided_s is None else f"not for {self._undecided_s:.0f} s"
-        return f"nobody decides what runs may have ({since}): `penstock tenancy keep` has to run"
+        return nobody_decides(self._undecided_s)
 
     @property
     def _explain_again_s(self) -> float:

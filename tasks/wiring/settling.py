@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from tasks.core import Settings
+from tasks.core.mlflow_login import tenant_user
 from tasks.core.shares import ClusterSpec, Resources, TenantShare
+from tasks.core.tenants import tenant_names
 from tasks.metadata import MetadataStore
 from tasks.metadata.leases import ASKED, ENDS_KEPT_S, LedgerView, OpenLedger
 from tasks.tenancy import (
@@ -102,6 +105,17 @@ class Settler:
 def shared_out(cluster: ClusterSpec, there: Resources | None) -> ClusterSpec:
     """The cluster as the file says, and no larger than Ray is, unless Ray grows by itself."""
     return cluster if there is None or cluster.autoscaled else cluster.at_most(there)
+
+
+def keeper_is_needed(settings: Settings, store: MetadataStore) -> bool:
+    """Whether a tenant has a login of its own, with which no driver decides."""
+    return store.has_login([tenant_user(name) for name in tenant_names(settings)])
+
+
+def nobody_decides(since_s: float | None) -> str:
+    """What whoever waits is told where tenants have logins of their own and nobody has decided for so long; None: ever."""
+    since = "never" if since_s is None else f"not for {since_s:.0f} s"
+    return f"nobody decides what runs may have ({since}): `penstock tenancy keep` has to run"
 
 
 def _decided(

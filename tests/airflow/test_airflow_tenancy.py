@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,19 @@ def site(shared: Settings, no_airflow_database: None) -> TestClient:
 def reads_only(site: TestClient, *pipelines: str) -> TestClient:
     site.app.dependency_overrides[access.predictions_reader] = lambda: pipelines.__contains__
     return site
+
+
+def test_that_nobody_decides_is_what_the_page_says_first(shared: Settings, site: TestClient) -> None:
+    said = "nobody decides what runs may have (not for 300 s): `penstock tenancy keep` has to run"
+
+    def status(*args: Any, **named: Any) -> dict[str, Any]:
+        return {**wiring.tenancy_status(*args, **named), "undecided": said, "short": "more is promised"}
+
+    asked = SimpleNamespace(tenancy_status=status, cost_ledger=wiring.cost_ledger)
+    site.app.dependency_overrides[pages.read_wiring] = lambda: asked
+    text = site.get(PAGE).text
+    assert "<h2>Nobody decides what runs may have</h2>" in text and said in text
+    assert "more is promised" not in text
 
 
 def test_the_page_shows_shares_borrowing_the_queue_with_reasons_and_what_the_month_cost(

@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 import s3_endpoint
 import yaml
+from share_files import say
 
 from tasks.core import Settings
 from tasks.core.mlflow_login import ADMIN, SERVICE_USER
@@ -31,6 +32,8 @@ ENDS_OR_IS_ASKED_BY_OTHERS = {"objects", "objects-init", "mlflow-init", "airflow
 """Services without a health check: three end, and the store is asked by `objects-init`."""
 OF_MLFLOW_ALONE = {"mlflow", "mlflow-init"}
 """Who is given the password of MLflow's admin."""
+KEEPER = "tenancy-keeper"
+"""Who is given the database's password alone."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,7 +105,7 @@ def test_secrets_are_files_that_are_made_ignored_and_read_by_who_is_given_them()
     read = set(re.findall(r"secret (\w+)\)", (ROOT / "docker" / "entrypoint.sh").read_text()))
     for name, service in OURS.items():
         kept = set() if name in OF_MLFLOW_ALONE else {"mlflow_password", "mlflow_secret_key"}
-        assert read - kept == set(service["secrets"])
+        assert set(service["secrets"]) == ({"postgres_password"} if name == KEEPER else read - kept)
     for ignored in (".gitignore", ".dockerignore"):
         assert "secrets/" in (ROOT / ignored).read_text().splitlines()
 
@@ -192,12 +195,56 @@ def test_the_profile_production_has_the_settings_and_secrets_of_the_containers(t
 
 
 def test_the_profile_production_starts_the_services_of_the_compose_file(tmp_path: Path) -> None:
-    settings = Settings.at_home(tmp_path / "home")
+    settings = Settings.at_home(tmp_path / "home", project=tmp_path)
     choose_profile(settings, PRODUCTION)
-    names = {service.name for service in production.services(production.settings_of(settings))}
+    local = production.settings_of(settings)
+    names = {service.name for service in production.services(local)}
     once = {"objects-init", "mlflow-init", "airflow-init"}
     others = {"ray-gpu-worker", "model-server", "batch-metrics", "node-exporter", "prometheus", "grafana"}
-    assert names == set(SERVICES) - once - others
+    assert names == set(SERVICES) - once - others - {KEEPER}
+    say(settings, "{cpus: 4}")
+    assert {service.name for service in production.services(local)} == names | {KEEPER}
+
+
+def test_who_decides_what_runs_may_have_writes_no_disk_and_has_the_database_alone(tmp_path: Path) -> None:
+    service = SERVICES[KEEPER]
+    assert service["read_only"] and service["volumes"] == [] and service["profiles"] == ["tenancy"]
+    assert service["restart"] == "unless-stopped" and "ports" not in service
+    (tmp_path / "postgres_password").write_text("value\n")
+    program = tmp_path / "penstock"
+    program.write_text("#!/bin/sh\nenv\n")
+    program.chmod(0o755)
+    script = (ROOT / "docker" / "entrypoint.sh").read_text().replace("/run/secrets", str(tmp_path))
+    started = subprocess.run(
+        ["sh", "-c", script, "entrypoint", *service["command"]],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert (started.returncode, started.stderr) == (0, "")
+    assert "PENSTOCK_METADATA_URL=postgresql+psycopg://penstock:value@postgres/penstock" in started.stdout
+    assert started.stdout.count("value") == 1
+
+
+def test_who_decides_is_well_while_the_file_that_it_writes_is_new(tmp_path: Path) -> None:
+    service = SERVICES[KEEPER]
+    *command, option, file = service["command"]
+    assert (command, option) == (["penstock", "tenancy", "keep"], "--beat-file")
+    assert [mount.split(":")[0] for mount in service["tmpfs"]] == [str(Path(file).parent)]
+    kind, check = service["healthcheck"]["test"]
+    assert kind == "CMD-SHELL" and file in check
+    beat = tmp_path / "decided"
+    asked = check.replace("$$", "$").replace(file, str(beat))
+
+    def is_well() -> bool:
+        return subprocess.run(["sh", "-c", asked], capture_output=True).returncode == 0
+
+    assert not is_well()
+    beat.touch()
+    assert is_well()
+    old = beat.stat().st_mtime - 600
+    os.utime(beat, (old, old))
+    assert not is_well()
 
 
 def entry(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:

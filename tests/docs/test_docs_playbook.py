@@ -46,6 +46,6 @@ def _anchors() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("url", sorted({*_URLS, *anchors_of_alerts()}))
-def test_an_alert_leads_to_a_section_of_the_playbook(url: str) -> None:
+def test_an_alert_leads_to_a_section_of_a_page(url: str) -> None:
     page, _, anchor = url.partition("#")
     assert anchor in headings(ROOT / page)

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from share_files import say
 
+from tasks import wiring
 from tasks.core import Settings
 from tasks.core.errors import ConfigError
 from tasks.local import credentials, parts, production, profile_of, services, start_services
@@ -197,3 +199,27 @@ def test_postgresql_is_not_told_what_the_others_are(
     (postgres,) = (s for s in production.services(local_settings(chosen)) if s.name == "postgres")
     assert postgres.env is not None
     assert set(postgres.env) == {"PATH", "LC_ALL", "PENSTOCK_HOME", "PENSTOCK_SERVICE"}
+
+
+def test_who_decides_what_runs_may_have_is_well_once_it_has_decided_and_not_after_its_end(
+    settings: Settings, tmp_path: Path
+) -> None:
+    say(settings, "{cpus: 4}")
+    settings = dataclasses.replace(settings, metadata_url=f"sqlite:///{tmp_path / 'own.db'}")
+    parts.choose_profile(settings, parts.PRODUCTION)
+    parts.choose_ports(settings)
+    local = local_settings(settings)
+    (keeper,) = (one for one in production.services(local) if one.name == "tenancy-keeper")
+    assert keeper.env is not None and keeper.cwd is not None
+    assert not [name for name in keeper.env if name.startswith(("AWS_", "MLFLOW_", "RAY_", "AIRFLOW_"))]
+    keeper.cwd.mkdir(parents=True)
+    parts.log_of(local, keeper.name).parent.mkdir()
+    assert not keeper.healthy()
+    try:
+        services._start(local, [keeper], {}, quiet)
+        (state,) = services.survey(settings, names={keeper.name})
+        assert state.healthy
+        assert wiring.tenancy_status(local)["decided_at_utc"]
+    finally:
+        services.stop_services(settings, quiet, grace_s=20, only={keeper.name})
+    assert not keeper.healthy() and not (keeper.cwd / "decided").exists()

@@ -20,8 +20,8 @@ from sqlalchemy import update
 from tenancy_support import many_wait, pipeline_of, silent
 
 from tasks import wiring
-from tasks.core import Settings, load_pipeline
-from tasks.core.errors import AccessDenied, ConfigError, ServiceUnavailable
+from tasks.core import Settings, load_pipeline, utc_now
+from tasks.core.errors import AccessDenied, ConfigError, ServiceUnavailable, StoreUnavailable
 from tasks.core.tenants import load_shares
 from tasks.metadata import MetadataStore
 from tasks.metadata.content import content_of
@@ -221,8 +221,72 @@ def test_where_nobody_decides_a_run_that_waits_says_what_has_to_run(owner: Setti
     waits = _holder(open_context(login, "acme_toy")).beat(NOTHING, workers=0, most=4)
     assert waits.width == 0
     assert re.search(r"nobody decides .*\(not for \d+ s\): `penstock tenancy keep` has to run", waits.reason)
+    said = wiring.tenancy_status(owner)["undecided"]
+    assert re.fullmatch(r"nobody decides .*\(not for \d+ s\): `penstock tenancy keep` has to run", said)
     with pytest.raises(AccessDenied, match="use the login that owns"):
         wiring.keep_leases(login, once=True)
+    keep(owner)
+    decided = wiring.tenancy_status(owner)
+    assert decided["undecided"] is None
+    moment = datetime.fromisoformat(decided["decided_at_utc"])
+    assert abs((utc_now() - moment).total_seconds()) < 3600
+
+
+def test_metrics_say_whether_somebody_has_to_decide_and_when_that_was_last(owner: Settings) -> None:
+    needed, decided = "penstock_lease_keeper_needed", "penstock_last_lease_decision_timestamp_seconds"
+    assert needed not in wiring.batch_metrics(owner), "nothing is shared out"
+    say(owner, CLUSTER, default=TWO, acme=TWO)
+    with Database(owner.metadata_url).write() as connection:
+        connection.execute(update(leases).values(beat_at_utc=datetime(2024, 1, 1, tzinfo=UTC)))
+    text = wiring.batch_metrics(owner)
+    assert f"\n{needed} 1.0\n" in text
+    assert f"\n{decided} {datetime(2024, 1, 1, tzinfo=UTC).timestamp():.4g}".replace("e+09", "") in text
+    for name in ("default", "acme"):
+        (owner.project / "tenants" / f"{name}.yaml").unlink()
+    say(owner, CLUSTER, another=TWO)
+    assert f"\n{needed} 0.0\n" in wiring.batch_metrics(owner), "no tenant has a login: drivers decide"
+
+
+def test_a_file_is_there_while_somebody_decides_and_new_after_each_decision(
+    owner: Settings, tmp_path: Path
+) -> None:
+    say(owner, CLUSTER, default=TWO, acme=TWO)
+    beat, seen = tmp_path / "decided", []
+    beat.write_text("of a keeper that was killed")
+
+    def look(_seconds: float) -> None:
+        seen.append(beat.read_text())
+        beat.write_text("as it was")
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wiring.keep_leases(owner, beat_file=beat, sleep=look)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\n", text) for text in seen)
+    assert not beat.exists()
+    with pytest.raises(StoreUnavailable, match="nowhere"):
+        wiring.keep_leases(owner, once=True, beat_file=tmp_path / "nowhere" / "decided")
+
+
+def test_the_file_grows_old_while_the_database_does_not_answer(owner: Settings, tmp_path: Path) -> None:
+    say(owner, CLUSTER, default=TWO, acme=TWO)
+    beat, seen = tmp_path / "decided", []
+
+    def look(_seconds: float) -> None:
+        seen.append(beat.exists())
+        beat.unlink(missing_ok=True)
+        if len(seen) == 1:
+            held.enter_context(psycopg.connect(owner.metadata_url)).execute(
+                "SELECT 1 FROM penstock_leases WHERE tenant = '*' FOR UPDATE"
+            )
+        elif len(seen) == 2:
+            held.close()
+        else:
+            raise KeyboardInterrupt
+
+    with ExitStack() as held, pytest.raises(KeyboardInterrupt):
+        wiring.keep_leases(owner, beat_file=beat, sleep=look)
+    assert seen == [True, False, True]
 
 
 def test_a_tenants_login_scores_publishes_scores_anew_and_serves(empty: Settings) -> None:
@@ -380,6 +444,19 @@ def test_a_flood_of_requests_ends_at_a_limit(team: Settings) -> None:
     with pytest.raises(ServiceUnavailable, match=r"may have 10000 requests for workers(?s:.*)end runs"):
         many_wait(login, dataclasses.replace(first, pipeline="another"), 1)
     assert keep(team)["runs"] == 10_000
+
+
+def test_a_login_whose_transactions_may_not_be_ended_keeps_nobody_from_deciding(
+    team: Settings, postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_TRANSACTION_S", 0.0)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("REVOKE penstock_south FROM boss; GRANT pg_read_all_stats TO boss")
+    with psycopg.connect(login_of(team, "south").metadata_url) as open_too_long:
+        open_too_long.execute("SELECT 1")
+        assert keep(team)["transactions_ended"] == 0
+        assert open_too_long.execute("SELECT 1").fetchone() == (1,)
+    assert "last too long are not ended" in caplog.text
 
 
 def keep(settings: Settings) -> dict[str, Any]:
