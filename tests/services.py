@@ -17,6 +17,9 @@ import urllib.request
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import make_url
 
 from tasks.core import Settings
 
@@ -170,6 +173,77 @@ def start_postgres(tmp: Path, *, durable: bool = False) -> tuple[str, subprocess
     raise RuntimeError(f"PostgreSQL did not start:\n{text}")
 
 
+NO_PGBOUNCER = "no PgBouncer: `apt-get install pgbouncer` (or pgbouncer on PATH) un-skips it"
+
+
+def pgbouncer_program() -> str | None:
+    """PgBouncer's program; None when it is not installed."""
+    return shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+
+
+def start_pgbouncer(server_url: str, tmp: Path, pool_mode: str) -> tuple[str, subprocess.Popen[bytes]]:
+    """A PgBouncer before a server that `start_postgres` started; (`server_url` by way of it, process). End it with `stop`.
+
+    It gives all clients of a database the same two connections, so that each gets what another has left behind.
+
+    Args:
+        server_url: Of any of the server's databases.
+        tmp: For its files.
+        pool_mode: `session` or `transaction`.
+
+    Raises:
+        RuntimeError: It is not installed (ask `pgbouncer_program` first) or did not start.
+    """
+    program = pgbouncer_program()
+    if program is None:
+        raise RuntimeError(NO_PGBOUNCER)
+    own, port = make_url(server_url), free_port()
+    home = tmp / "pgbouncer"
+    if os.geteuid() == 0:
+        home = Path(tempfile.mkdtemp(prefix="penstock-pgbouncer-"))
+    home.mkdir(exist_ok=True)
+    (home / "users.txt").write_text(f'"{own.username}" ""\n')
+    (home / "pgbouncer.ini").write_text(
+        f"""\
+[databases]
+* = host={own.host} port={own.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {home / "users.txt"}
+pool_mode = {pool_mode}
+default_pool_size = 2
+server_idle_timeout = 5
+"""
+    )
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        user = _unprivileged()
+        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        home.chmod(0o755)
+    log = home / "pgbouncer.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, home / "pgbouncer.ini"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **as_user,
+        )
+    if os.geteuid() == 0:
+        _HOMES[process.pid] = home
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if b"process up" in log.read_bytes():
+            return own.set(port=port).render_as_string(hide_password=False), process
+        time.sleep(0.05)
+    text = log.read_text()
+    stop(process)
+    raise RuntimeError(f"PgBouncer did not start:\n{text}")
+
+
 def new_postgres_database(server_url: str) -> str:
     """The URL of a fresh, empty database on a server that `start_postgres` started."""
     from sqlalchemy import create_engine, text
@@ -185,7 +259,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     postgres_home = _HOMES.pop(process.pid, None)
     if process.poll() is None:
         if postgres_home is not None:
-            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown; it ends its own children
+            process.send_signal(
+                signal.SIGINT
+            )  # PostgreSQL's fast shutdown: it ends its own children. PgBouncer's safe one
         else:
             os.killpg(process.pid, signal.SIGTERM)
         try:

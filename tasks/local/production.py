@@ -410,7 +410,12 @@ def _database_url(settings: Settings, name: str) -> str:
 def _airflow_database(local: Settings, name: str) -> dict[str, str]:
     """Airflow would take another driver for its asynchronous connections, one that is not installed."""
     url = _database_url(local, name)
-    return {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": url}
+    return {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": url,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS": "tasks.core.postgres.UNPREPARED",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS_ASYNC": "tasks.core.postgres.UNPREPARED",
+    }
 
 
 def _ask(local: Settings, statement: str) -> list[tuple[Any, ...]]:

@@ -32,6 +32,7 @@ from tasks.core.errors import (
     PenstockError,
     ServiceUnavailable,
 )
+from tasks.core.postgres import UNPREPARED
 
 _WRITE = "penstock_write"
 _SECRET_QUERY = ("password", "sslpassword", "passfile")
@@ -227,6 +228,7 @@ class Database:
                 "client_encoding": "utf8",
                 "keepalives_idle": 30,
                 "tcp_user_timeout": 30_000,
+                **UNPREPARED,
             },
         )
         event.listen(engine, "begin", self._begin_postgres)

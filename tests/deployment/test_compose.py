@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import importlib
 import importlib.resources
 import json
 import os
@@ -10,6 +12,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ import pytest
 import s3_endpoint
 import yaml
 from share_files import say
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from tasks.core import Settings
 from tasks.core.mlflow_login import ADMIN, SERVICE_USER
@@ -194,6 +200,20 @@ def test_the_profile_production_has_the_settings_and_secrets_of_the_containers(t
         assert f"$(database {name})" in script
 
 
+@pytest.mark.parametrize("which", ["", "_ASYNC"])
+def test_airflow_prepares_no_statement_that_another_client_of_a_pooler_would_find(which: str) -> None:
+    named = OURS["airflow-scheduler"]["environment"][f"AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS{which}"]
+    module, _, name = named.rpartition(".")
+    options = getattr(importlib.import_module(module), name)
+    engine = create_engine("postgresql+psycopg://u@127.0.0.1:1/d", connect_args=options)
+    with (
+        pytest.raises(OperationalError),
+        engine.connect(),
+    ):  # the driver knows the option, and nobody listens there
+        pass
+    assert options == {"prepare_threshold": None}
+
+
 def test_the_profile_production_starts_the_services_of_the_compose_file(tmp_path: Path) -> None:
     settings = Settings.at_home(tmp_path / "home", project=tmp_path)
     choose_profile(settings, PRODUCTION)
@@ -304,6 +324,49 @@ def test_mlflow_asks_for_the_login_that_the_others_are_given(tmp_path: Path) -> 
         ["sh", "-c", script, "entrypoint", "mlflow"], capture_output=True, text=True, env={"PATH": path}
     )
     assert (started.stdout, started.stderr) == ("value-of-postgres_password\n", "")
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith("ray")])
+def test_rays_object_store_fits_into_the_memory_that_its_container_shares(name: str) -> None:
+    service = SERVICES[name]
+    (store,) = re.findall(r"--object-store-memory=(\d+)", service["command"])
+    shared_gb = re.fullmatch(r"(\d+)gb", service["shm_size"])
+    assert shared_gb and int(store) < int(shared_gb[1]) * 2**30
+
+
+def test_rays_head_is_well_when_it_counts_its_own_node_among_the_living(tmp_path: Path) -> None:
+    kind, *command = SERVICES["ray"]["healthcheck"]["test"]
+    assert (kind, command[0]) == ("CMD", "python")
+    is_well = runpy.run_path(str(ROOT / command[1].removeprefix("/opt/penstock/project/")))["main"]
+    token = tmp_path / "ray_auth_token"
+    token.write_text("the token\n")
+    nodes: list[dict[str, Any]] = []
+
+    class Head(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers["Authorization"] == "Bearer the token"
+            self.send_response(200 if known else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"summary": nodes}}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Head) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/nodes"
+            assert is_well(url, token) == 1, "no node has registered"
+            nodes.append({"raylet": {"state": "ALIVE", "isHeadNode": False}})
+            nodes.append({"raylet": {"state": "DEAD", "isHeadNode": True}})
+            assert is_well(url, token) == 1, "another node lives"
+            nodes.append({"raylet": {"state": "ALIVE", "isHeadNode": True}})
+            assert is_well(url, token) == 0
+            token.write_text("another")
+            with pytest.raises(urllib.error.HTTPError):
+                is_well(url, token)
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.s3
