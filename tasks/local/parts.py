@@ -92,6 +92,8 @@ class Service:
     env: Mapping[str, str] | None = None
     """All it is given, where it is not to have what the others have."""
     cwd: Path | None = None
+    beat_file: Path | None = None
+    """What it writes anew while it is well; one of a process before is removed when it starts."""
     user: pwd.struct_passwd | None = None
     """Who runs it, where that is not who runs this."""
     ends_by: signal.Signals = signal.SIGTERM

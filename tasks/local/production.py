@@ -559,6 +559,7 @@ def _keeper(local: Settings) -> Service:
             **own_programs(),
         },
         cwd=beat.parent,
+        beat_file=beat,
     )
 
 

@@ -308,6 +308,8 @@ def _prepare(local: Settings, env: dict[str, str], progress: Progress) -> None:
 
 def _spawn(local: Settings, service: Service, env: dict[str, str]) -> subprocess.Popen[bytes]:
     user = service.user
+    if service.beat_file:
+        service.beat_file.unlink(missing_ok=True)
     with log_of(local, service.name).open("ab") as log:
         process = subprocess.Popen(
             service.command,

@@ -215,10 +215,13 @@ def test_who_decides_what_runs_may_have_is_well_once_it_has_decided_and_not_afte
     keeper.cwd.mkdir(parents=True)
     parts.log_of(local, keeper.name).parent.mkdir()
     assert not keeper.healthy()
+    (keeper.cwd / "decided").write_text("of one that was killed a moment ago")
+    assert keeper.healthy()
     try:
         services._start(local, [keeper], {}, quiet)
         (state,) = services.survey(settings, names={keeper.name})
         assert state.healthy
+        assert "killed" not in (keeper.cwd / "decided").read_text()
         assert wiring.tenancy_status(local)["decided_at_utc"]
     finally:
         services.stop_services(settings, quiet, grace_s=20, only={keeper.name})
