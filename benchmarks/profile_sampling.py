@@ -2,7 +2,7 @@
 
     python benchmarks/profile_sampling.py        (about two minutes)
 
-Synthetic days of 262,144 rows, the size at which the smallest sample is counted (32,768 rows). The mean of each numeric feature moves from day
+Synthetic days of 131,072 rows, a size at which the smallest sample is counted (16,384 rows). The mean of each numeric feature moves from day
 to day by a known part of its standard deviation, from nothing to a tenth, and the mix of the categories by as much as a sample of so many rows would by itself, so that
 what a sample adds is seen beside what days do. 70 days of reference, 42 clean days after them; then each fault on each of the 42 days.
 Both ways judge the same rows, each by a reference that was counted in the same way; in a third way the days are sampled and the reference was
@@ -27,7 +27,7 @@ from tasks.monitoring.measure import measure_day
 from tasks.monitoring.signals import DaySignals
 
 RESULTS = Path(__file__).with_name("results") / "profile_sampling.md"
-ROWS = 1 << 18
+ROWS = 1 << 17
 FIRST = date(2024, 1, 1)
 REFERENCE, MONITORED = 70, 42
 MOVES = {"still": 0.0, "moves_1": 0.01, "moves_2": 0.02, "moves_5": 0.05, "moves_10": 0.1}
@@ -129,8 +129,9 @@ FAULTS: Mapping[str, Fault] = {
 
 
 WHAT_IT_SAYS = (
-    "A sample adds 0.02 to the distance of a channel that does not move at all, and little to one that moves as days do. No clean day alarms, with a reference counted either way. Data faults are the same day by day. Where the answers differ, "
-    "the sampled days say more: chance is steadier from day to day than the world, so a shift of 0.1 deviations stands out of it where it does not stand out of the moves of days. "
+    "A sample adds 0.02 to the distance of a channel that does not move at all, and little to one that moves as days do. No clean day alarms, with a reference counted either way. Every fault is said on as many days or more. "
+    "What lies at the limit of a data fault may fall on either side: 30 % of the kinds changed places holds scoring on 37 days of 42 where it held on all, and is said on all. "
+    "A small shift is said more often: chance is steadier from day to day than the world. A reference that was counted whole is less sure of it. "
     "Means and shares of samples are without bias as far as their errors tell.",
     "",
 )

@@ -23,8 +23,8 @@ from tasks.core.splitmix import mix
 Mask = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
-LEAST_COUNTED = 1 << 15
-"""Rows of a day that are counted at least, where it has as many. Shares of so many have a standard error below 0.3 points."""
+LEAST_COUNTED = 1 << 14
+"""Rows of a day that are counted at least, where it has as many. Shares of so many have a standard error of 0.4 points at most."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SampledRows:
 def rows_counted_as_one(spec: PipelineSpec, rows: int) -> int:
     """For how many rows of a day with `rows` each counted one stands, a power of two; 1: all of them are counted.
 
-    Between 32,768 and 65,536 rows of a large day are counted, or `drift.min_rows` to twice that where this is more.
+    Between 16,384 and 32,768 rows of a large day are counted, or `drift.min_rows` to twice that where this is more.
     """
     return 1 << max((rows // max(LEAST_COUNTED, spec.drift.min_rows)).bit_length() - 1, 0)
 

@@ -108,13 +108,13 @@ def _scale(edges: FloatArray) -> float:
     return scale if np.isfinite(scale) else 0.0
 
 
-def mark(marks: Mask, values: FloatArray, left_out: Mask | None = None) -> None:
+def mark(marks: Mask, values: FloatArray, left_out: IntArray | None = None) -> None:
     """Set the marks where hashes of values (the finalizer of SplitMix64) fall.
 
     Args:
         marks: Shape (F * 512 + 1,): those of each column, and one of no meaning.
         values: Shape (F, n), finite.
-        left_out: Shape (F, n): values that set no mark.
+        left_out: Shape (m,): places, in the values row by row, of those that set no mark.
     """
     hashed, shifted = (ROOM.floats(number, values.shape) for number in (0, 1))
     bits, some = (
@@ -125,5 +125,5 @@ def mark(marks: Mask, values: FloatArray, left_out: Mask | None = None) -> None:
     bits >>= np.uint64(55)
     bits += np.arange(0, marks.size - 1, SEEN_BITS, dtype=np.uint64)[:, None]
     if left_out is not None:
-        np.copyto(bits, np.uint64(marks.size - 1), where=left_out)
+        bits.reshape(-1)[left_out] = marks.size - 1
     marks[bits.view(np.int64)] = True

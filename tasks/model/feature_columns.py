@@ -66,6 +66,8 @@ def texts(features: pa.Table, name: str) -> pa.Array:
     column = _column(features, name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if column.type == pa.string():
+        return column
     try:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

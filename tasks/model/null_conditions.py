@@ -6,17 +6,21 @@ them. A condition is asked of each row while it is scored, so that the nulls to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.core.errors import ConfigError
 from tasks.core.near_names import or_near
 from tasks.core.spec import PipelineSpec, Values
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,26 +40,6 @@ class NullCondition:
         )
         return " and ".join(said)
 
-    def expected(self, features: pa.Table, rows: pa.Table | None) -> int:
-        """How many nulls of the feature lie in rows where the condition holds.
-
-        A column that is not there, or of a type without the values, makes no null expected: what cannot be shown is not taken for granted.
-
-        Args:
-            features: Shape (n, F), with the feature.
-            rows: The source's rows, shape (n, ...), in the same order; without them only features can be asked.
-        """
-        found = _is_null(features[self.feature])
-        for column, values in self.when:
-            held = _column(column, rows, features)
-            if held is None:
-                return 0
-            try:
-                found = pc.and_kleene(found, _is_one_of(held, values))
-            except pa.ArrowException:
-                return 0
-        return int(pc.sum(found).as_py() or 0)
-
     def to_json(self) -> dict[str, Any]:
         return {"feature": self.feature, "when": {name: list(values) for name, values in self.when}}
 
@@ -67,6 +51,34 @@ class NullCondition:
     def of(cls, feature: str, when: Mapping[str, Sequence[Any]]) -> NullCondition:
         """As `drift.null_when` has it."""
         return cls(feature, tuple((name, tuple(when[name])) for name in sorted(when)))
+
+
+def expected_nulls(
+    conditions: Iterable[NullCondition], features: pa.Table, rows: pa.Table | None
+) -> dict[str, int]:
+    """By feature with a condition: how many of its nulls lie in rows where that holds.
+
+    A column that is not there, or of a type without the values, makes no null expected: what cannot be shown is not taken for granted.
+
+    Args:
+        conditions: Of some of the features.
+        features: Shape (n, F).
+        rows: The source's rows, shape (n, ...), in the same order; without them only features can be asked.
+    """
+    answers: dict[str, Mask | None] = {}  # conditions often ask the same
+    found = {}
+    for condition in conditions:
+        nulls = _mask(_is_null(features[condition.feature]))
+        expected = int(np.count_nonzero(nulls))
+        for column, values in condition.when if expected else ():
+            question = repr((column, values))  # True is equal to 1, but another question
+            if question not in answers:
+                answers[question] = _held(_column(column, rows, features), values)
+            held = answers[question]
+            nulls = nulls & held if held is not None else np.zeros_like(nulls)
+            expected = int(np.count_nonzero(nulls))
+        found[condition.feature] = expected
+    return found
 
 
 def null_conditions(spec: PipelineSpec) -> tuple[NullCondition, ...]:
@@ -115,6 +127,22 @@ def _as_written(value: object) -> str:
 def _column(name: str, rows: pa.Table | None, features: pa.Table) -> pa.ChunkedArray | None:
     tables = (features,) if rows is None else (rows, features)
     return next((table[name] for table in tables if name in table.column_names), None)
+
+
+def _held(column: pa.ChunkedArray | None, values: Sequence[Any]) -> Mask | None:
+    """Where the column has one of the values; None when that cannot be asked of it."""
+    if column is None:
+        return None
+    try:
+        return _mask(_is_one_of(column, values))
+    except pa.ArrowException:
+        return None
+
+
+def _mask(found: pa.ChunkedArray) -> Mask:
+    """False for null."""
+    mask: Mask = (found.fill_null(False) if found.null_count else found).to_numpy()
+    return mask
 
 
 def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:

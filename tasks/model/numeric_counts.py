@@ -7,7 +7,7 @@ repeat are counted once (`occurrences`). Both give the same counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,8 @@ _ROWS_AT_ONCE = 1 << 13
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+_NOTHING: IntArray = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,16 @@ class NumericCounts:
 
     def times(self, each: int) -> NumericCounts:
         """As if each row had come `each` times."""
-        return replace(
-            self,
-            counts=self.counts * each,
-            nulls=self.nulls * each,
-            n=self.n * each,
-            total=self.total * each,
-            squares=self.squares * each,
+        return NumericCounts(
+            self.grid,
+            self.counts * each,
+            self.nulls * each,
+            self.n * each,
+            self.total * each,
+            self.squares * each,
+            self.low,
+            self.high,
+            self.seen,
         )
 
     def histogram(self) -> IntArray:
@@ -216,31 +221,46 @@ class _Sums:
         values = ROOM.floats(2, (len(columns), rows))
         for row, column in zip(values, columns, strict=True):
             row[:] = column
-        finite = np.isfinite(values)
-        odd: list[tuple[Mask, IntArray]] = []
-        if not finite.all():
-            last = self._ends[:, None] - 1
-            odd = [(np.isnan(values), last), (values == np.inf, last - 1), (values == -np.inf, self._starts)]
-            np.copyto(values, self._centre, where=~finite)
-        places = self._bins(values)
-        places += self._starts
-        for where, place in odd:
-            np.copyto(places, place, where=where)
+        places, (low, high), odd = self._found(values)
         self._histogram += np.bincount(places.ravel(), minlength=self._histogram.size)
-        self._n += np.count_nonzero(finite, axis=1) if odd else rows
-        only: dict[str, Any] = {"where": finite} if odd else {}
-        np.minimum(self._low, np.min(values, axis=1, initial=np.inf, **only), out=self._low)
-        np.maximum(self._high, np.max(values, axis=1, initial=-np.inf, **only), out=self._high)
-        # What is odd lies at the centre now, which adds nothing.
+        self._n += rows - np.bincount(odd // max(rows, 1), minlength=len(columns))
+        np.minimum(self._low, low, out=self._low)
+        np.maximum(self._high, high, out=self._high)
         self._add_moments(_fixed(values, self._centre, self._unit, ROOM.floats(0, values.shape)))
         if not self._marks[:-1].all():  # else nothing more can change
-            mark(self._marks, values, ~finite if odd else None)
+            mark(self._marks, values, odd)
+
+    def _found(self, values: FloatArray) -> tuple[IntArray, tuple[FloatArray, FloatArray], IntArray]:
+        """Where values are counted; the extremes of each column; which values are not finite, shape (m,), places in all of them.
+
+        Those lie at their centre afterwards, which adds nothing to the moments.
+        """
+        flat = values.reshape(-1)  # of the same memory
+        finite = np.isfinite(flat)
+        if finite.all():
+            places = self._bins(values)
+            places += self._starts
+            return places, (values.min(axis=1, initial=np.inf), values.max(axis=1, initial=-np.inf)), _NOTHING
+        odd = np.flatnonzero(~finite)
+        column, raw = odd // values.shape[1], flat[odd]
+        flat[odd] = np.inf
+        low = values.min(axis=1)
+        flat[odd] = -np.inf
+        high = values.max(axis=1)
+        flat[odd] = self._centre[column, 0]
+        places = self._bins(values)
+        places += self._starts
+        last = self._ends[column] - 1
+        places.reshape(-1)[odd] = np.where(
+            np.isnan(raw), last, np.where(raw > 0, last - 1, self._starts[column, 0])
+        )
+        return places, (low, high), odd
 
     def _add_moments(self, fixed: FloatArray) -> None:
         """Exact: in floating point where the squares stay below 2**53 together, else as integers."""
         largest = np.maximum(fixed.max(axis=1), -fixed.min(axis=1))
-        sums, squares = fixed.sum(axis=1), np.einsum("ij,ij->i", fixed, fixed)
-        for i, whole in enumerate(largest * largest * fixed.shape[1] < 2.0**53):
+        sums, squares = fixed.sum(axis=1).tolist(), np.einsum("ij,ij->i", fixed, fixed).tolist()
+        for i, whole in enumerate((largest * largest * fixed.shape[1] < 2.0**53).tolist()):
             self._totals[i] += int(sums[i])
             exact = None if whole else fixed[i].astype(np.int64)
             self._squares[i] += int(squares[i]) if exact is None else int(exact @ exact)
@@ -248,6 +268,7 @@ class _Sums:
     def counts(self) -> list[NumericCounts]:
         """Of all that was added."""
         found = []
+        marks = _packed(self._marks[:-1].reshape(-1, SEEN_BITS))
         for i, grid in enumerate(self._grids):
             histogram = self._histogram[self._starts[i, 0] : self._ends[i]]
             found.append(
@@ -259,7 +280,7 @@ class _Sums:
                     self._totals[i],
                     self._squares[i],
                     *_extremes(self._low[i], self._high[i]),
-                    _packed(self._marks[i * SEEN_BITS : (i + 1) * SEEN_BITS]),
+                    marks[i],
                 )
             )
         return found
@@ -300,7 +321,7 @@ def _repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> Numeric
     marks = np.zeros(SEEN_BITS + 1, np.bool_)
     mark(marks, values[None])
     extremes = _extremes(values.min(initial=np.inf), values.max(initial=-np.inf))
-    return NumericCounts(grid, counts, nulls, n, total, squares, *extremes, _packed(marks[:-1]))
+    return NumericCounts(grid, counts, nulls, n, total, squares, *extremes, _packed(marks[None, :-1])[0])
 
 
 def _fixed(
@@ -320,5 +341,6 @@ def _extremes(low: float, high: float) -> tuple[float | None, float | None]:
     return float(low) + 0.0, float(high) + 0.0  # minus zero has one JSON form with zero
 
 
-def _packed(marks: Mask) -> int:
-    return int.from_bytes(np.packbits(marks).tobytes(), "big")
+def _packed(marks: Mask) -> list[int]:
+    """Args: marks: Shape (F, 512)."""
+    return [int.from_bytes(row.tobytes(), "big") for row in np.packbits(marks, axis=1)]

@@ -19,7 +19,7 @@ Where the pipeline says that a feature may be null (`drift.null_when`), the null
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -35,7 +35,7 @@ from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
 from tasks.model.binning import Bins
 from tasks.model.feature_columns import numbers, texts
-from tasks.model.null_conditions import NullCondition, null_conditions
+from tasks.model.null_conditions import NullCondition, expected_nulls, null_conditions
 from tasks.model.numeric_counts import (
     NumericCounts,
     NumericGrid,
@@ -220,7 +220,9 @@ class CategoricalCounts:
 
     def times(self, each: int) -> CategoricalCounts:
         """As if each row had come `each` times."""
-        return replace(self, counts=self.counts * each, unseen=self.unseen * each, nulls=self.nulls * each)
+        return CategoricalCounts(
+            self.grid, self.counts * each, self.unseen * each, self.nulls * each, self.unseen_examples
+        )
 
     def histogram(self) -> IntArray:
         """Categories, unseen, nulls; shape (categories + 2,)."""
@@ -261,7 +263,7 @@ class PairCounts:
 
     def times(self, each: int) -> PairCounts:
         """As if each row had come `each` times."""
-        return replace(self, counts=self.counts * each, novel=self.novel * each, other=self.other * each)
+        return PairCounts(self.grid, self.counts * each, self.novel * each, self.other * each)
 
     def histogram(self) -> IntArray:
         """Cells, novel, other; shape (cells + 2,)."""
@@ -421,7 +423,7 @@ class Profile:
             {g.name: _count_pair(spec, g, codes) for g in spec.pairs},
             _count_scores(values),
             _sum_attributions(spec, cells, codes, explained),
-            expected_nulls={c.feature: c.expected(features, rows) for c in spec.null_conditions},
+            expected_nulls=expected_nulls(spec.null_conditions, features, rows),
         )
 
     @property

@@ -219,7 +219,7 @@ def test_a_row_of_the_last_rows_may_be_chosen_too():
 
 
 def test_days_are_counted_whole_until_half_of_their_rows_are_enough(toy):
-    rows = {1: 1, 65_535: 1, 65_536: 2, 131_071: 2, 131_072: 4, 10_000_000: 256}
+    rows = {1: 1, 32_767: 1, 32_768: 2, 65_535: 2, 65_536: 4, 10_000_000: 512}
     assert {n: rows_counted_as_one(toy, n) for n in rows} == rows
     drift = toy.drift.model_copy(update={"min_rows": 100_000})
     asking = toy.model_copy(update={"drift": drift})

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.spec import PipelineSpec, parse_pipeline
-from tasks.model.null_conditions import check_null_conditions, null_conditions
+from tasks.model.null_conditions import check_null_conditions, expected_nulls, null_conditions
 from tasks.model.profile import Profile, ProfileSpec
 
 TEXT = """
@@ -54,8 +54,7 @@ def spec_of(null_when: dict[str, Any]) -> PipelineSpec:
 
 
 def expected(feature: str, **when: Any) -> int:
-    (condition,) = null_conditions(spec_of({feature: when}))
-    return condition.expected(FEATURES, ROWS)
+    return expected_nulls(null_conditions(spec_of({feature: when})), FEATURES, ROWS)[feature]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +89,9 @@ def test_a_null_is_expected_where_every_column_has_one_of_its_values(
 
 def test_a_source_column_is_asked_before_a_feature_of_its_name() -> None:
     rows = ROWS.append_column("visits", pa.array([0, 9, 9, 9, 0, 0]))
-    (condition,) = null_conditions(spec_of({"price": {"visits": 0}}))
-    assert condition.expected(FEATURES, rows) == 1
-    assert condition.expected(FEATURES, None) == 2
+    conditions = null_conditions(spec_of({"price": {"visits": 0}}))
+    assert expected_nulls(conditions, FEATURES, rows) == {"price": 1}
+    assert expected_nulls(conditions, FEATURES, None) == {"price": 2}
 
 
 @pytest.mark.parametrize("when", [{"nowhere": 0}, {"gate": 0, "sales": "many"}, {"sales": 0.5}], ids=str)
@@ -101,8 +100,14 @@ def test_what_cannot_be_asked_of_rows_that_are_scored_makes_no_null_expected(whe
 
 
 def test_without_source_rows_only_features_are_asked() -> None:
-    of_rows, of_features = null_conditions(spec_of({"price": {"gate": "closed"}, "city": {"visits": 0}}))
-    assert (of_rows.expected(FEATURES, None), of_features.expected(FEATURES, None)) == (0, 2)
+    conditions = null_conditions(spec_of({"price": {"gate": "closed"}, "city": {"visits": 0}}))
+    assert expected_nulls(conditions, FEATURES, None) == {"price": 0, "city": 2}
+
+
+def test_what_conditions_ask_alike_is_still_told_by_type() -> None:
+    rows = pa.table({"flag": ["true", "1", "true", "1", "1", "0"]})
+    conditions = null_conditions(spec_of({"price": {"flag": True}, "city": {"flag": 1}}))
+    assert expected_nulls(conditions, FEATURES, rows) == {"price": 1, "city": 2}
 
 
 def test_training_refuses_a_column_that_is_not_there_and_a_value_that_it_cannot_hold() -> None:
