@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -24,7 +24,7 @@ from tasks.model import Profile
 from tasks.monitoring import measure_days
 
 SHARDS, SHARD_ROWS = 100, 100_000
-SCORED_ROWS = 300_000
+SCORED_ROWS, MANY_ROWS = 300_000, 3_000_000
 USUAL_SHARD_ROWS = 200_000
 RUNS = 5
 DEFAULT, LARGE = (256, 128), (512, 512, 256)
@@ -71,6 +71,7 @@ def measure_scoring(world: World) -> dict[str, tuple[Scoring, Scoring]]:
     default, large = (make_world(validation=june, hidden=hidden) for hidden in (DEFAULT, LARGE))
     whole = f"a day of {SCORED_ROWS:,} rows in shards of {world.spec.inference.shard_rows:,}"
     usual = f"a day of {SCORED_ROWS:,} rows in shards of {USUAL_SHARD_ROWS:,}"
+    many = f"a day of {MANY_ROWS:,} rows in shards of {USUAL_SHARD_ROWS:,}"
     return {
         f"{whole}, one layer of 32, every row explained": _median_runs(world, audit=True),
         f"{whole}, one layer of 32": _median_runs(world),
@@ -78,6 +79,7 @@ def measure_scoring(world: World) -> dict[str, tuple[Scoring, Scoring]]:
         f"{whole}, layers of {_layers(LARGE)}": _median_runs(large),
         f"{usual}, one layer of 32": _median_runs(_in_usual_shards(world)),
         f"{usual}, layers of {_layers(DEFAULT)}": _median_runs(_in_usual_shards(default)),
+        f"{many}, one layer of 32": _median_runs(_in_usual_shards(world), rows=MANY_ROWS),
         "31 days as they are, one layer of 32": _median_runs(world, days=days_between(*MONTH)),
         f"31 days as they are, layers of {_layers(DEFAULT)}": _median_runs(
             default, days=days_between(*MONTH)
@@ -94,10 +96,15 @@ def _layers(hidden: tuple[int, ...]) -> str:
     return ", ".join(map(str, hidden))
 
 
-def _median_runs(world: World, *, audit: bool = False, days: Sequence[date] = ()) -> tuple[Scoring, Scoring]:
+def _median_runs(
+    world: World, *, audit: bool = False, days: Sequence[date] = (), rows: int = SCORED_ROWS
+) -> tuple[Scoring, Scoring]:
     """(with every row counted, as it is)."""
+    tables = {day: world.rows[day].drop_columns(_known(world)) for day in days} or {
+        DAY: _large_day(world, rows)
+    }
     pairs = [
-        [_scoring(world, audit=audit, days=days, every=every) for every in (True, False)] for _ in range(RUNS)
+        [_scoring(world, tables, audit=audit, every=every) for every in (True, False)] for _ in range(RUNS)
     ]
     every, sampled = (sorted(runs, key=lambda run: run.share)[RUNS // 2] for runs in zip(*pairs, strict=True))
     return every, sampled
@@ -145,11 +152,11 @@ def _judging(world: World) -> tuple[float, float, float]:
     return judge_s, merge_s, ks_s
 
 
-def _scoring(world: World, *, audit: bool, days: Sequence[date], every: bool) -> Scoring:
+def _scoring(world: World, tables: Mapping[date, pa.Table], *, audit: bool, every: bool) -> Scoring:
     """Shards scored and committed by the pipeline's own worker, in this process.
 
     Args:
-        days: To be scored as they are; without any, the large day.
+        tables: Rows to score, by day.
         every: Whether every row is counted, whatever the size of its day.
     """
     from tasks.inference import plan, run_plan
@@ -162,8 +169,6 @@ def _scoring(world: World, *, audit: bool, days: Sequence[date], every: bool) ->
     source = open_store(Settings.at_home(HOME, project=ROOT), prefix=spec.prefix)
     for info in source.list(f"bundles/{digest}"):
         store.put(info.key, source.get(info.key))
-    known = sorted(spec.label.known_afterwards)
-    tables = {day: world.rows[day].drop_columns(known) for day in days} or {DAY: _large_day(world)}
     partitions = tuple(write_partition(store, day, rows) for day, rows in tables.items())
     schema = tuple((field.name, str(field.type)) for field in next(iter(tables.values())).schema)
     snapshot = save_snapshot(
@@ -199,16 +204,20 @@ def _scoring(world: World, *, audit: bool, days: Sequence[date], every: bool) ->
     return Scoring(sum(partition.rows for partition in partitions), scoring_s, spent[0])
 
 
-def _large_day(world: World) -> pa.Table:
-    """A day's rows again and again, as other flights."""
-    rows = world.rows[DAY].drop_columns(sorted(world.spec.label.known_afterwards))
+def _known(world: World) -> list[str]:
+    return sorted(world.spec.label.known_afterwards)
+
+
+def _large_day(world: World, rows: int) -> pa.Table:
+    """A day's rows again and again, as other flights; at least so many."""
+    day = world.rows[DAY].drop_columns(_known(world))
     copies = [
-        rows.set_column(
-            rows.column_names.index("flight"),
-            rows.schema.field("flight"),
-            pa.array(rows["flight"].to_numpy() + 10_000 * copy),
+        day.set_column(
+            day.column_names.index("flight"),
+            day.schema.field("flight"),
+            pa.array(day["flight"].to_numpy() + 10_000 * copy),
         )
-        for copy in range(-(-SCORED_ROWS // rows.num_rows))
+        for copy in range(-(-rows // day.num_rows))
     ]
     return pa.concat_tables(copies)
 
