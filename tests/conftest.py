@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+import services
+from store_fixtures import s3_server  # noqa: F401
 
 from tasks.core import PipelineSpec, Settings, load_pipeline, object_store
 
@@ -52,6 +55,16 @@ def _own_logging() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a module sets for its process, as the driver of a Ray does with its token, no other module finds."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _own_connections() -> Iterator[None]:
     """A client of S3 has ten megabytes and lives as long as its process; tests have hundreds, each with an address of its own.
 
@@ -61,6 +74,14 @@ def _own_connections() -> Iterator[None]:
     yield
     object_store._file_systems.clear()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server for all folders of a process: each uses names of its own in it."""
+    url, process = services.start_mlflow(tmp_path_factory.mktemp("mlflow"))
+    yield url
+    services.stop(process)
 
 
 @pytest.fixture

@@ -15,23 +15,23 @@ from tasks.core import Settings
 
 
 @pytest.fixture(scope="session")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Endpoint URL of an S3 server that lives as long as the session."""
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint URL of an S3 server that lives as long as the session; `tests/conftest.py` has it for all folders."""
     if not s3_endpoint.available():
         pytest.skip(
             "needs an S3 endpoint: python3.11 -m venv .penstock/venv-s3 && .penstock/venv-s3/bin/pip install ministack"
         )
     url, process = s3_endpoint.start_s3(tmp_path_factory.mktemp("s3"))
-    before = {name: os.environ.get(name) for name in s3_endpoint.CREDENTIALS}
-    os.environ.update(s3_endpoint.CREDENTIALS)
     yield url
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
     process.terminate()
     process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def s3_url(s3_server: str) -> str:
+    """Endpoint URL of the S3 server, whose credentials the module's environment has from now on."""
+    os.environ.update(s3_endpoint.CREDENTIALS)
+    return s3_server
 
 
 @pytest.fixture(scope="module")

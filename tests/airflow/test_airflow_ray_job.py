@@ -279,7 +279,6 @@ def test_a_task_process_that_is_told_to_end_stops_the_job_it_started(cluster: Fa
 def test_the_token_is_sent_and_an_installation_without_one_sends_none(
     cluster: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)  # of a Ray that other tests of this process had
     start()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t0ken")
     start(try_number=2)

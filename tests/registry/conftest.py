@@ -24,13 +24,6 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.registry.aliases._SECOND_LOOK_S", 0.0)
 
 
-@pytest.fixture(scope="session")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    url, process = services.start_mlflow(tmp_path_factory.mktemp("mlflow"))
-    yield url
-    services.stop(process)
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def without_mlflow(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     """An installation on each database whose MLflow server is down."""

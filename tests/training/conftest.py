@@ -1,15 +1,14 @@
-"""The toy pipeline's training snapshot, a Ray-free fit, and one MLflow server for all tests here."""
+"""The toy pipeline's training snapshot, and settings with a real MLflow server."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 
 import pyarrow as pa
 import pytest
-import services
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
@@ -48,13 +47,6 @@ def make_snapshot(settings: Settings, toy: PipelineSpec) -> MakeSnapshot:
 @pytest.fixture
 def snapshot(make_snapshot: MakeSnapshot) -> Snapshot:
     return make_snapshot()
-
-
-@pytest.fixture(scope="session")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    url, process = services.start_mlflow(tmp_path_factory.mktemp("mlflow"))
-    yield url
-    services.stop(process)
 
 
 @pytest.fixture

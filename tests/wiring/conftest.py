@@ -1,4 +1,4 @@
-"""One MLflow server, one finished chain, and copies of it that tests may change."""
+"""One finished chain, and copies of it that tests may change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import services
 from database_fixtures import postgres_url  # noqa: F401
 from wiring_support import Chain, Finished, copy_of, install, train_here
 
@@ -26,15 +25,8 @@ def _train_without_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def wiring_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    url, process = services.start_mlflow(tmp_path_factory.mktemp("mlflow"))
-    yield url
-    services.stop(process)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, wiring_mlflow: str) -> Finished:
-    chain = Chain(install(TOY_PROJECT, tmp_path_factory.mktemp("chain"), wiring_mlflow))
+def finished(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Finished:
+    chain = Chain(install(TOY_PROJECT, tmp_path_factory.mktemp("chain"), mlflow_url))
     challenger = chain.train()
     chain.release(challenger)
     run_id = chain.score()
