@@ -244,13 +244,15 @@ server_idle_timeout = 5
     raise RuntimeError(f"PgBouncer did not start:\n{text}")
 
 
-def new_postgres_database(server_url: str) -> str:
-    """The URL of a fresh, empty database on a server that `start_postgres` started."""
+def new_postgres_database(server_url: str, *, like: str = "template1") -> str:
+    """The URL of a fresh database on a server that `start_postgres` started: empty, or a copy of the database `like`."""
     from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
 
     name = f"test_{uuid.uuid4().hex[:12]}"
-    with create_engine(server_url, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
     return server_url.removesuffix("/postgres") + f"/{name}"
 
 

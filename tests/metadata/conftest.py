@@ -11,10 +11,16 @@ from tasks.core import Settings
 from tasks.metadata import MetadataStore
 
 
+@pytest.fixture
+def opened() -> bool:
+    """Whether the database has the current schema when a test begins; a module or a test may say otherwise."""
+    return True
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
-    """An installation whose metadata store is empty, once on each database."""
-    return on_database(request, settings)
+def settings(request: pytest.FixtureRequest, settings: Settings, opened: bool) -> Settings:
+    """An installation whose metadata store holds nothing, once on each database."""
+    return on_database(request, settings, opened=opened)
 
 
 @pytest.fixture

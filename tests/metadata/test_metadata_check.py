@@ -115,6 +115,7 @@ def test_two_databases_that_went_apart_are_told_apart(settings: Settings, sqlite
     assert any("penstock_verdicts differs: 6 rows here, 0 in sqlite:" in problem for problem in problems)
 
 
+@pytest.mark.parametrize("opened", [False])
 def test_a_database_without_the_schema_is_a_problem_and_stays_as_it_is(settings: Settings) -> None:
     settings.home.mkdir(parents=True, exist_ok=True)
     with create_engine(settings.metadata_url).begin() as connection:

@@ -95,6 +95,7 @@ def test_a_repeated_write_is_still_found_done_and_not_refused(store: MetadataSto
     assert store.record_decision(TOY, action="nothing", verdict="healthy", reasons=["quiet"]) is False
 
 
+@pytest.mark.parametrize("opened", [False])
 def test_a_database_of_the_first_schema_keeps_its_rows_and_becomes_append_only(settings: Settings) -> None:
     engine = create_engine(settings.metadata_url)
     if settings.metadata_url.startswith("sqlite"):

@@ -27,6 +27,11 @@ from tasks.metadata.tables import metadata
 TOY = Scope("toy")
 
 
+@pytest.fixture
+def opened() -> bool:
+    return False
+
+
 def test_the_migrations_lead_to_exactly_the_tables_that_the_code_uses(settings: Settings) -> None:
     MetadataStore.open(settings)
     with create_engine(settings.metadata_url).connect() as connection:

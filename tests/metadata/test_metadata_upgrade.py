@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,15 +43,28 @@ LEASES, REQUESTS = "penstock_leases", "penstock_lease_requests"
 Rows = dict[str, list[dict[str, Any]]]
 
 
+@pytest.fixture
+def opened() -> bool:
+    return False
+
+
 def test_the_revisions_are_one_line_and_the_newest_is_the_one_that_the_code_expects() -> None:
     assert [f"{number:04d}" for number in range(1, len(REVISIONS) + 1)] == REVISIONS
     assert REVISIONS[-1] == schema.HEAD
 
 
+@functools.cache
+def populated() -> bytes:
+    """The file of a database of this release with all rows that one can hold."""
+    with tempfile.TemporaryDirectory() as home:
+        populate(MetadataStore.open(Settings.at_home(Path(home))))
+        return Path(home, "metadata.db").read_bytes()
+
+
 def an_older(settings: Settings, revision: str, tmp_path: Path) -> Rows:
     """Make the database as the release of `revision` had it, with all rows that such a one could hold; returns them."""
     source = dataclasses.replace(settings, metadata_url=f"sqlite:///{tmp_path}/now.db")
-    populate(MetadataStore.open(source))
+    (tmp_path / "now.db").write_bytes(populated())
     settings.home.mkdir(parents=True, exist_ok=True)
     with create_engine(settings.metadata_url).begin() as connection:
         run = EnvironmentContext(Config(), SCRIPTS, fn=lambda rev, _: SCRIPTS._upgrade_revs(revision, rev))

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import services
-from database_fixtures import postgres_url  # noqa: F401
+from database_fixtures import on_database, on_sqlite, postgres_url  # noqa: F401
 from registry_support import Trained, trained_record
 
 from tasks.core import PipelineSpec, Settings
@@ -28,16 +28,13 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_mlflow(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     """An installation on each database whose MLflow server is down."""
     settings = dataclasses.replace(settings, mlflow_url=f"http://127.0.0.1:{services.free_port()}")
-    if request.param == "sqlite":
-        return settings
-    server: str = request.getfixturevalue("postgres_url")
-    return dataclasses.replace(settings, metadata_url=services.new_postgres_database(server))
+    return on_database(request, settings)
 
 
 @pytest.fixture
 def with_mlflow(settings: Settings, mlflow_url: str) -> Settings:
     """An installation whose MLflow server is up."""
-    return dataclasses.replace(settings, mlflow_url=mlflow_url)
+    return dataclasses.replace(on_sqlite(settings), mlflow_url=mlflow_url)
 
 
 @pytest.fixture

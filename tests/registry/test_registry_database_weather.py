@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import services
+from database_fixtures import on_postgres
 from postgres_proxy import Moment, PostgresProxy
 from registry_support import Trained, passing, record_versions
 from small_disk import SmallDisk, small_disk  # noqa: F401 (a fixture)
@@ -77,9 +78,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
 def direct(settings: Settings, spec: PipelineSpec, postgres_url: str) -> Settings:
     """PostgreSQL without the proxy: versions 1 and 2 were promoted, 3 is registered, MLflow is down."""
     made = dataclasses.replace(
-        settings,
-        metadata_url=services.new_postgres_database(postgres_url),
-        mlflow_url=f"http://127.0.0.1:{services.free_port()}",
+        on_postgres(settings, postgres_url), mlflow_url=f"http://127.0.0.1:{services.free_port()}"
     )
     two_promoted(made, spec)
     return made
@@ -239,7 +238,7 @@ def test_a_reconcile_that_loses_the_database_is_repeated_and_records_the_hand_on
     moment: Moment,
     gone: bool,
 ) -> None:
-    direct = dataclasses.replace(with_mlflow, metadata_url=services.new_postgres_database(postgres_url))
+    direct = on_postgres(with_mlflow, postgres_url)
     for letter in "ab":
         registry.register_challenger(direct, spec, train(letter), passing(spec, letter), {})
     registry.promote(direct, spec, 1, expected=None, actor="t", reason="", check=loads)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 import pytest
-import services
 from children import at_once
+from database_fixtures import on_database
 from registry_support import Trained, passing
 
 from tasks import registry
@@ -28,10 +27,7 @@ def three(
     request: pytest.FixtureRequest, with_mlflow: Settings, spec: PipelineSpec, train: Callable[[str], Trained]
 ) -> Settings:
     """Versions 1 and 2 were promoted, 3 is registered; MLflow is up."""
-    settings = with_mlflow
-    if request.param == "postgresql":
-        url = services.new_postgres_database(request.getfixturevalue("postgres_url"))
-        settings = dataclasses.replace(settings, metadata_url=url)
+    settings = on_database(request, with_mlflow)
     for letter in "abc":
         registry.register_challenger(settings, spec, train(letter), passing(spec, letter), {})
     for number in (1, 2):
