@@ -1,4 +1,4 @@
-"""A run on some Ray nodes, one of which is taken away in the middle of it: `ray_nodes.py RUN_ID NODES`."""
+"""Runs on two Ray nodes, of which each run loses one in the middle of its work: `ray_nodes.py RUN_ID RUN_ID`."""
 
 from __future__ import annotations
 
@@ -28,34 +28,39 @@ def main() -> None:
         update={"min_workers": 2, "max_workers": 2, "shard_attempts": 1, "placement_timeout_s": 8.0}
     )
     spec = spec.model_copy(update={"inference": inference})
-    run_id = sys.argv[1]
     head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(int(sys.argv[2]))]
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
-    taken: list[Any] = []
+    store = open_store(settings, prefix=spec.prefix)
 
-    def take_one_away() -> None:
-        store = open_store(settings, prefix=spec.prefix)
-        while len(committed_shards(store, run_id)) < 2:
-            time.sleep(0.02)
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        taken.append(len(committed_shards(store, run_id)))
+    def losing(node: Any, run_id: str) -> dict[str, Any]:
+        """The run's report, or its error, and how many shards it had when the node went."""
+        taken: list[int] = []
 
-    thread = threading.Thread(target=take_one_away)
-    thread.start()
-    try:
+        def take_it_away() -> None:
+            while len(committed_shards(store, run_id)) < 2:
+                time.sleep(0.02)
+            cluster.remove_node(node, allow_graceful=False)
+            taken.append(len(committed_shards(store, run_id)))
+
+        thread = threading.Thread(target=take_it_away)
+        thread.start()
         try:
             report = run_plan(
                 settings, spec, run_id, audit_table=AUDIT, load_model="ray_failures:load_unhurried"
             )
         except PenstockError as error:
-            sys.stdout.write("RESULT " + json.dumps(error.as_record()) + "\n")
-            return
+            return error.as_record()
         finally:
             thread.join()
         publish(settings, spec, run_id)
-        sys.stdout.write("RESULT " + json.dumps({**report.to_json(), "taken_at": taken[0]}) + "\n")
+        return {**report.to_json(), "taken_at": taken[0]}
+
+    try:
+        for node, run_id in zip(nodes, sys.argv[1:], strict=True):
+            sys.stdout.write("RESULT " + json.dumps(losing(node, run_id)) + "\n")
+            sys.stdout.flush()
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from inference_support import (
 from ray_failures import DEADLY_PRICE
 from receivers import receiving
 
-from tasks.core import PipelineSpec, Settings, open_store
+from tasks.core import PipelineSpec, Settings, load_pipeline, open_store
 from tasks.core.errors import ServiceUnavailable, TransientError
 from tasks.inference import Plan, plan, publish, published_records, run_plan, verify
 from tasks.inference.commit import newest_token
@@ -74,11 +75,14 @@ def planned_with_a_deadly_row(settings: Settings, spec: PipelineSpec) -> Plan:
     return plan_stub(settings, spec, scoring_snapshot(settings, spec, change=change))
 
 
-def score_on_ray(
-    settings: Settings, run_id: str, *arguments: str, address: str | None = None
-) -> tuple[dict[str, Any], str]:
-    """A driver in a process of its own, on the Ray at `address`, or on nodes of its own; its result and all that it said."""
-    script = "ray_support.py" if address else "ray_nodes.py"
+def score_on_ray(settings: Settings, run_id: str, loader: str, *, address: str) -> tuple[dict[str, Any], str]:
+    """A driver in a process of its own, on the Ray at `address`; its result and all that it said."""
+    (result,), said = driver(settings, "ray_support.py", run_id, loader, RAY_ADDRESS=address)
+    return result, said
+
+
+def driver(settings: Settings, script: str, *arguments: str, **more: str) -> tuple[list[dict[str, Any]], str]:
+    """The results of a script of these tests in a process of its own, and all that it said."""
     env = {
         **os.environ,
         **settings.as_environment(),
@@ -87,18 +91,16 @@ def score_on_ray(
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     env.pop("RAY_ADDRESS", None)
-    if address is not None:
-        env["RAY_ADDRESS"] = address
     done = subprocess.run(
-        [sys.executable, str(HERE / script), run_id, *arguments],
-        env=env,
+        [sys.executable, str(HERE / script), *arguments],
+        env={**env, **more},
         capture_output=True,
         text=True,
         timeout=240,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout + done.stderr
-    return json.loads(lines[-1].removeprefix("RESULT ")), done.stdout + done.stderr
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines], done.stdout + done.stderr
 
 
 def test_ray_scores_what_is_missing_with_the_real_model_and_the_table_equals_a_local_run(
@@ -205,25 +207,42 @@ def test_a_run_that_no_node_can_place_ends_with_what_it_needs(
     assert run_stub(settings, spec, planned.run_id).shards_committed == 2
 
 
-def test_a_node_that_is_taken_away_costs_only_the_shard_it_was_at(
-    settings: Settings, toy: PipelineSpec
-) -> None:
-    planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
-    report, output = score_on_ray(settings, planned.run_id, "2")
-    assert report.get("shards_committed") == 8, output
+@dataclass(frozen=True)
+class Lost:
+    """Two runs on one Ray of two nodes: the first lost one of them in its middle, the second the last one."""
+
+    settings: Settings
+    spec: PipelineSpec
+    runs: tuple[str, str]
+    reports: list[dict[str, Any]]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory: pytest.TempPathFactory) -> Lost:
+    root = tmp_path_factory.mktemp("nodes")
+    shutil.copytree(HERE.parent / "toy_project", root / "project")
+    settings = Settings.at_home(root / "home", project=root / "project")
+    spec = load_pipeline(settings, "toy")
+    snapshot = scoring_snapshot(settings, spec, days=4)
+    first, second = (plan_stub(settings, spec, snapshot, version).run_id for version in (1, 2))
+    reports, said = driver(settings, "ray_nodes.py", first, second)
+    return Lost(settings, spec, (first, second), reports, said)
+
+
+def test_a_node_that_is_taken_away_costs_only_the_shard_it_was_at(lost: Lost) -> None:
+    report = lost.reports[0]
+    assert report.get("shards_committed") == 8, lost.said
     assert report["taken_at"] < 8, "the node went when the run was over already"
-    assert verify(settings, toy, planned.run_id).ok
-    assert len(table_rows(settings, toy)) == 480
+    assert verify(lost.settings, lost.spec, lost.runs[0]).ok
+    assert len(table_rows(lost.settings, lost.spec)) == 480
 
 
-def test_a_run_whose_last_node_is_taken_away_ends_and_keeps_what_was_committed(
-    settings: Settings, toy: PipelineSpec
-) -> None:
-    planned = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=4))
-    report, output = score_on_ray(settings, planned.run_id, "1")
-    assert report.get("type") == "ServiceUnavailable", output
+def test_a_run_whose_last_node_is_taken_away_ends_and_keeps_what_was_committed(lost: Lost) -> None:
+    report = lost.reports[1]
+    assert report.get("type") == "ServiceUnavailable", lost.said
     assert "each needs 1 CPU on one node; the whole cluster has" in report["what"]
-    assert 0 < run_stub(settings, toy, planned.run_id).shards_committed < 8
+    assert 0 < run_stub(lost.settings, lost.spec, lost.runs[1]).shards_committed < 8
 
 
 def test_workers_write_lines_with_their_ids_and_the_driver_tells_their_spans(

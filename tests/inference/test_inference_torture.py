@@ -87,11 +87,11 @@ def test_a_record_that_a_woken_driver_overwrites_is_found_and_its_store_is_kept(
     assert kept.name.startswith("round-") and (kept / "store").is_dir() and (kept / "drivers.log").is_file()
 
 
-@pytest.mark.parametrize("fault", DISK_FAULTS)
-def test_a_disk_that_fails_loses_nothing(settings: Settings, fault: str) -> None:
-    report = torture(settings, kills=1, seed=2, only=lambda name: name == fault)
+def test_a_disk_that_fails_in_any_way_loses_nothing(settings: Settings) -> None:
+    every = len(DISK_FAULTS) + 1  # one of them may meet two drivers
+    report = torture(settings, kills=every, seed=2, only=lambda name: name in DISK_FAULTS)
     assert report.failures == ()
-    assert report.ok and report.faults[0].times >= 1
+    assert report.ok and {line.fault for line in report.faults if line.times} == set(DISK_FAULTS)
 
 
 def test_files_that_are_deleted_because_an_answer_was_lost_are_found(settings: Settings) -> None:
