@@ -112,12 +112,12 @@ def serving(
         yield server, client
 
 
-def until(condition: Any, *, timeout_s: float = 60) -> None:
-    """Wait until something is so."""
+def until(condition: Any, *, timeout_s: float = 60, every_s: float = 0.01) -> None:
+    """Look again and again until something is so."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 def metric(client: httpx.Client, name: str, **labels: str) -> float:
@@ -137,10 +137,17 @@ def deployed(version: int, bundles: Bundles) -> Deployed:
 
 
 class Clients:
-    """Threads that ask without pause, for so many rows at once; every answer or failure is kept."""
+    """Threads that ask for so many rows at once, and again so long after each answer; every answer or failure is kept."""
 
-    def __init__(self, url: str, rows: list[dict[str, Any]], threads: int = 4, rows_each: int = 1) -> None:
-        self._rows_each = rows_each
+    def __init__(
+        self,
+        url: str,
+        rows: list[dict[str, Any]],
+        threads: int = 4,
+        rows_each: int = 1,
+        pause_s: float = 0.0,
+    ) -> None:
+        self._rows_each, self._pause_s = rows_each, pause_s
         self.answers: list[tuple[str, dict[str, Any]]] = []
         self.failures: list[str] = []
         self.stop = threading.Event()
@@ -163,6 +170,7 @@ class Clients:
         with httpx.Client(base_url=url, timeout=60) as client:
             while not self.stop.is_set():
                 for first in range(0, len(rows), self._rows_each):
+                    time.sleep(self._pause_s)
                     some = rows[first : first + self._rows_each]
                     try:
                         answer = client.post(PATH, json={"rows": some})

@@ -61,11 +61,11 @@ def test_two_replicas_give_batch_s_scores_follow_promotions_without_a_failure_an
         serve_on_ray(installation, cluster, "--min-replicas", "2") as (process, url),
         httpx.Client(base_url=url, timeout=60) as client,
     ):
-        with Clients(url, rows) as clients:
-            until(lambda: len(replicas(client)) == 2)
+        with Clients(url, rows, pause_s=0.02) as clients:  # starting and loading have a share of the CPUs
+            until(lambda: len(replicas(client)) == 2, every_s=0.1)
             for version in (2, 3):
                 put_live(installation, spec, version, bundles[version])
-                until(lambda version=version: len(replicas(client, version)) == 2)
+                until(lambda version=version: len(replicas(client, version)) == 2, every_s=0.1)
         problem = client.post(PATH, json={"rows": [{}]})
         assert (problem.status_code, problem.json()["which"]) == (422, "rows[0].customer")
         assert client.get("/health/ready").json()["model_version"] == 3
@@ -92,34 +92,18 @@ def test_replicas_become_more_under_load_and_fewer_after_it_and_no_request_fails
         assert client.post(PATH, json={"rows": rows[:1]}).status_code == 200
         assert len(replicas(client, 9)) == 1
         with Clients(url, rows, threads=6, rows_each=60) as clients:
-            until(lambda: len(replicas(client, 9)) == 2, timeout_s=300)
+            until(lambda: len(replicas(client, 9)) == 2, timeout_s=300, every_s=0.1)
         trickle: list[int] = []
 
         def one_is_left() -> bool:
             trickle.append(client.post(PATH, json={"rows": rows[:1]}).status_code)
             return len(replicas(client, 9)) == 1  # the one that ends takes its name from the board
 
-        until(one_is_left, timeout_s=300)
+        until(one_is_left, timeout_s=300, every_s=0.1)
         assert set(trickle) == {200}
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0, process.communicate()
     assert clients.failures == []
-
-
-def test_requests_that_are_under_way_when_it_is_told_to_end_are_answered_and_recorded(
-    cluster: dict[str, str], installation: Settings, spec: PipelineSpec
-) -> None:
-    rows = json_rows(toy_rows(installation))
-    with serve_on_ray(installation, cluster, "--min-replicas", "2") as (process, url):
-        with Clients(url, rows) as clients:
-            until(lambda: len(clients.answers) > 40)
-            process.send_signal(signal.SIGTERM)
-            until(lambda: clients.failures)  # nobody listens any more
-        assert process.wait(90) == 0, process.communicate()
-    # What came after the end was refused by Ray's proxy or not connected; nothing was cut or got a wrong answer.
-    kept = hot_rows(installation, spec, "", "~")
-    answered = Counter(one["prediction_id"] for _, one in clients.answers)
-    assert Counter(kept["prediction_id"].to_pylist()) == answered
 
 
 def run(settings: Settings, env: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
@@ -130,6 +114,30 @@ def run(settings: Settings, env: dict[str, str], *options: str) -> subprocess.Co
         env={**env, **settings.as_environment()},
         timeout=180,
     )
+
+
+def test_a_second_server_is_refused_and_requests_under_way_when_the_first_is_told_to_end_are_answered_and_recorded(
+    cluster: dict[str, str], installation: Settings, spec: PipelineSpec
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    with serve_on_ray(installation, cluster, "--min-replicas", "2") as (process, url):
+        elsewhere = run(installation, cluster)
+        assert elsewhere.returncode == 2, elsewhere.stderr
+        assert url.rpartition(":")[2] in elsewhere.stderr
+        again = run(installation, cluster, "--port", url.rpartition(":")[2])
+        assert again.returncode == 2, again.stderr
+        assert "deployed on this Ray cluster already" in again.stderr
+        with httpx.Client(base_url=url, timeout=60) as client:
+            until(lambda: metric(client, "penstock_serving_queue_size_requests") == 2 * 1024, every_s=0.1)
+        with Clients(url, rows) as clients:
+            until(lambda: len(clients.answers) > 40)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: clients.failures)  # nobody listens any more
+        assert process.wait(90) == 0, process.communicate()
+    # What came after the end was refused by Ray's proxy or not connected; nothing was cut or got a wrong answer.
+    kept = hot_rows(installation, spec, "", "~")
+    answered = Counter(one["prediction_id"] for _, one in clients.answers)
+    assert Counter(kept["prediction_id"].to_pylist()) == answered
 
 
 def test_a_cluster_that_does_not_answer_is_said_with_its_address_and_what_to_do(
@@ -149,16 +157,3 @@ def test_more_replicas_than_the_cluster_has_cpus_for_are_refused_with_both_numbe
     ended = run(installation, cluster, "--min-replicas", "9", "--max-replicas", "9")
     assert ended.returncode == 2, ended.stderr
     assert "need 9 CPUs" in ended.stderr and "has 4" in ended.stderr
-
-
-def test_a_pipeline_that_is_deployed_already_and_another_address_are_refused(
-    cluster: dict[str, str], installation: Settings
-) -> None:
-    with serve_on_ray(installation, cluster) as (_, url):
-        elsewhere = run(installation, cluster)
-        assert elsewhere.returncode == 2, elsewhere.stderr
-        assert url.rpartition(":")[2] in elsewhere.stderr
-        again = run(installation, cluster, "--port", url.rpartition(":")[2])
-        assert again.returncode == 2, again.stderr
-        assert "deployed on this Ray cluster already" in again.stderr
-        assert metric(httpx.Client(base_url=url), "penstock_serving_queue_size_requests") == 1024

@@ -1,5 +1,5 @@
-"""The stub model of the inference tests, the rows of the metadata tests and the server of the serving tests are used here as well,
-both databases, and an MLflow that asks for logins."""
+"""The stub model of the inference tests, the rows of the metadata tests, the server of the serving tests and the chain of the wiring's
+tests are used here as well, both databases, and an MLflow that asks for logins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.core import Settings
 
 TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 
-for folder in ("inference", "metadata", "serving"):
+for folder in ("inference", "metadata", "serving", "wiring"):
     path = str(Path(__file__).parents[1] / folder)
     if path not in sys.path:
         sys.path.append(path)

@@ -157,9 +157,12 @@ def test_each_tenant_sees_its_own_and_the_service_user_sees_all(site: Site) -> N
         ids = [site.ids["acme_experiment"], site.ids["blue_experiment"]]
         runs = site.answer(who, "POST", f"{REST}/runs/search", json={"experiment_ids": ids}).get("runs", [])
         logged = site.answer(who, "POST", f"{REST}/logged-models/search", json={"experiment_ids": ids})
-        assert {item["name"] for item in versions} == seen
         assert len(runs) == len(logged["models"]) == len(seen)
-        for found_names in ({item["name"] for item in models}, experiments):
+        for found_names in (
+            {item["name"] for item in versions},
+            {item["name"] for item in models},
+            experiments,
+        ):  # other tests have tenants of their own, whom the service user sees too
             assert found_names >= seen if who == "service" else found_names == seen
     for tenant in ("acme", "blue"):
         alias = {"name": site.ids[f"{tenant}_model"], "alias": "champion"}

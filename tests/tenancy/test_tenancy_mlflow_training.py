@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import services
-from wiring_support import Chain, edit, install, pipeline_file, step
+from wiring_support import Chain, edit, install, pipeline_file, step, train_here
 
 from tasks import wiring
 from tasks.core import Settings
 from tasks.core.errors import ConfigError
 from tasks.core.mlflow_login import Login, mlflow_login
 from tasks.local import credentials
+from tasks.local.services import mlflow_admin
 from tasks.registry.mlflow_api import MlflowRegistry
 
 TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
-NAME = "acme.toy"
+NAME = "amber.toy"
 
 
 class Once(Chain):
@@ -29,24 +29,27 @@ class Once(Chain):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, dict[str, Login]]]:
-    """The toy pipeline is acme's; blue has none. The logins by who they are of."""
+def site(
+    with_logins: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Settings, dict[str, Login]]]:
+    """The toy pipeline is amber's; teal has none: names of their own on the MLflow that is shared. The logins by who they are of."""
     root = tmp_path_factory.mktemp("site")
-    made = install(TOY_PROJECT, root, "")
-    edit(pipeline_file(made), {"name: toy\n": "name: toy\ntenant: acme\n"})
-    (made.project / "tenants").mkdir()
-    for tenant in ("acme", "blue"):
-        (made.project / "tenants" / f"{tenant}.yaml").write_text("{}")
-    settings, process = services.start_mlflow_with_logins(made)
-    try:
+    settings = install(TOY_PROJECT, root, with_logins.mlflow_url)
+    edit(pipeline_file(settings), {"name: toy\n": "name: toy\ntenant: amber\n"})
+    (settings.project / "tenants").mkdir()
+    for tenant in ("amber", "teal"):
+        (settings.project / "tenants" / f"{tenant}.yaml").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.training.train", train_here(), raising=False)
+        user, password = mlflow_admin(with_logins)
+        patch.setenv("MLFLOW_AUTH_ADMIN_USERNAME", user)
+        patch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", password)
         wiring.sync_mlflow(settings, root / "logins")
-        logins = {"service": mlflow_login(credentials(settings))}
-        for tenant in ("acme", "blue"):
+        logins = {"service": mlflow_login(credentials(with_logins))}
+        for tenant in ("amber", "teal"):
             lines = (root / "logins" / f"{tenant}.env").read_text().splitlines()
             logins[tenant] = mlflow_login(dict(line.split("=", 1) for line in lines))
         yield settings, {name: login for name, login in logins.items() if login}
-    finally:
-        services.stop(process)
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, login: Login) -> None:
@@ -64,7 +67,7 @@ def test_a_tenants_own_login_trains_registers_promotes_and_puts_aliases_right(
 ) -> None:
     settings, logins = site
     chain = Once(settings)
-    log_in(monkeypatch, logins["acme"])
+    log_in(monkeypatch, logins["amber"])
     challenger = chain.train()
     assert aliases(settings) == {"challenger": 1}
     assert not chain.release(challenger)["alias_pending"]
@@ -80,7 +83,7 @@ def test_a_tenants_own_login_trains_registers_promotes_and_puts_aliases_right(
     )
     chain("canary_model", **later)
     chain("promote_model", version=2, actor="ada", reason="better", expected=1)
-    log_in(monkeypatch, logins["acme"])
+    log_in(monkeypatch, logins["amber"])
     assert aliases(settings) == {"champion": 2}, "what the platform moves, the tenant sees"
     chain("rollback_model", expected=2, actor="ada", reason="worse")
     assert aliases(settings) == {"champion": 1}, "and moves itself"
@@ -90,7 +93,7 @@ def test_with_anothers_login_nothing_is_trained_and_the_error_says_who_may_not(
     site: tuple[Settings, dict[str, Login]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, logins = site
-    log_in(monkeypatch, logins["blue"])
+    log_in(monkeypatch, logins["teal"])
     chain = Once(settings)
     later = {
         "train_last_day": "2024-02-11",
@@ -98,8 +101,8 @@ def test_with_anothers_login_nothing_is_trained_and_the_error_says_who_may_not(
         "validation_last_day": "2024-02-18",
     }
     with pytest.raises(
-        ConfigError, match=r"does not permit this to penstock_blue(?s:.*)penstock tenancy mlflow"
+        ConfigError, match=r"does not permit this to penstock_teal(?s:.*)penstock tenancy mlflow"
     ):
         chain.train(**later)
-    with pytest.raises(ConfigError, match="does not permit this to penstock_blue"):
+    with pytest.raises(ConfigError, match="does not permit this to penstock_teal"):
         aliases(settings)
