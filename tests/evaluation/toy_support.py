@@ -19,6 +19,30 @@ from tasks.core.partitions import save_snapshot, table_schema, write_partition
 FIRST_DAY, VALIDATION_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 1, 29), date(2024, 2, 4)
 
 
+_TRAINED: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def trained(
+    start: Callable[[], Any], inputs: np.ndarray, labels: np.ndarray, steps: int, of: tuple[str, int]
+) -> dict[str, Any]:
+    """State of the network that `start` makes from `of`, after so many steps; what was trained in this process is not trained again."""
+    import torch
+
+    key = (inputs.tobytes(), labels.tobytes(), steps, of)
+    if key not in _TRAINED:
+        network, encoded, target = start(), torch.from_numpy(inputs), torch.from_numpy(labels)
+        optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            torch.nn.functional.binary_cross_entropy_with_logits(network(encoded), target).backward()
+            optimiser.step()
+        torch.set_num_threads(threads)
+        _TRAINED[key] = network.state_dict()
+    return _TRAINED[key]
+
+
 @dataclass
 class Toy:
     """One installation of the toy pipeline."""
@@ -113,19 +137,14 @@ class Toy:
             labels = rng.permutation(labels)
         if break_slice is not None:
             labels = np.where(break_slice(table), 1 - labels, labels)
-        torch.manual_seed(seed)
-        network = build_network(model_source, network_spec, origin="model.py")
-        encoded = torch.from_numpy(encoder.encode(features))
-        target = torch.from_numpy(labels.astype(np.float32))
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        for _ in range(steps):
-            optimiser.zero_grad()
-            torch.nn.functional.binary_cross_entropy_with_logits(network(encoded), target).backward()
-            optimiser.step()
-        torch.set_num_threads(threads)
-        state = network.state_dict()
+
+        def network() -> torch.nn.Module:
+            torch.manual_seed(seed)
+            return build_network(model_source, network_spec, origin="model.py")
+
+        state = trained(
+            network, encoder.encode(features), labels.astype(np.float32), steps, (model_source, seed)
+        )
         if constant:
             state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         if not_finite:
