@@ -79,9 +79,9 @@ def many_wait(settings: Settings, like: Lease, count: int) -> None:
             "beat_s": connection.execute(clock).scalar() or 0.0,
         }
         names = [f"w{number:06d}" for number in range(count)]
-        connection.execute(
-            insert(lease_requests), [{**row, "run_id": name, "holder": name} for name in names]
-        )
+        rows = [{**row, "run_id": name, "holder": name} for name in names]
+        # What a statement returns makes SQLAlchemy put many rows into one; at each of them PostgreSQL counts all of a tenant's.
+        connection.execute(insert(lease_requests).returning(lease_requests.c.run_id), rows)
 
 
 def silent(settings: Settings, run_id: str, tenant: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -37,24 +38,31 @@ from tasks.wiring.lease_holder import NOTHING, LeaseHolder, first_lease
 CLUSTER = "{gpus: 4, cpus: 16, beat_s: 1, lease_s: 60}"
 TWO = "{share: {guarantee: {gpus: 2}}, quota: {database_connections: 4}}"
 INFERENCE = "{max_workers: 4, gpus_per_worker: 1, cpus_per_worker: 4}"
+TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 LOCKS = ("SHARE UPDATE EXCLUSIVE", "SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE")
 SEEN_BY_ALL = {"penstock_leases", "penstock_lease_ends"}
 Refused = (psycopg.errors.InsufficientPrivilege, psycopg.errors.RestrictViolation)
 
 
-@pytest.fixture
-def empty(settings: Settings, postgres_url: str, tmp_path: Path) -> Settings:
+def with_logins_of_two_tenants(settings: Settings, url: str, sql: Path) -> Settings:
     """A database without rows, and a login for each of two tenants."""
-    found = dataclasses.replace(settings, metadata_url=services.new_postgres_database(postgres_url))
+    found = dataclasses.replace(settings, metadata_url=url)
     MetadataStore.open(found)
     say(found, None, default="{}", acme="{}")
-    rendered = wiring.render_tenancy(found, "postgres", tmp_path / "sql")
+    rendered = wiring.render_tenancy(found, "postgres", sql)
     assert rendered["files"] == ["acme.sql", "default.sql"]
     for _ in range(2):  # it may be run again
         for name in rendered["files"]:
             with psycopg.connect(found.metadata_url, autocommit=True) as connection:
-                connection.execute((tmp_path / "sql" / name).read_bytes())
+                connection.execute((sql / name).read_bytes())
     return found
+
+
+@pytest.fixture
+def empty(settings: Settings, postgres_url: str, tmp_path: Path) -> Settings:
+    return with_logins_of_two_tenants(
+        settings, services.new_postgres_database(postgres_url), tmp_path / "sql"
+    )
 
 
 @pytest.fixture
@@ -62,6 +70,17 @@ def owner(empty: Settings) -> Settings:
     """Rows of two tenants in every table, and the logins."""
     populate(MetadataStore.open(empty))
     return empty
+
+
+@pytest.fixture(scope="module")
+def walled(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[Any]]:
+    """The same for all that try to get over a wall, with what every table holds: who does not get over leaves it as it is."""
+    root = tmp_path_factory.mktemp("walled")
+    shutil.copytree(TOY_PROJECT, root / "project")
+    settings = Settings.at_home(root / "home", project=root / "project")
+    found = with_logins_of_two_tenants(settings, services.new_postgres_database(postgres_url), root / "sql")
+    populate(MetadataStore.open(found))
+    return found, contents(found)
 
 
 def as_tenant(owner: Settings, tenant: str) -> Settings:
@@ -87,8 +106,11 @@ def test_of_every_table_it_is_decided_what_a_tenants_workers_may_do() -> None:
 
 
 @pytest.mark.parametrize("table", sorted(metadata.tables))
-def test_no_row_of_another_tenant_is_read_changed_deleted_or_forged(owner: Settings, table: str) -> None:
-    login, before = as_tenant(owner, "acme"), contents(owner)
+def test_no_row_of_another_tenant_is_read_changed_deleted_or_forged(
+    walled: tuple[Settings, list[Any]], table: str
+) -> None:
+    owner, before = walled
+    login = as_tenant(owner, "acme")
     if table in WITHHELD:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             answered(login, f"SELECT 1 FROM {table}")
@@ -142,16 +164,18 @@ def test_no_row_of_another_tenant_is_read_changed_deleted_or_forged(owner: Setti
         "SELECT pg_read_file('PG_VERSION')",
     ],
 )
-def test_nothing_is_made_changed_or_taken_that_would_move_a_wall(owner: Settings, statement: str) -> None:
+def test_nothing_is_made_changed_or_taken_that_would_move_a_wall(
+    walled: tuple[Settings, list[Any]], statement: str
+) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        answered(as_tenant(owner, "acme"), statement)
+        answered(as_tenant(walled[0], "acme"), statement)
 
 
 @pytest.mark.parametrize("table", sorted({*metadata.tables, "penstock_schema_version"}))
-def test_no_table_is_locked_against_others(owner: Settings, table: str) -> None:
+def test_no_table_is_locked_against_others(walled: tuple[Settings, list[Any]], table: str) -> None:
     for mode in LOCKS:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            answered(as_tenant(owner, "acme"), f"LOCK TABLE {table} IN {mode} MODE NOWAIT")
+            answered(as_tenant(walled[0], "acme"), f"LOCK TABLE {table} IN {mode} MODE NOWAIT")
 
 
 def test_a_workers_login_cannot_promote_and_says_which_one_can(owner: Settings) -> None:
