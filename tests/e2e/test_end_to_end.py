@@ -12,6 +12,7 @@ import pytest
 from installation import Installation, until
 from receivers import Receiver
 
+from tasks import wiring
 from tasks.core.errors import ConfigError
 from tasks.core.mlflow_users import MODEL, SERVICE_GRANTS, Grant, MlflowUsers
 from tasks.local import survey
@@ -291,25 +292,32 @@ class TestACase:
 
     CASE = "toy.case"
 
-    def broken_day(self, installation: Installation, day: str) -> str:
-        """Score a day whose prices are often null; the id of its case once its question waits."""
-        installation.trigger(SCORE, f"broken-{day}", first_day=day, last_day=day)
-        installation.succeeded(SCORE, f"broken-{day}")
-        case_id = f"fault-{day}"
+    DAYS = ("2024-02-22", "2024-02-23")
+
+    def broken_day(self, installation: Installation, day: str) -> tuple[str, str]:
+        """Look at a day whose prices are often null; the monitor's run and the id of its case, once its question waits."""
+        run_id, case_id = f"broken-{day}", f"fault-{day}"
+        installation.trigger(MONITOR, run_id, first_day=day, last_day=day)
         until(
             lambda: case_id in [run["dag_run_id"] for run in installation.airflow.runs(self.CASE)] or None,
             "the case's run",
         )
         installation.task_in(self.CASE, case_id, "ask", "deferred")
-        return case_id
+        return run_id, case_id
+
+    def held(self, installation: Installation) -> bool:
+        return bool(wiring.scoring_status(installation.settings, "toy")["held"])
 
     def test_a_fault_fails_the_monitor_and_asks_in_a_run_of_its_own(self, installation: Installation) -> None:
         good = "np.where(rng.random(n) < 0.03, np.nan, price)"
         bad = good.replace("0.03", "(0.3 if day >= date(2024, 2, 22) else 0.03)")
         installation.edit("toy", "source.py", {good: bad})
-        installation.airflow.unpause(MONITOR)
-        case_id = self.broken_day(installation, "2024-02-22")
-        monitor = installation.airflow.runs(MONITOR)[0]["dag_run_id"]
+        first_day, last_day = self.DAYS
+        installation.trigger(SCORE, "broken", first_day=first_day, last_day=last_day)
+        installation.succeeded(SCORE, "broken")
+        assert not self.held(installation)
+        monitor, case_id = self.broken_day(installation, first_day)
+        assert self.held(installation)
         assert installation.ended(MONITOR, monitor) == "failed", "the task that asks does not hide it"
         assert installation.task(MONITOR, monitor, "mitigate")["state"] == "failed"
         assert installation.task(MONITOR, monitor, "case")["state"] == "success"
@@ -317,19 +325,19 @@ class TestACase:
         assert shown.status_code == 200 and "of price is null" in shown.text, shown.text
 
     def test_the_button_is_kept_with_the_name_and_ends_the_hold(self, installation: Installation) -> None:
-        case_id = "fault-2024-02-22"
+        case_id = f"fault-{self.DAYS[0]}"
         installation.airflow.answer(self.CASE, case_id, "ask", "Accept", reason="a sale", mute_until="")
         installation.succeeded(self.CASE, case_id)
         said = installation.airflow.xcom(self.CASE, case_id, "answer")
         assert (said["answer"], said["actor"], said["reason"]) == ("accept", "airflow:admin", "a sale")
-        assert said["released"]
+        assert said["released"] and not self.held(installation)
         for task_id in ("roll_back", "retrain"):
             assert installation.task(self.CASE, case_id, task_id)["state"] == "skipped"
 
     def test_an_answer_on_the_command_line_ends_the_question_in_airflow(
         self, installation: Installation
     ) -> None:
-        case_id = self.broken_day(installation, "2024-02-23")
+        _, case_id = self.broken_day(installation, self.DAYS[1])
         answer = (
             "monitoring",
             "answer",
