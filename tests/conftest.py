@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from tasks.core import PipelineSpec, Settings, load_pipeline, object_store
 
 hypothesis.settings.register_profile("penstock", deadline=None)  # no test is about how fast a machine is
 hypothesis.settings.load_profile("penstock")
+
+# Tests start a thousand processes of Penstock. Where this is set, as in many images, each of them compiles its modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 TOY_PROJECT = Path(__file__).parent / "toy_project"
 LONGEST_FIRST = ("inference", "e2e", "production", "training", "tenancy", "wiring", "serving", "registry")
