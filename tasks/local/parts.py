@@ -50,6 +50,8 @@ MLFLOW_WALLS = {
 which MLflow asks for a right, and an experiment's artifacts lie where it puts them."""
 RAY_STARTS = 3
 AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+_FORKING = ("scheduler", "dag-processor")
+"""Those of them that fork a process for each task, or for each reading of a DAG file."""
 HEAD_PORTS = (
     "ray_gcs",
     "ray_dashboard",
@@ -391,7 +393,7 @@ def airflow_services(local: Settings) -> list[Service]:
         return look
 
     def command(part: str) -> tuple[str, ...]:
-        return (sys.executable, "-m", "airflow", part)
+        return (sys.executable, "-m", "plugins.preloaded" if part in _FORKING else "airflow", part)
 
     server, *others = AIRFLOW_PARTS
     return [
