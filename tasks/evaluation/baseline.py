@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.evaluation.metrics import FloatArray, IntArray
+from tasks.model.metrics import FloatArray, IntArray
 
 MAX_TRAIN_ROWS = 200_000
 """More rows than this are thinned at random (seeded): the coefficients do not move, the time does."""

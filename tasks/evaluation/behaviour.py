@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.core import PenstockError, PipelineSpec
-from tasks.evaluation.metrics import FloatArray
 from tasks.evaluation.records import BehaviourCheck, Latency
 from tasks.evaluation.scoring import inputs_of, score_inputs
+from tasks.model.metrics import FloatArray
 
 if TYPE_CHECKING:
     from tasks.model import Scorer

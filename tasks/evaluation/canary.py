@@ -21,8 +21,8 @@ from tasks.core import Clock, Finding, PipelineSpec, Settings, Snapshot, Verdict
 from tasks.core.errors import DataError
 from tasks.core.ids import canonical_json, digest_json
 from tasks.core.intervals import share_at_least
-from tasks.evaluation import metrics
 from tasks.evaluation.records import CanaryBound, CanaryDay
+from tasks.model import metrics
 
 log = logging.getLogger(__name__)
 

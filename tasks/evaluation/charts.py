@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from tasks.core.report_style import ticks
-from tasks.evaluation.metrics import FloatArray
+from tasks.model.metrics import FloatArray
 
 WIDTH, HEIGHT = 440, 330
 RIGHT, TOP, BOTTOM = 12, 12, 40

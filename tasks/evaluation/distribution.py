@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tasks.evaluation import resampling
-from tasks.evaluation.metrics import FloatArray, IntArray
 from tasks.evaluation.records import Interval, ScoreShape
+from tasks.model.metrics import FloatArray, IntArray
 
 EXTREME_LOGIT = float(np.log(1000.0))
 """A prediction whose odds are a thousand times the label rate's, or a thousandth, is extreme: relative to the rate, so

@@ -31,12 +31,11 @@ from tasks.core.errors import DataError
 from tasks.core.ids import canonical_json, digest_json
 from tasks.core.object_store import AlreadyExists
 from tasks.core.partitions import read_partition
-from tasks.evaluation import behaviour, distribution, leakage, metrics, resampling
+from tasks.evaluation import behaviour, distribution, leakage, resampling
 from tasks.evaluation.baseline import Baseline
 from tasks.evaluation.check_records import ModelChecks
 from tasks.evaluation.folder_tests import tests_digest
 from tasks.evaluation.leakage import SingleFeatures
-from tasks.evaluation.metrics import FloatArray
 from tasks.evaluation.model_checks import check_model
 from tasks.evaluation.records import (
     BehaviourCheck,
@@ -48,6 +47,8 @@ from tasks.evaluation.records import (
 )
 from tasks.evaluation.scoring import ScoredDays, inputs_of, labels_of, load_scorer
 from tasks.evaluation.slices import slice_column, slice_values
+from tasks.model import metrics
+from tasks.model.metrics import FloatArray
 
 if TYPE_CHECKING:
     from tasks.model import Scorer

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from tasks.core import PipelineSpec
 from tasks.core.errors import ConfigError
 from tasks.evaluation import resampling
-from tasks.evaluation.metrics import FloatArray, IntArray
 from tasks.evaluation.records import FeatureAuc, FeatureTimes, Interval
+from tasks.model.metrics import FloatArray, IntArray
 from tasks.model.ranking import auc
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import numpy as np
 
 from tasks.core import Finding, PipelineSpec, Verdict
 from tasks.core.report_style import page
-from tasks.evaluation import metrics
 from tasks.evaluation.charts import Axes, forest
 from tasks.evaluation.check_report import model_section
 from tasks.evaluation.records import CanaryBound, CanaryDay, Evaluation, Interval, SliceMetrics
 from tasks.evaluation.slice_rules import MIN_SLICE_DAYS
 from tasks.evaluation.slices import MONTH, QUARTILE
+from tasks.model import metrics
 
 if TYPE_CHECKING:
     from tasks.evaluation.scoring import ScoredDays

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tasks.evaluation import metrics
-from tasks.evaluation.metrics import FloatArray, IntArray
 from tasks.evaluation.records import CalibrationBin, Interval
+from tasks.model import metrics
+from tasks.model.metrics import FloatArray, IntArray
 
 SEED = 20_240_229
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.errors import DataError, PipelineCodeError
-from tasks.evaluation.metrics import FloatArray
+from tasks.model.metrics import FloatArray
 
 if TYPE_CHECKING:
     from tasks.model import Scorer

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
+from tasks.model import metrics
 from tasks.model.ranking import auc
 from tasks.training.quality import equal_count_bins, expected_calibration_error
 from tasks.training.records import EpochRecord
@@ -42,7 +42,7 @@ def roc_figure(scores: Array, labels: Array) -> Figure:
     figure, axes = _canvas(
         f"ROC, validation days (AUC {auc(labels, scores):.3f})", "false positive rate", "true positive rate"
     )
-    false_rate, true_rate, _ = roc_curve(labels, scores)
+    false_rate, true_rate = metrics.roc_points(labels, np.asarray(scores, np.float64))
     axes.plot([0, 1], [0, 1], color=_MUTED, ls="--", lw=1)
     axes.plot(false_rate, true_rate, color=_BLUE, lw=2)
     axes.fill_between(false_rate, true_rate, alpha=0.08, color=_BLUE, lw=0)
@@ -52,9 +52,10 @@ def roc_figure(scores: Array, labels: Array) -> Figure:
 
 def precision_recall_figure(scores: Array, labels: Array) -> Figure:
     """Precision-recall curve over the validation days, with the label rate as floor."""
-    area = average_precision_score(labels, scores)
+    exact = np.asarray(scores, np.float64)
+    area = metrics.pr_auc(labels, exact)
     figure, axes = _canvas(f"Precision-recall, validation days (AP {area:.3f})", "recall", "precision")
-    precision, recall, _ = precision_recall_curve(labels, scores)
+    recall, precision = metrics.pr_points(labels, exact)
     rate = float(np.mean(labels))
     axes.axhline(rate, color=_MUTED, ls="--", lw=1, label=f"label rate {rate:.3f}")
     axes.plot(recall, precision, color=_BLUE, lw=2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss
 
+from tasks.model import metrics
 from tasks.model.bundle import Calibration
 from tasks.model.ranking import auc
 
@@ -78,9 +78,9 @@ def headline(scores: Array, labels: Array, *, prefix: str) -> dict[str, float]:
     clipped = np.clip(np.asarray(scores, np.float64), 1e-7, 1 - 1e-7)
     found = {
         "auc": auc(labels, clipped),
-        "pr_auc": average_precision_score(labels, clipped),
-        "log_loss": log_loss(labels, clipped, labels=[0, 1]),
-        "brier": brier_score_loss(labels, clipped),
+        "pr_auc": metrics.pr_auc(labels, clipped),
+        "log_loss": metrics.log_loss(labels, clipped),
+        "brier": metrics.brier(labels, clipped),
         "ece": expected_calibration_error(clipped, labels),
         "label_rate": float(np.mean(labels)),
     }

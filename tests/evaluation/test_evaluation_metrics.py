@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from tasks.evaluation import metrics, resampling
+from tasks.evaluation import resampling
+from tasks.model import metrics
 from tasks.model.ranking import auc
 
 

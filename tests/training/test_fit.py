@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from children import die, killed
+from sklearn import metrics as reference
 from training_support import fit_here, load, model_source
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
@@ -16,7 +17,7 @@ from tasks.core.spec import TrainingSpec
 from tasks.model import NetworkSpec, TabularMLP
 from tasks.training.dataset import Part
 from tasks.training.fit import Checkpoints, Fitted, fit_network, repeatable
-from tasks.training.quality import equal_count_bins, expected_calibration_error, platt
+from tasks.training.quality import equal_count_bins, expected_calibration_error, headline, platt
 
 
 def fit(settings: Settings, spec: PipelineSpec, snapshot: Snapshot, name: str, **more: Any) -> Fitted:
@@ -194,3 +195,15 @@ def test_a_gpu_fits_the_same_weights_each_time_in_large_batches_too(settings, to
         return fit_network(network, *parts, training, Checkpoints(store, name), device="cuda:0")
 
     assert same(once("first"), once("second"))
+
+
+def test_the_headline_is_what_scikit_learn_says() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.choice(np.array([0.0, 0.2, 0.4, 0.7, 1.0], np.float32), 500)  # with ties, and certain ones
+    labels = (rng.random(500) < 0.2 + 0.6 * scores).astype(np.float32)
+    clipped = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
+    found = headline(scores, labels, prefix="validation")
+    assert found["validation_auc"] == pytest.approx(reference.roc_auc_score(labels, clipped))
+    assert found["validation_pr_auc"] == pytest.approx(reference.average_precision_score(labels, clipped))
+    assert found["validation_log_loss"] == pytest.approx(reference.log_loss(labels, clipped))
+    assert found["validation_brier"] == pytest.approx(reference.brier_score_loss(labels, clipped))

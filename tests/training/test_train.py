@@ -204,3 +204,12 @@ def test_the_door_imports_nothing_heavy() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'mlflow', 'sklearn', 'matplotlib', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_training_imports_no_library_for_its_figures_alone() -> None:
+    script = (
+        "import sys, tasks.training.trainer;"
+        "print([m for m in ('sklearn', 'scipy', 'pandas', 'matplotlib', 'mlflow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
