@@ -14,6 +14,7 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from shared_app import SharedApp
 
 from plugins import pages
 from tasks.core import PipelineSpec, Settings, load_pipeline
@@ -49,7 +50,7 @@ class Site:
 
     def client(self, user: str | None = "ada", role: str | None = "VIEWER", **overrides: Any) -> TestClient:
         """A client of the whole, mounted where Airflow mounts it; `user` None is nobody."""
-        app = pages.create_app()
+        app = SharedApp()
         app.dependency_overrides[pages.read_settings] = lambda: self.settings
         if user:
             app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username=user, role=role)

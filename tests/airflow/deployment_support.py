@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator, FormatChecker
+from shared_app import SharedApp
 
 from plugins import pages
 from plugins.problems import MEDIA_TYPE
@@ -27,6 +32,7 @@ API = "/penstock/api/v1"
 TOY = f"{API}/pipelines/toy"
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "docs" / "contracts" / "delivery-1.json"
+_MADE = tempfile.TemporaryDirectory(prefix="penstock-deployed-")
 GETS = [
     "/deployments",
     "/pipelines/toy/deployments",
@@ -55,6 +61,26 @@ def model(number: int, bundle_digest: str | None = None) -> ModelVersion:
 def deployed(settings: Settings) -> PipelineSpec:
     """The toy pipeline with version 1 live before version 2, which is live; 3 waits, and its gate has refused it."""
     spec = load_pipeline(settings, "toy")
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (
+        closing(sqlite3.connect(_deployed_once())) as made,
+        closing(sqlite3.connect(database(settings))) as own,
+    ):
+        made.backup(own)
+    return spec
+
+
+def database(settings: Settings) -> Path:
+    """The file of the metadata store."""
+    return Path(settings.metadata_url.removeprefix("sqlite:///"))
+
+
+@cache
+def _deployed_once() -> Path:
+    """A database as `deployed` says, which is copied: to make its tables takes longer than most tests."""
+    project = ROOT / "tests" / "toy_project"
+    settings = Settings.at_home(Path(_MADE.name) / "home", project=project)
+    spec = load_pipeline(settings, "toy")
     store = MetadataStore.open(settings)
     for number in (1, 2, 3):
         store.record_model_version(spec, model(number))
@@ -76,7 +102,7 @@ def deployed(settings: Settings) -> PipelineSpec:
             decided_at_utc="2024-02-03T00:00:00Z",
         ),
     )
-    return spec
+    return database(settings)
 
 
 @dataclass(frozen=True)
@@ -90,7 +116,7 @@ class Delivery:
     def client(self, role: str | None = "ADMIN", user: str | None = "ada", **headers: str) -> TestClient:
         """A client of the whole, mounted where Airflow mounts it; `user` None is nobody."""
         if (user, role) not in self._apps:
-            app = pages.create_app()
+            app = SharedApp()
             app.dependency_overrides[pages.read_settings] = lambda: self.settings
             if user:
                 app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username=user, role=role)

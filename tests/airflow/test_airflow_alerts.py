@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from shared_app import SharedApp
 
 from plugins.alerts import airflow_connections, alerts_dag
 from tasks.core import Settings
@@ -44,7 +45,7 @@ def test_the_metrics_endpoint_asks_for_a_login_and_shows_only_what_the_user_may_
     from plugins import pages
 
     create_auth_manager()
-    app = pages.create_app()
+    app = SharedApp()
     app.dependency_overrides[pages.read_settings] = lambda: settings
     client = TestClient(app)
     assert client.get("/metrics").status_code == 401
@@ -69,7 +70,7 @@ def test_the_trend_page_is_for_who_may_read_the_monitor(
 
     create_auth_manager()
     monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
-    app = pages.create_app()
+    app = SharedApp()
     app.dependency_overrides[pages.read_settings] = lambda: settings
     client = TestClient(app)
     assert client.get("/trend/toy", headers={"accept": "application/json"}).status_code == 401

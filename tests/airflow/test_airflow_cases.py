@@ -14,6 +14,7 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.sdk.exceptions import AirflowSkipException, DagRunTriggerException
 from fastapi.testclient import TestClient
+from shared_app import SharedApp
 
 from plugins import case_question, pages
 from plugins.case_question import CaseQuestion, CaseTrigger, RetrainForCase, StartCase, case_body
@@ -58,7 +59,7 @@ def opened(settings: Settings) -> Settings:
 
 @pytest.fixture
 def site(opened: Settings, no_airflow_database: None) -> TestClient:
-    app = pages.create_app()
+    app = SharedApp()
     app.dependency_overrides[pages.read_settings] = lambda: opened
     app.dependency_overrides[pages.read_wiring] = lambda: wiring
     return as_user(TestClient(app, follow_redirects=False, raise_server_exceptions=False), "USER")

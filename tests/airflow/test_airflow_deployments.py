@@ -12,6 +12,7 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from deployment_support import EVIL, deployed, model
 from fastapi.testclient import TestClient
+from shared_app import SharedApp
 
 from plugins import pages
 from plugins.penstock import PenstockPlugin
@@ -59,7 +60,7 @@ def site(settings: Settings, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
 
     create_auth_manager()
     monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
-    app = pages.create_app()
+    app = SharedApp()
     app.dependency_overrides[pages.read_settings] = lambda: settings
     app.dependency_overrides[pages.read_wiring] = lambda: SimpleNamespace(
         deployments=wiring.deployments,

@@ -10,6 +10,7 @@ from airflow.api_fastapi.app import create_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
+from shared_app import SharedApp
 
 from plugins import pages
 from tasks.core import Settings
@@ -63,7 +64,7 @@ def client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     dags = {f"toy.{kind}" for kind in ("train", "score", "monitor")}
     monkeypatch.setattr(manager, "get_authorized_dag_ids", lambda **_: dags)
     monkeypatch.setattr("airflow.models.dag.DagModel.get_team_name", lambda *_, **__: None)
-    app = pages.create_app()
+    app = SharedApp()
     app.dependency_overrides[pages.read_settings] = lambda: settings
     app.dependency_overrides[pages.read_wiring] = lambda: SimpleNamespace(
         dag_run_evidence=evidence, overview=overview, read_report=read_report

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from api_support import problem
 from deployment_support import promotion
+from shared_app import application
 
 from plugins.request_limits import MAX_BODY_BYTES, request_counter
 
@@ -18,8 +19,12 @@ PROMOTE = "/penstock/api/v1/pipelines/toy/promotions"
 
 
 @pytest.fixture
-def three_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def three_a_minute(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In an application of its own."""
     monkeypatch.setenv("AIRFLOW__PENSTOCK__REQUESTS_PER_MINUTE", "3")
+    application.cache_clear()
+    yield
+    application.cache_clear()
 
 
 def test_the_fourth_request_of_a_minute_is_refused_with_when_to_come_again(

@@ -12,6 +12,7 @@ import pytest
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
+from shared_app import SharedApp
 
 from plugins import access, pages
 from plugins.penstock import PenstockPlugin
@@ -56,7 +57,7 @@ def shared(settings: Settings) -> Settings:
 
 @pytest.fixture
 def site(shared: Settings, no_airflow_database: None) -> TestClient:
-    app = pages.create_app()
+    app = SharedApp()
     app.dependency_overrides[pages.read_settings] = lambda: shared
     app.dependency_overrides[pages.read_wiring] = lambda: wiring
     app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="ada", role="VIEWER")
