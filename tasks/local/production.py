@@ -76,6 +76,7 @@ ON_THIS_MACHINE = frozenset(
     {
         "AIRFLOW__API__HOST",
         "AIRFLOW__API__PORT",
+        "AIRFLOW__CORE__PARALLELISM",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT",
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT",
         "AIRFLOW__LOGGING__TRIGGERER_LOG_SERVER_PORT",
@@ -85,7 +86,7 @@ ON_THIS_MACHINE = frozenset(
         "PENSTOCK_S3_REGION",
     }
 )
-"""Variables that containers need not have, since each of them has its ports for itself."""
+"""Variables that containers need not have, since each of them has its ports for itself, and Airflow's own number of task processes."""
 
 _DECIDED_S = 120.0
 _DATABASES = ("penstock", "airflow", "mlflow")
@@ -145,6 +146,7 @@ def environment(local: Settings) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(local.project / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "8",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{local.airflow_url}/execution/",
         "AIRFLOW__CORE__FERNET_KEY": _secret(local, "airflow_fernet_key"),
