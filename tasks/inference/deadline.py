@@ -6,12 +6,15 @@ import ctypes
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
 _BYTE_CODES_UNTIL_IT_ARRIVES = 1000
+_LOOK_AGAIN_S = 0.001
+_LOOKS = 1000
 
 
 class TimeIsUp(BaseException):
@@ -31,11 +34,25 @@ def interrupted_after(seconds: float, *, end_process_after: float | None = None)
     sent = False
 
     def interrupt() -> None:
+        for looks in range(_LOOKS, -1, -1):
+            if send(whatever_starts=looks == 0):
+                return
+            time.sleep(_LOOK_AGAIN_S)
+
+    def send(*, whatever_starts: bool) -> bool:
+        """Whether there is nothing left to do; not while a thread is starting.
+
+        CPython 3.11 gives a thread that starts the number of the one that starts it, until it runs. Sent then, the exception would end the
+        new thread before it says that it runs, for which the other one waits without end.
+        """
         nonlocal sent
-        with lock:
+        with lock, threading._active_limbo_lock:  # type: ignore[attr-defined]
+            if threading._limbo and running and not whatever_starts:  # type: ignore[attr-defined]
+                return False
             if running:
                 sent = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp))
+            return True
 
     def end_process() -> None:
         with lock:

@@ -143,6 +143,27 @@ print("profiled")
     assert "profiled" in child.stdout, child.stderr
 
 
+def test_an_attempt_that_is_starting_threads_is_interrupted_and_waits_for_none_of_them() -> None:
+    """CPython 3.11 gives a thread that starts the number of the one that starts it: the exception must not go there."""
+    code = """
+import threading
+from tasks.inference.deadline import TimeIsUp, interrupted_after
+interrupted = 0
+for _ in range(100):
+    try:
+        with interrupted_after(0.0005):
+            while True:
+                thread = threading.Thread(target=int)
+                thread.start()
+                thread.join()
+    except TimeIsUp:
+        interrupted += 1
+print("interrupted", interrupted)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert child.stdout == "interrupted 100\n", child.stderr
+
+
 def test_a_shard_that_keeps_failing_is_named_with_its_last_cause_after_the_others_finished(
     settings: Settings, toy: PipelineSpec
 ) -> None:
