@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks.core import PipelineSpec, Settings, open_store
+from tasks.model.user_code import execute
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ def edit(path: Path, old: str, new: str) -> None:
 def as_files(settings: Settings) -> Path:
     """Make the toy pipeline read one Parquet file a day; returns their folder."""
     folder = toy_folder(settings)
-    found = importlib.util.spec_from_file_location("toy_source", folder / "source.py")
-    assert found is not None and found.loader is not None
-    source = importlib.util.module_from_spec(found)
-    found.loader.exec_module(source)
+    source = execute((folder / "source.py").read_text(), str(folder / "source.py"))
     rows = folder / "rows"
     rows.mkdir()
     for index in range(35):

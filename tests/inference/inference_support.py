@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -16,6 +15,7 @@ from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.object_store import LocalStore, ObjectInfo, S3Store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
 from tasks.inference import Plan, plan, publish, run_plan
+from tasks.model.user_code import execute
 
 FIRST_DAY = date(2024, 3, 1)
 POISON = -13.0
@@ -89,12 +89,8 @@ def load_stub(settings: Settings, spec: PipelineSpec, planned: Plan) -> StubMode
 
 def toy_rows(settings: Settings, day: date) -> pa.Table:
     """One day of the toy source, without outcomes."""
-    module = importlib.util.spec_from_file_location(
-        "toy_source", settings.pipelines_dir / "toy" / "source.py"
-    )
-    assert module and module.loader
-    source = importlib.util.module_from_spec(module)
-    module.loader.exec_module(source)
+    path = settings.pipelines_dir / "toy" / "source.py"
+    source: Any = execute(path.read_text(), str(path))
     return source.load(day, day).drop_columns(["paid", "bought"])
 
 

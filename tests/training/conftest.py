@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
@@ -12,6 +11,7 @@ import pytest
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
+from tasks.model.user_code import execute
 
 FIRST_DAY, DAYS = date(2024, 1, 1), 35
 
@@ -23,10 +23,7 @@ MakeSnapshot = Callable[..., Snapshot]
 def make_snapshot(settings: Settings, toy: PipelineSpec) -> MakeSnapshot:
     """`make_snapshot(edit=...)` stores the toy source's 35 days, each passed through `edit(day, table)`."""
     path = settings.pipelines_dir / "toy" / "source.py"
-    found = importlib.util.spec_from_file_location("toy_source", path)
-    assert found is not None and found.loader is not None
-    source = importlib.util.module_from_spec(found)
-    found.loader.exec_module(source)
+    source = execute(path.read_text(), str(path))
     store = open_store(settings, prefix=toy.prefix)
 
     def make(edit: Edit = lambda day, table: table, *, days: int = DAYS) -> Snapshot:
