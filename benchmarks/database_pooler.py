@@ -9,7 +9,6 @@ PostgreSQL and a PgBouncer for each of its modes are private to the call. One ru
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -46,14 +45,13 @@ def measured(rounds: int, beats: int) -> str:
     """The table, of so many rounds after one that is not counted."""
     import services
     from share_files import say
+    from toy_installation import install_toy
 
-    from tasks.core import Settings
     from tasks.metadata import MetadataStore
 
     with ExitStack() as ends:
         tmp = Path(ends.enter_context(tempfile.TemporaryDirectory()))
-        shutil.copytree(ROOT / "tests" / "toy_project", tmp / "project")
-        base = Settings.at_home(tmp / "home", project=tmp / "project")
+        base = install_toy(tmp)
         say(base, "{gpus: 4, cpus: 1, beat_s: 5, lease_s: 60000}")
         server, postgres = services.start_postgres(tmp, durable=True)
         ends.callback(services.stop, postgres)

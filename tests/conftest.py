@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import hypothesis
 import pytest
 import services
 from store_fixtures import s3_server  # noqa: F401
+from toy_installation import install_toy
 
 from tasks.core import PipelineSpec, Settings, load_pipeline, object_store
 
@@ -25,7 +25,6 @@ hypothesis.settings.load_profile("penstock")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-TOY_PROJECT = Path(__file__).parent / "toy_project"
 LONGEST_FIRST = ("inference", "e2e", "production", "training", "tenancy", "wiring", "serving", "registry")
 """Folders that take minutes. With these at work first nobody is left alone with one at the end."""
 
@@ -66,7 +65,7 @@ def _own_environment() -> Iterator[None]:
     yield
     for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
-    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,9 +91,7 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """A fresh installation whose project folder is a private copy of `tests/toy_project`."""
-    project = tmp_path / "project"
-    shutil.copytree(TOY_PROJECT, project)
-    return Settings.at_home(tmp_path / "home", project=project)
+    return install_toy(tmp_path)
 
 
 @pytest.fixture

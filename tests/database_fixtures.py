@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import services
+from toy_installation import TOY_PROJECT
 
 from tasks.core import Settings
 from tasks.metadata import MetadataStore
@@ -43,10 +44,27 @@ def on_database(request: pytest.FixtureRequest, settings: Settings, *, opened: b
 
 def on_sqlite(settings: Settings) -> Settings:
     """`settings`, whose SQLite file has the current schema and no row now."""
-    file = Path(settings.metadata_url.removeprefix("sqlite:///"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(_sqlite_file())
+    put_sqlite_file(settings, _empty_sqlite_file())
     return settings
+
+
+def sqlite_file_after(fill: Callable[[Settings], object]) -> bytes:
+    """The file of a fresh installation's metadata store once `fill` has been at it, for tests that begin with a copy."""
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings.at_home(Path(home), project=TOY_PROJECT)
+        fill(settings)
+        return _sqlite_path(settings).read_bytes()
+
+
+def put_sqlite_file(settings: Settings, content: bytes) -> None:
+    """Make `content` the metadata store of `settings`."""
+    file = _sqlite_path(settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+def _sqlite_path(settings: Settings) -> Path:
+    return Path(settings.metadata_url.removeprefix("sqlite:///"))
 
 
 def on_postgres(settings: Settings, server: str, *, opened: bool = True) -> Settings:
@@ -56,11 +74,8 @@ def on_postgres(settings: Settings, server: str, *, opened: bool = True) -> Sett
 
 
 @functools.cache
-def _sqlite_file() -> bytes:
-    with tempfile.TemporaryDirectory() as home:
-        settings = Settings.at_home(Path(home))
-        MetadataStore.open(settings)
-        return Path(settings.metadata_url.removeprefix("sqlite:///")).read_bytes()
+def _empty_sqlite_file() -> bytes:
+    return sqlite_file_after(MetadataStore.open)
 
 
 @functools.cache

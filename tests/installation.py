@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 import psutil
 import pyarrow as pa
+from toy_installation import TOY_PROJECT
 
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.local import AirflowClient, credentials
@@ -23,7 +24,6 @@ from tasks.local.parts import bearer
 from tasks.local.services import airflow_login, local_settings, mlflow_admin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-TOY_PROJECT = CHECKOUT / "tests" / "toy_project"
 _PATIENCE_S = 400.0  # a busy machine may be slow; only a broken one waits this long
 
 T = TypeVar("T")

@@ -34,25 +34,23 @@ def interrupted_after(seconds: float, *, end_process_after: float | None = None)
     sent = False
 
     def interrupt() -> None:
-        for looks in range(_LOOKS, -1, -1):
-            if send(whatever_starts=looks == 0):
-                return
-            time.sleep(_LOOK_AGAIN_S)
-
-    def send(*, whatever_starts: bool) -> bool:
-        """Whether there is nothing left to do; not while a thread is starting.
+        """Send the exception, but not while a thread is starting, unless that takes long.
 
         CPython 3.11 gives a thread that starts the number of the one that starts it, until it runs. Sent then, the exception would end the
         new thread before it says that it runs, for which the other one waits without end.
         """
         nonlocal sent
-        with lock, threading._active_limbo_lock:  # type: ignore[attr-defined]
-            if threading._limbo and running and not whatever_starts:  # type: ignore[attr-defined]
-                return False
-            if running:
-                sent = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp))
-            return True
+        for look in range(_LOOKS + 1):
+            with lock, threading._active_limbo_lock:  # type: ignore[attr-defined]
+                if not running:
+                    return
+                if look == _LOOKS or not threading._limbo:  # type: ignore[attr-defined]
+                    sent = True
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(TimeIsUp)
+                    )
+                    return
+            time.sleep(_LOOK_AGAIN_S)
 
     def end_process() -> None:
         with lock:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tasks.core.sampling import Mask
 from tasks.core.splitmix import mix
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 SEEN_BITS = 512
 """Marks of a column's distinct values."""

@@ -12,15 +12,13 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.core.errors import ConfigError
 from tasks.core.near_names import or_near
+from tasks.core.sampling import Mask
 from tasks.core.spec import PipelineSpec, Values
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.model.binning import AT_ONCE, ROOM, SEEN_BITS, Bins, Mask, mark
+from tasks.core.sampling import Mask
+from tasks.model.binning import AT_ONCE, ROOM, SEEN_BITS, Bins, mark
 from tasks.model.occurrences import Occurrences
 
 MAX_BINS = 64
@@ -26,8 +27,6 @@ _ROWS_AT_ONCE = 1 << 13
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-_NOTHING: IntArray = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -216,32 +215,27 @@ class _Sums:
         self._marks = np.zeros(len(grids) * SEEN_BITS + 1, np.bool_)
 
     def add(self, columns: Sequence[FloatArray]) -> None:
-        """Args: columns: Shape (k,) each, k at most `_ROWS_AT_ONCE`."""
+        """Args: columns: Shape (k,) each, k at least 1 and at most `_ROWS_AT_ONCE`."""
         rows = columns[0].size
         values = ROOM.floats(2, (len(columns), rows))
         for row, column in zip(values, columns, strict=True):
             row[:] = column
-        places, (low, high), odd = self._found(values)
+        places, low, high, odd = self._found(values)
         self._histogram += np.bincount(places.ravel(), minlength=self._histogram.size)
-        self._n += rows - np.bincount(odd // max(rows, 1), minlength=len(columns))
+        self._n += rows - np.bincount(odd // rows, minlength=len(columns))
         np.minimum(self._low, low, out=self._low)
         np.maximum(self._high, high, out=self._high)
         self._add_moments(_fixed(values, self._centre, self._unit, ROOM.floats(0, values.shape)))
         if not self._marks[:-1].all():  # else nothing more can change
             mark(self._marks, values, odd)
 
-    def _found(self, values: FloatArray) -> tuple[IntArray, tuple[FloatArray, FloatArray], IntArray]:
-        """Where values are counted; the extremes of each column; which values are not finite, shape (m,), places in all of them.
+    def _found(self, values: FloatArray) -> tuple[IntArray, FloatArray, FloatArray, IntArray]:
+        """Where values are counted; the lowest and the highest of each column; which values are not finite, shape (m,), places in all of them.
 
         Those lie at their centre afterwards, which adds nothing to the moments.
         """
         flat = values.reshape(-1)  # of the same memory
-        finite = np.isfinite(flat)
-        if finite.all():
-            places = self._bins(values)
-            places += self._starts
-            return places, (values.min(axis=1, initial=np.inf), values.max(axis=1, initial=-np.inf)), _NOTHING
-        odd = np.flatnonzero(~finite)
+        odd = np.flatnonzero(~np.isfinite(flat))
         column, raw = odd // values.shape[1], flat[odd]
         flat[odd] = np.inf
         low = values.min(axis=1)
@@ -254,7 +248,7 @@ class _Sums:
         places.reshape(-1)[odd] = np.where(
             np.isnan(raw), last, np.where(raw > 0, last - 1, self._starts[column, 0])
         )
-        return places, (low, high), odd
+        return places, low, high, odd
 
     def _add_moments(self, fixed: FloatArray) -> None:
         """Exact: in floating point where the squares stay below 2**53 together, else as integers."""

@@ -15,6 +15,7 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from shared_app import SharedApp
+from toy_installation import install_toy
 
 from plugins import pages
 from tasks.core import PipelineSpec, Settings, load_pipeline
@@ -63,13 +64,11 @@ class Site:
 
 def build_site(folder: Path) -> Site:
     """Publish everything into `folder`, with the real write path and a stub model."""
-    project = folder / "project"
-    shutil.copytree(TESTS / "toy_project", project)
-    other = project / "pipelines" / "other"
-    shutil.copytree(project / "pipelines" / "toy", other)
+    settings = install_toy(folder)
+    other = settings.pipelines_dir / "other"
+    shutil.copytree(settings.pipelines_dir / "toy", other)
     text = (other / "pipeline.yaml").read_text().replace("name: toy", "name: other")
     (other / "pipeline.yaml").write_text(f"{text}tenant: rival\n" if "tenant:" not in text else text)
-    settings = Settings.at_home(folder / "home", project=project)
     toy, rival = load_pipeline(settings, "toy"), load_pipeline(settings, "other")
     bundle, _ = upload_random_bundle(settings, toy, folder / "bundle")
     first = score_and_publish(settings, toy, scoring_snapshot(settings, toy, days=1, change=_hostile), 1)

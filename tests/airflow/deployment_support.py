@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-import tempfile
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -15,10 +11,12 @@ from typing import Any
 
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
+from database_fixtures import put_sqlite_file, sqlite_file_after
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator, FormatChecker
 from shared_app import SharedApp
+from toy_installation import install_toy
 
 from plugins import pages
 from plugins.problems import MEDIA_TYPE
@@ -32,7 +30,6 @@ API = "/penstock/api/v1"
 TOY = f"{API}/pipelines/toy"
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "docs" / "contracts" / "delivery-1.json"
-_MADE = tempfile.TemporaryDirectory(prefix="penstock-deployed-")
 GETS = [
     "/deployments",
     "/pipelines/toy/deployments",
@@ -61,25 +58,17 @@ def model(number: int, bundle_digest: str | None = None) -> ModelVersion:
 def deployed(settings: Settings) -> PipelineSpec:
     """The toy pipeline with version 1 live before version 2, which is live; 3 waits, and its gate has refused it."""
     spec = load_pipeline(settings, "toy")
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with (
-        closing(sqlite3.connect(_deployed_once())) as made,
-        closing(sqlite3.connect(database(settings))) as own,
-    ):
-        made.backup(own)
+    put_sqlite_file(settings, _deployed_once())
     return spec
 
 
-def database(settings: Settings) -> Path:
-    """The file of the metadata store."""
-    return Path(settings.metadata_url.removeprefix("sqlite:///"))
-
-
 @cache
-def _deployed_once() -> Path:
+def _deployed_once() -> bytes:
     """A database as `deployed` says, which is copied: to make its tables takes longer than most tests."""
-    project = ROOT / "tests" / "toy_project"
-    settings = Settings.at_home(Path(_MADE.name) / "home", project=project)
+    return sqlite_file_after(_deploy)
+
+
+def _deploy(settings: Settings) -> None:
     spec = load_pipeline(settings, "toy")
     store = MetadataStore.open(settings)
     for number in (1, 2, 3):
@@ -102,7 +91,6 @@ def _deployed_once() -> Path:
             decided_at_utc="2024-02-03T00:00:00Z",
         ),
     )
-    return database(settings)
 
 
 @dataclass(frozen=True)
@@ -142,9 +130,7 @@ class Delivery:
 
 def installation(folder: Path) -> Delivery:
     """An installation of its own in `folder`."""
-    project = folder / "project"
-    shutil.copytree(Path(__file__).parents[1] / "toy_project", project)
-    settings = Settings.at_home(folder / "home", project=project)
+    settings = install_toy(folder)
     return Delivery(settings, deployed(settings))
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from hot_support import columns_of, online_row, warm_rows
 from hypothesis import HealthCheck, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from toy_installation import TOY_PROJECT
 
 from tasks.audit.hot import HotLimits, HotLog, fold, hot_rows
 from tasks.core import Settings, load_pipeline
 from tasks.core.crash_points import observe
 
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 FOLD_POINTS = [
     "before-fold-file",
     "after-fold-file",

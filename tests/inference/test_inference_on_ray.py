@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from inference_support import (
 )
 from ray_failures import DEADLY_PRICE
 from receivers import receiving
+from toy_installation import install_toy
 
 from tasks.core import PipelineSpec, Settings, load_pipeline, open_store
 from tasks.core.errors import ServiceUnavailable, TransientError
@@ -220,9 +220,7 @@ class Lost:
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory: pytest.TempPathFactory) -> Lost:
-    root = tmp_path_factory.mktemp("nodes")
-    shutil.copytree(HERE.parent / "toy_project", root / "project")
-    settings = Settings.at_home(root / "home", project=root / "project")
+    settings = install_toy(tmp_path_factory.mktemp("nodes"))
     spec = load_pipeline(settings, "toy")
     snapshot = scoring_snapshot(settings, spec, days=4)
     first, second = (plan_stub(settings, spec, snapshot, version).run_id for version in (1, 2))

@@ -28,6 +28,7 @@ from inference_support import (
     table_rows,
 )
 from small_disk import SmallDisk, small_disk  # noqa: F401
+from toy_installation import TOY_PROJECT
 
 from tasks.core import PipelineSpec, Settings, Snapshot, load_pipeline, open_store
 from tasks.core.crash_points import observe
@@ -47,7 +48,6 @@ from tasks.inference.commit import check_fence, take_token
 from tasks.inference.records import committed_shards, plan_key, read_shard_record
 from tasks.inference.shard import ShardWorker
 
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 QUICK = Patience(connect_s=2, answer_s=1, sends=3, first_pause_s=0.02, give_up_s=5)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from children import killed
+from fresh_imports import imported_by
 from metadata_support import dies_once_migrated, opened_at_once
 from sqlalchemy import create_engine, inspect, text
 
@@ -58,18 +57,15 @@ def test_many_processes_may_open_an_empty_database_at_once(settings: Settings) -
 def test_opening_a_current_database_does_not_import_alembic(settings: Settings) -> None:
     MetadataStore.open(settings)
     code = (
-        "import sys; from tasks.core import Settings; from tasks.metadata import MetadataStore;"
-        "MetadataStore.open(Settings.from_environment()); print('alembic' in sys.modules)"
+        "from tasks.core import Settings; from tasks.metadata import MetadataStore;"
+        "MetadataStore.open(Settings.from_environment())"
     )
     env = {"PATH": os.environ["PATH"], **settings.as_environment()}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert imported_by(code, "alembic", env=env) == []
 
 
 def test_the_door_does_not_import_sqlalchemy() -> None:
-    code = "import sys, tasks.metadata, tasks.registry; print('sqlalchemy' in sys.modules, 'httpx' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False False"
+    assert imported_by("import tasks.metadata, tasks.registry", "sqlalchemy", "httpx") == []
 
 
 def test_a_process_killed_while_it_migrates_leaves_an_empty_database_that_opens(settings: Settings) -> None:

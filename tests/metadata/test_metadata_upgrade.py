@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from children import killed
+from database_fixtures import put_sqlite_file, sqlite_file_after
 from metadata_support import OTHER, TOY, dies_once_migrated, event, opened_at_once, populate, verdict
 from sqlalchemy import (
     Column,
@@ -56,15 +56,13 @@ def test_the_revisions_are_one_line_and_the_newest_is_the_one_that_the_code_expe
 @functools.cache
 def populated() -> bytes:
     """The file of a database of this release with all rows that one can hold."""
-    with tempfile.TemporaryDirectory() as home:
-        populate(MetadataStore.open(Settings.at_home(Path(home))))
-        return Path(home, "metadata.db").read_bytes()
+    return sqlite_file_after(lambda settings: populate(MetadataStore.open(settings)))
 
 
 def an_older(settings: Settings, revision: str, tmp_path: Path) -> Rows:
     """Make the database as the release of `revision` had it, with all rows that such a one could hold; returns them."""
     source = dataclasses.replace(settings, metadata_url=f"sqlite:///{tmp_path}/now.db")
-    (tmp_path / "now.db").write_bytes(populated())
+    put_sqlite_file(source, populated())
     settings.home.mkdir(parents=True, exist_ok=True)
     with create_engine(settings.metadata_url).begin() as connection:
         run = EnvironmentContext(Config(), SCRIPTS, fn=lambda rev, _: SCRIPTS._upgrade_revs(revision, rev))

@@ -9,20 +9,18 @@ from pathlib import Path
 import httpx
 import pytest
 from serving_support import make_bundle, put_live, serving
+from toy_installation import install_toy
 
 from tasks.core import PipelineSpec, Settings, load_pipeline
 from tasks.serving import ModelServer
 
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 Bundles = dict[int, tuple[str, str]]
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Bundles]:
     """Three bundles in a store; version 1 is live."""
-    root = tmp_path_factory.mktemp("serving")
-    shutil.copytree(TOY_PROJECT, root / "project")
-    settings = Settings.at_home(root / "home", project=root / "project")
+    settings = install_toy(tmp_path_factory.mktemp("serving"))
     spec = load_pipeline(settings, "toy")
     bundles = {version: make_bundle(settings, spec, seed=version) for version in (1, 2, 3)}
     put_live(settings, spec, 1, bundles[1])

@@ -3,7 +3,6 @@ tests are used here as well, both databases, and an MLflow that asks for logins.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,9 @@ from pathlib import Path
 import pytest
 import services
 from database_fixtures import postgres_url  # noqa: F401
+from toy_installation import install_toy
 
 from tasks.core import Settings
-
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 
 for folder in ("inference", "metadata", "serving", "wiring"):
     path = str(Path(__file__).parents[1] / folder)
@@ -25,10 +23,6 @@ for folder in ("inference", "metadata", "serving", "wiring"):
 @pytest.fixture(scope="session")
 def with_logins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """An installation whose MLflow asks for logins and runs; tests have tenants of their own in it."""
-    root = tmp_path_factory.mktemp("logins")
-    shutil.copytree(TOY_PROJECT, root / "project")
-    settings, process = services.start_mlflow_with_logins(
-        Settings.at_home(root / "home", project=root / "project")
-    )
+    settings, process = services.start_mlflow_with_logins(install_toy(tmp_path_factory.mktemp("logins")))
     yield settings
     services.stop(process)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from serving_support import PATH, json_rows, make_bundle, put_live, serving, toy
 from share_files import say
 from sqlalchemy import update
 from tenancy_support import many_wait, pipeline_of, silent
+from toy_installation import install_toy
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, utc_now
@@ -38,7 +38,6 @@ from tasks.wiring.lease_holder import NOTHING, LeaseHolder, first_lease
 CLUSTER = "{gpus: 4, cpus: 16, beat_s: 1, lease_s: 60}"
 TWO = "{share: {guarantee: {gpus: 2}}, quota: {database_connections: 4}}"
 INFERENCE = "{max_workers: 4, gpus_per_worker: 1, cpus_per_worker: 4}"
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 LOCKS = ("SHARE UPDATE EXCLUSIVE", "SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE")
 SEEN_BY_ALL = {"penstock_leases", "penstock_lease_ends"}
 Refused = (psycopg.errors.InsufficientPrivilege, psycopg.errors.RestrictViolation)
@@ -76,9 +75,9 @@ def owner(empty: Settings) -> Settings:
 def walled(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[Any]]:
     """The same for all that try to get over a wall, with what every table holds: who does not get over leaves it as it is."""
     root = tmp_path_factory.mktemp("walled")
-    shutil.copytree(TOY_PROJECT, root / "project")
-    settings = Settings.at_home(root / "home", project=root / "project")
-    found = with_logins_of_two_tenants(settings, services.new_postgres_database(postgres_url), root / "sql")
+    found = with_logins_of_two_tenants(
+        install_toy(root), services.new_postgres_database(postgres_url), root / "sql"
+    )
     populate(MetadataStore.open(found))
     return found, contents(found)
 

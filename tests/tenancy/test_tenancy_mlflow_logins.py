@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 import services
 from share_files import say
 from tenancy_support import pipeline_of
+from toy_installation import install_toy
 from typer.testing import CliRunner
 
 from tasks import wiring
@@ -41,7 +41,6 @@ from tasks.tenancy.mlflow_policy import Owners, changes
 from tasks.training.experiments import ensure_experiment
 
 ROOT = Path(__file__).parents[2]
-TOY_PROJECT = ROOT / "tests" / "toy_project"
 
 
 @pytest.fixture
@@ -53,9 +52,7 @@ def tenant(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def here(with_logins: Settings, tmp_path: Path, tenant: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """An installation elsewhere, with one tenant and its pipeline, that was told the admin of the running MLflow."""
-    shutil.copytree(TOY_PROJECT, tmp_path / "project")
-    settings = Settings.at_home(tmp_path / "home", project=tmp_path / "project")
-    settings = dataclasses.replace(settings, mlflow_url=with_logins.mlflow_url)
+    settings = dataclasses.replace(install_toy(tmp_path), mlflow_url=with_logins.mlflow_url)
     say(settings, None, **{tenant: "{}"})
     pipeline_of(settings, tenant, "{}")
     user, password = mlflow_admin(with_logins)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tasks.local import credentials
 from tasks.local.services import mlflow_admin
 from tasks.registry.mlflow_api import MlflowRegistry
 
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 NAME = "amber.toy"
 
 
@@ -34,7 +32,7 @@ def site(
 ) -> Iterator[tuple[Settings, dict[str, Login]]]:
     """The toy pipeline is amber's; teal has none: names of their own on the MLflow that is shared. The logins by who they are of."""
     root = tmp_path_factory.mktemp("site")
-    settings = install(TOY_PROJECT, root, with_logins.mlflow_url)
+    settings = install(root, with_logins.mlflow_url)
     edit(pipeline_file(settings), {"name: toy\n": "name: toy\ntenant: amber\n"})
     (settings.project / "tenants").mkdir()
     for tenant in ("amber", "teal"):

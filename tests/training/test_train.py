@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 import services
+from fresh_imports import imported_by
 from training_support import VALIDATION_FIRST_DAY, fit_here
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
@@ -199,17 +198,10 @@ def test_a_scoring_snapshot_is_refused(tracked_settings, toy, snapshot) -> None:
 
 
 def test_the_door_imports_nothing_heavy() -> None:
-    script = (
-        "import sys, tasks.training;"
-        "sys.exit(any(m in sys.modules for m in ('torch', 'ray', 'mlflow', 'sklearn', 'matplotlib', 'pandas')))"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    heavy = ("torch", "ray", "mlflow", "sklearn", "matplotlib", "pandas")
+    assert imported_by("import tasks.training", *heavy) == []
 
 
 def test_a_training_imports_no_library_for_its_figures_alone() -> None:
-    script = (
-        "import sys, tasks.training.trainer;"
-        "print([m for m in ('sklearn', 'scipy', 'pandas', 'matplotlib', 'mlflow') if m in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    libraries = ("sklearn", "scipy", "pandas", "matplotlib", "mlflow")
+    assert imported_by("import tasks.training.trainer", *libraries) == []

@@ -11,8 +11,6 @@ from wiring_support import Chain, Finished, copy_of, install, train_here
 
 from tasks.core import Settings
 
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _train_without_ray() -> Iterator[None]:
@@ -26,7 +24,7 @@ def _train_without_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Finished:
-    chain = Chain(install(TOY_PROJECT, tmp_path_factory.mktemp("chain"), mlflow_url))
+    chain = Chain(install(tmp_path_factory.mktemp("chain"), mlflow_url))
     challenger = chain.train()
     chain.release(challenger)
     run_id = chain.score()

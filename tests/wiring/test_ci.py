@@ -15,6 +15,7 @@ import pytest
 import services
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
+from toy_installation import install_toy
 from wiring_support import edit
 
 from tasks.core import Finding, PipelineSpec, Settings
@@ -25,8 +26,6 @@ from tasks.wiring.ci.model import blocks
 from tasks.wiring.ci.production import Champion, live_champion, read_only_url
 from tasks.wiring.ci.records import CheckFailed, Checks, Skip, exit_code
 from tasks.wiring.ci.sample import choose_days, days_for_rows
-
-TOY_PROJECT = Path(__file__).parents[1] / "toy_project"
 
 
 def checks(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -45,14 +44,13 @@ def try_toy(settings: Settings, **arguments: Any) -> dict[str, Any]:
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, dict[str, Any], list[str]]]:
     """An installation in which nothing has run, the result of its toy pipeline as it is, and what was said."""
     root = tmp_path_factory.mktemp("ci")
-    shutil.copytree(TOY_PROJECT, root / "project")
+    settings = install_toy(root)
     (root / "project/pipelines/toy/tests").mkdir()
     (root / "project/pipelines/toy/tests/test_features.py").write_text(
         "import os\n\nimport features\n\n\ndef test_the_version_is_text() -> None:\n"
         "    assert isinstance(features.FEATURE_VERSION, str)\n"
         f"    assert not os.environ['PENSTOCK_HOME'].startswith({str(root)!r})\n"
     )
-    settings = Settings.at_home(root / "home", project=root / "project")
     said: list[str] = []
     result = try_toy(settings, keep=True, say=said.append)
     yield settings, result, said

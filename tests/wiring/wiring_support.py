@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, text
+from toy_installation import install_toy
 
 from tasks import wiring
 from tasks.core import Settings, open_store
@@ -33,15 +34,14 @@ def days() -> list[date]:
 """
 
 
-def install(toy_project: Path, root: Path, mlflow_url: str) -> Settings:
+def install(root: Path, mlflow_url: str) -> Settings:
     """An installation under `root` whose toy pipeline has a source that ends, and runs of four days."""
-    project = root / "project"
-    shutil.copytree(toy_project, project)
-    folder = project / "pipelines" / "toy"
+    settings = install_toy(root)
+    folder = settings.pipelines_dir / "toy"
     with (folder / "source.py").open("a") as file:
         file.write(DAYS_FUNCTION)
     edit(folder / "pipeline.yaml", PIPELINE_EDITS)
-    return replace(Settings.at_home(root / "home", project=project), mlflow_url=mlflow_url)
+    return replace(settings, mlflow_url=mlflow_url)
 
 
 def copy_of(settings: Settings, root: Path) -> Settings:
