@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,9 +13,21 @@ from tasks.cli.options import (
     Pipeline,
     RunId,
     SnapshotId,
+    call,
     run,
 )
+from tasks.cli.output import show
 from tasks.cli.services import cli_settings
+
+
+class RunStatus(StrEnum):
+    """`tasks.metadata.runs.STATUSES`, without importing the database for them."""
+
+    PLANNED = "planned"
+    SCORED = "scored"
+    PUBLISHED = "published"
+    VERIFIED = "verified"
+
 
 inference = typer.Typer(help="Batch scoring: plan, score, publish, verify.", no_args_is_help=True)
 
@@ -81,6 +94,21 @@ def inference_publish(
 ) -> None:
     """Add a finished run to the predictions table in one transaction; a second call changes nothing."""
     run("publish_run", pipeline, as_json, run_id=run_id, replace_newer=replace_newer)
+
+
+@inference.command("runs")
+def inference_runs(
+    pipeline: Pipeline,
+    status: Annotated[
+        RunStatus | None, typer.Option(help="Only runs that got so far and no further.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 20,
+    as_json: Json = False,
+) -> None:
+    """The scoring runs of a pipeline, newest first: how far each got, its days, model version and rows."""
+    found = call("list_runs", pipeline, status=status.value if status else None, limit=limit)
+    shown = found if as_json else found["runs"]
+    show(shown, as_json=as_json, title=f"{pipeline}: scoring runs, newest first", whole="run_id")
 
 
 @inference.command("status")

@@ -23,7 +23,7 @@ AsOf = Annotated[
 SnapshotId = Annotated[
     str, typer.Argument(help="As the snapshot or validation step prints it.", show_default=False)
 ]
-RunId = Annotated[str, typer.Argument(help="As `penstock inference plan` prints it.", show_default=False)]
+RunId = Annotated[str, typer.Argument(help="As `penstock inference runs` lists it.", show_default=False)]
 Version = Annotated[int, typer.Argument(help="Number of a registered version.", show_default=False)]
 Replacing = Annotated[
     int | None,

@@ -323,7 +323,7 @@ def read_plan(store: ObjectStore, run_id: str) -> Plan:
         raise NotFound(
             "is not a planned run of this pipeline",
             which=f"run {run_id}",
-            fix=f"plan it first; planned runs are below {store.url('runs')}",
+            fix=f"list them: penstock inference runs NAME; their plans lie below {store.url('runs')}",
         ) from error
 
 

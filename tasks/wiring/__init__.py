@@ -54,6 +54,7 @@ _STEPS = {
     "publish_run": "score",
     "verify_run": "score",
     "run_status": "score",
+    "list_runs": "score",
     "resume_run": "score",
     "replay_run": "score",
     "optimize_tables": "score",

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
+from tasks.core.clock import iso_utc
 from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.admission import admission
 from tasks.wiring.audit_online import fold_for_upkeep
@@ -232,6 +233,35 @@ def run_status(settings: Settings, pipeline: str, *, run_id: str) -> dict[str, A
 
     found = status(settings, open_context(settings, pipeline).spec, run_id)
     return {"progress": found.line(), **found.to_json()}
+
+
+def list_runs(
+    settings: Settings, pipeline: str, *, status: str | None = None, limit: int = 20
+) -> dict[str, Any]:
+    """Scoring runs of a pipeline, newest plan first, with how far each got.
+
+    Args:
+        status: Only those that got so far and no further: `planned`, `scored`, `published` or `verified`.
+        limit: At most so many.
+    """
+    context = open_context(settings, pipeline)
+    return {
+        "runs": [
+            {
+                "run_id": run.run_id,
+                "status": run.status,
+                "planned_at": iso_utc(run.planned_at_utc)[:19] + "Z",
+                "first_day": run.first_day,
+                "last_day": run.last_day,
+                "version": run.model_version,
+                "rows": run.rows,
+                "dead_letters": run.dead_letters,
+                "wall_s": run.wall_s,
+                "dag_run": run.dag_run,
+            }
+            for run in context.metadata.runs(context.spec, status=status, limit=limit)
+        ]
+    }
 
 
 def resume_run(

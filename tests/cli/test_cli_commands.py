@@ -60,6 +60,7 @@ COMMANDS = {
     "publish_run": f"inference publish toy {R}",
     "verify_run": f"inference verify toy {R}",
     "run_status": f"inference status toy {R}",
+    "list_runs": "inference runs toy --status scored --limit 5",
     "measure_window": f"monitoring measure toy --first-day {DAY} --last-day {DAY}",
     "join_labels": f"monitoring labels toy --first-day {DAY} --last-day {DAY} --as-of 2024-02-07",
     "decide_window": f"monitoring decide toy --first-day {DAY} --last-day {DAY}",
@@ -115,7 +116,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def record(*args: Any, **arguments: Any) -> dict[str, Any]:
             inspect.signature(real).bind(*args, **arguments)
             names.append(name)
-            return {"step": name, "value": float("nan"), "events": [{"event": 1}]}
+            return {"step": name, "value": float("nan"), "events": [{"event": 1}], "runs": []}
 
         return record
 

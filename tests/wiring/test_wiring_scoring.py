@@ -162,7 +162,12 @@ def test_a_planned_run_is_resumed_to_its_end_and_a_second_resume_changes_nothing
     snapshot = wiring.step("snapshot_scoring")(installation, "toy")
     clean = wiring.step("validate_snapshot")(installation, "toy", snapshot_id=snapshot["snapshot_id"])
     run_id = wiring.step("plan_scoring")(installation, "toy", snapshot_id=clean["snapshot_id"])["run_id"]
+    (planned,) = wiring.step("list_runs")(installation, "toy", status="planned")["runs"]
+    assert (planned["run_id"], planned["rows"]) == (run_id, clean["rows"])
     first = wiring.step("resume_run")(installation, "toy", run_id=run_id, local=True)
+    assert wiring.step("list_runs")(installation, "toy", status="planned")["runs"] == []
+    newest = wiring.step("list_runs")(installation, "toy", limit=1)["runs"]
+    assert [(run["run_id"], run["status"]) for run in newest] == [(run_id, "verified")]
     assert (first["ok"], first["already_published"], first["shards_skipped"]) == (True, False, 0)
     before = contents(installation)
     second = wiring.step("resume_run")(installation, "toy", run_id=run_id, local=True)
