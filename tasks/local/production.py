@@ -88,7 +88,8 @@ ON_THIS_MACHINE = frozenset(
 )
 """Variables that containers need not have, since each of them has its ports for itself, and Airflow's own number of task processes."""
 
-_DECIDED_S = 120.0
+DECIDED_S = 120.0
+"""Age of the last decision at which who decides counts as well no more; docker-compose.yml has the same."""
 _DATABASES = ("penstock", "airflow", "mlflow")
 _PREPARE_STORE = Path(__file__).resolve().parents[2] / "docker" / "prepare_store.py"
 
@@ -554,7 +555,7 @@ def _keeper(local: Settings) -> Service:
         "tenancy-keeper",
         (sys.executable, "-m", "tasks.cli", "tenancy", "keep", "--beat-file", str(beat)),
         None,
-        lambda: _age_s(beat) < _DECIDED_S,
+        lambda: _age_s(beat) < DECIDED_S,
         env={
             **inherited("PENSTOCK_", "AIRFLOW_", "MLFLOW_", "RAY_", "AWS_"),
             **local.as_environment(),
