@@ -7,7 +7,7 @@ breach is about the feed, not about the model: its answer is to hold scoring, ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -53,6 +53,8 @@ class ContractLimits:
     confirmed: frozenset[str] = frozenset()
     """Channels of which a person has confirmed days as the new normal; the empty name is the number of rows."""
     confirmed_rows: tuple[int, ...] = ()
+    confirmed_nulls: Mapping[str, float] = field(default_factory=dict)
+    """By confirmed channel: the largest share of nulls of its confirmed days. A quantile of all days would hardly see one of them."""
 
 
 def limits_of(baseline: Baseline) -> ContractLimits:
@@ -83,9 +85,9 @@ def widened(
     """
     more = _limits(grid, days)
     rows = tuple(profile.rows for profile in days) if "" in channels else ()
+    most = {name: float(shares.max()) for name, shares in more.nulls.items() if name in channels}
     return replace(
         limits,
-        nulls=_joined(limits.nulls, more.nulls, channels),
         unseen=_joined(limits.unseen, more.unseen, channels),
         novel_pairs=_joined(limits.novel_pairs, more.novel_pairs, channels),
         out_of_range=_joined(limits.out_of_range, more.out_of_range, channels),
@@ -93,6 +95,10 @@ def widened(
         never_empty=limits.never_empty - channels,
         confirmed=limits.confirmed | channels,
         confirmed_rows=(*limits.confirmed_rows, *rows),
+        confirmed_nulls={
+            **limits.confirmed_nulls,
+            **{name: max(share, limits.confirmed_nulls.get(name, 0.0)) for name, share in most.items()},
+        },
     )
 
 
@@ -292,6 +298,8 @@ def _nulls(
             continue
         share = null_share(profile, channel)
         usual, high, top = (float(q) for q in np.quantile(shares, (0.5, 0.99, 0.995)))
+        if channel in limits.confirmed_nulls:  # the limits of a reference whose highest days had so many
+            high, top = (max(share, limits.confirmed_nulls[channel]) for share in (high, top))
         counted = max(round(rows_of_nulls(profile, channel) / profile.each), 1)
         chance = _chance(high, counted)
         # 5 points as measured in DESIGN section 4; 2 for a feature whose nulls hardly vary.

@@ -156,6 +156,20 @@ def test_a_confirmed_shift_is_normal_from_then_on_and_other_faults_are_not(
     assert faults(monitor, {**lasting, 11: other}, confirmed), "only its channel"
 
 
+def test_one_confirmed_day_of_nulls_is_enough_for_the_days_like_it_and_not_for_a_worse_one(
+    monitor: Monitor,
+) -> None:
+    lasting = dict.fromkeys(range(8, 12), often_null)
+    confirmed = (Confirmed((shop.MONITORED + timedelta(days=8),), frozenset({"nulls:price"})),)
+    assert faults(monitor, lasting).count("nulls:price") == 4
+    assert faults(monitor, lasting, confirmed) == []
+
+    def mostly_null(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+        return often_null(often_null(table, rng), rng)
+
+    assert faults(monitor, {**lasting, 11: mostly_null}, confirmed) == ["nulls:price"]
+
+
 def test_a_confirmed_number_of_rows_is_no_fault_and_half_of_it_is(monitor: Monitor) -> None:
     first, last = (shop.MONITORED + timedelta(days=i) for i in (1, 2))
     confirmed = (Confirmed((first,), frozenset({"volume:"})),)
