@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from plugins.errors import as_airflow_errors
 from plugins.links import links_of, operator_links
+from plugins.refusals import refusal
 from plugins.run_context import check_names, refuse_unknown_params, values
 from plugins.seen import task_ids, with_lineage_parent
 from tasks.core.settings import Settings
@@ -23,13 +24,6 @@ from tasks.core.traces import span
 
 PROCEED = frozenset({"pass", "skipped"})
 """Canary outcomes after which a challenger may be promoted; `skipped` means there is no champion to compare."""
-
-NEEDS_SOMEBODY = {
-    "held": "Scoring and promotions are held for a data fault.",
-    "asked": "The champion is worse than its scores promise; a person must decide.",
-    "rolled_back": "The champion was worse and was rolled back; somebody should know.",
-}
-"""Outcomes of the mitigation for which its task fails, so that whoever watches the DAG learns of them."""
 
 
 class WiredOperator(BaseOperator):
@@ -128,7 +122,7 @@ def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> d
 
     Raises:
         AirflowSkipException: There was nothing to do; everything downstream is skipped too.
-        AirflowFailException: The canary found the challenger worse than the champion, or its exposure did harm.
+        AirflowFailException: Somebody has to know of it, as `refusal` says.
     """
     operator.log.info("Done: %s", in_words(result) or "nothing to report")
     for name, url in operator.links.items():
@@ -139,23 +133,13 @@ def conclude(operator: WiredOperator, context: Any, result: dict[str, Any]) -> d
         why = _reasons(result) or "there is no day left to work on"
         operator.log.warning("Nothing to do: %s", why)
         raise AirflowSkipException(f"Nothing to do: {why}")
+    if refused := refusal(operator.pipeline, operator.step, result):
+        for key, value in result.items():
+            context["ti"].xcom_push(key=key, value=value)
+        with as_airflow_errors(operator, context):
+            raise refused
     if operator.step == "canary_model" and result.get("outcome") not in PROCEED:
-        why = _reasons(result)
-        if result.get("outcome") == "fail":
-            for key, value in result.items():
-                context["ti"].xcom_push(key=key, value=value)
-            raise AirflowFailException(f"The canary refused the challenger; the champion stays. {why}")
-        operator.log.warning("The canary did not decide; the champion stays. %s", why)
-    if result.get("outcome") == "withdrawn":
-        for key, value in result.items():
-            context["ti"].xcom_push(key=key, value=value)
-        raise AirflowFailException(
-            f"The exposed challenger was withdrawn and barred; the champion stays. {_reasons(result)}"
-        )
-    if operator.step == "mitigate_window" and result.get("outcome") in NEEDS_SOMEBODY:
-        for key, value in result.items():
-            context["ti"].xcom_push(key=key, value=value)
-        raise AirflowFailException(f"{NEEDS_SOMEBODY[result['outcome']]} {_reasons(result)}")
+        operator.log.warning("The canary did not decide; the champion stays. %s", _reasons(result))
     for asset in operator.outlets or ():
         context["outlet_events"][asset].extra = {
             key: value for key, value in result.items() if isinstance(value, str | int | float | bool)

@@ -35,14 +35,14 @@ def mitigate_window(
 
     A data fault holds scoring and promotions until its days are measured without a fault or a person releases the hold. Damage is
     compared with the version that a rollback would go to; the champion is rolled back when the limits allow it, else
-    the outcome is `asked`. Repeating it finds what was done. What needs a person becomes a case: `case_id`, where its question is
-    open, else empty.
+    the outcome is `asked`. Repeating it finds what was done. What needs a person becomes a case: `case_id` and
+    `case_url`, where its question is open, else empty.
 
     Args:
         as_of: Only labels known by that day count; default today.
     """
     from tasks.monitoring.decision import ASK, HOLD
-    from tasks.wiring.cases import keep_cases
+    from tasks.wiring.cases import case_url, keep_cases
 
     context = open_context(settings, pipeline)
     first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
@@ -58,6 +58,7 @@ def mitigate_window(
         result = {"outcome": "released" if over else "nothing", "reasons": [decision.headline]}
     result["released"] = [hold.hold_id for hold in over]
     result["case_id"] = keep_cases(context, decision, history, result, dag_run)
+    result["case_url"] = case_url(settings, pipeline, result["case_id"]) if result["case_id"] else ""
     if result["outcome"] in ("asked", "held"):
         context.metadata.record_decision(
             context.spec,

@@ -144,9 +144,15 @@ def test_nothing_to_score_skips_the_run_with_its_reason(installed: Settings, wir
 
 
 def test_a_failed_canary_fails_and_an_undecided_one_does_not(installed: Settings, wiring: ModuleType) -> None:
-    wiring.canary_model = lambda *_, **__: {"outcome": "fail", "reasons": ["Brier 0.02 worse"]}
-    with pytest.raises(AirflowFailException, match=r"Brier 0\.02 worse"):
+    said = {"outcome": "fail", "reasons": ["Brier 0.02 worse"], "report_url": "http://a/report.html"}
+    wiring.canary_model = lambda *_, **__: said
+    with pytest.raises(AirflowFailException) as caught:
         step("canary_model").execute(context_of())
+    assert str(caught.value) == (
+        "toy: the canary refused the challenger; the champion stays:\n  Brier 0.02 worse\n"
+        "  Fix: compare the slices of both in the canary's report http://a/report.html and train a better model; "
+        "nothing is urgent"
+    )
     wiring.canary_model = lambda *_, **__: {"outcome": "inconclusive", "reasons": ["2 of 7 days"]}
     assert step("canary_model").execute(context_of())["outcome"] == "inconclusive"
 
@@ -156,30 +162,62 @@ def test_an_exposure_that_did_harm_fails_its_task_and_one_that_goes_on_does_not(
 ) -> None:
     wiring.advance_ramp = lambda *_, **__: {"outcome": "withdrawn", "version": 4, "reasons": ["30 errors"]}
     context = context_of()
-    with pytest.raises(AirflowFailException, match=r"withdrawn and barred; the champion stays\. 30 errors"):
+    with pytest.raises(AirflowFailException) as caught:
         step("advance_ramp").execute(context)
+    assert str(caught.value) == (
+        "toy: the exposed challenger was withdrawn and barred; the champion stays:\n  30 errors\n"
+        "  Fix: repair what the reasons name and train again; readers keep the rows that it published until "
+        "`penstock registry rescore toy 4`"
+    )
     wiring.advance_ramp = lambda *_, **__: {"outcome": "advance", "next_share": 0.05, "reasons": ["all well"]}
     assert step("advance_ramp").execute(context_of())["next_share"] == 0.05
     with pytest.raises(AirflowSkipException, match=r"the outcome is advance.*all well"):
         step("promote_model", canary={"outcome": "advance", "reasons": ["all well"]}).execute(context_of())
 
 
-@pytest.mark.parametrize(
-    ("outcome", "says"),
-    [
-        ("held", "held for a data fault"),
-        ("asked", "a person must decide"),
-        ("rolled_back", "was rolled back"),
-    ],
+_CASE = {"case_id": "fault-2024-01-02", "case_url": "http://a/cases/toy/fault-2024-01-02"}
+_ANSWER = "answer case fault-2024-01-02 (Required Actions, or http://a/cases/toy/fault-2024-01-02)"
+_AGAIN = (
+    "have 2024-01-02 to 2024-01-04 delivered again, and run toy.score for exactly these days and toy.monitor"
 )
-def test_a_mitigation_that_somebody_has_to_know_of_fails_its_task_with_the_reasons(
-    installed: Settings, wiring: ModuleType, outcome: str, says: str
+
+
+@pytest.mark.parametrize(
+    ("result", "says", "fix"),
+    [
+        (
+            {"outcome": "held", "days": ["2024-01-02", "2024-01-03", "2024-01-04"], **_CASE},
+            "scoring and promotions are held for a data fault",
+            f"{_ANSWER}; or {_AGAIN}",
+        ),
+        (
+            {"outcome": "held", "days": ["2024-01-02", "2024-01-04"], "case_id": "", "case_url": ""},
+            "scoring and promotions are held for a data fault",
+            _AGAIN,
+        ),
+        (
+            {"outcome": "asked", **_CASE},
+            "the champion is worse than its scores promise; a person must decide",
+            _ANSWER,
+        ),
+        (
+            {"outcome": "rolled_back", "version": 2, "left": 3, "case_id": "", "case_url": ""},
+            "the champion was worse and was rolled back to version 2",
+            "find out what was wrong with version 3, which is barred now; score anew what it published with "
+            "`penstock registry rescore toy 3`",
+        ),
+    ],
+    ids=["held", "held and answered", "asked", "rolled back"],
+)
+def test_a_mitigation_that_somebody_has_to_know_of_fails_its_task_and_says_why_and_what_to_do(
+    installed: Settings, wiring: ModuleType, result: dict[str, Any], says: str, fix: str
 ) -> None:
-    wiring.mitigate_window = lambda *_, **__: {"outcome": outcome, "reasons": ["nulls in price"]}
+    wiring.mitigate_window = lambda *_, **__: {**result, "reasons": ["nulls in price", "moved: price"]}
     context = context_of()
-    with pytest.raises(AirflowFailException, match=rf"{says}.* nulls in price"):
+    with pytest.raises(AirflowFailException) as caught:
         step("mitigate_window").execute(context)
-    assert context["ti"].xcoms["outcome"] == outcome
+    assert str(caught.value) == f"toy: {says}:\n  nulls in price\n  moved: price\n  Fix: {fix}"
+    assert context["ti"].xcoms["outcome"] == result["outcome"]
     for quiet in ("nothing", "released"):
         wiring.mitigate_window = lambda *_, quiet=quiet, **__: {"outcome": quiet, "reasons": ["all well"]}
         assert step("mitigate_window").execute(context_of())["outcome"] == quiet
