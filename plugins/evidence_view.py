@@ -15,6 +15,7 @@ _NAMES = {
     "published at utc": "published at",
     "cpu seconds": "CPU time",
     "gpu seconds": "GPU time",
+    "gpus per worker": "GPUs per worker",
     "wall s": "wall time",
     "train s": "fitting time",
     "mlflow run id": "MLflow run",
@@ -34,6 +35,10 @@ _LABELS_NOT_WORTH_SHOWING = frozenset(
 )
 """Said elsewhere on the page, or of use to programs only; the report and the XComs have everything."""
 _MEASURES = {"auc": "AUC", "ece": "Calibration error (ECE)", "brier": "Brier score"}
+_OF_TRAINING = {"ece": "Calibration error, 15 bins"}
+"""Measures that a training takes in another way than the evaluation, by which the gate judges."""
+_NONE_AT_ZERO = frozenset({"gpu seconds", "gpus per worker", "champion version"})
+"""Values of which 0 says that there are none, or no champion."""
 _GENERIC_LINKS = frozenset({"report", "url", "open"})
 _REPORTS = {
     "validation": "Validation report",
@@ -105,13 +110,18 @@ def reason_groups(reasons: Any) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _metrics(values: Mapping[str, Any]) -> list[Fact]:
     """The few figures of `metrics` that a gate looks at first, of the validation rows."""
-    found = ((name, values.get(key, values.get(f"validation_{key}"))) for key, name in _MEASURES.items())
-    return [Fact(name, f"{value:.4f}") for name, value in found if isinstance(value, float)]
+    found = []
+    for key, name in _MEASURES.items():
+        if isinstance(value := values.get(key), float):
+            found.append(Fact(name, f"{value:.4f}"))
+        elif isinstance(value := values.get(f"validation_{key}"), float):
+            found.append(Fact(_OF_TRAINING.get(key, name), f"{value:.4f}"))
+    return found
 
 
 def _hidden(label: str, value: Any) -> bool:
     empty = value is None or value is False or value in ("", (), [], {}) or isinstance(value, Mapping)
-    empty = empty or (label == "gpu seconds" and value == 0)
+    empty = empty or (label in _NONE_AT_ZERO and value == 0)
     return empty or label in _LABELS_NOT_WORTH_SHOWING or label.endswith(" key")
 
 

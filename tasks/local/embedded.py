@@ -88,6 +88,7 @@ def environment(local: Settings) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+        "AIRFLOW__API__DEFAULT_WRAP": "True",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW__PENSTOCK__RAY_HAS_SECRETS": "True",
         "MLFLOW_DISABLE_TELEMETRY": "true",

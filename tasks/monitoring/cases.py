@@ -35,6 +35,7 @@ from tasks.monitoring.answers import (
     signal_names,
 )
 from tasks.monitoring.decision import (
+    STILL_OPEN,
     ALERT,
     ASK,
     DAMAGE,
@@ -126,6 +127,12 @@ class CaseFile:
     @property
     def case_id(self) -> str:
         return self.case.case_id
+
+    @property
+    def headline(self) -> str:
+        """The verdict in words; that it is still open is said only while nobody has answered."""
+        words = self.case.headline
+        return words if self.status == "open" else words.replace(f" ({STILL_OPEN})", "")
 
     @property
     def opened_at_utc(self) -> str:

@@ -53,6 +53,9 @@ OPEN_DAYS = 3
 MERGE_DAYS = 7
 """Days of one kind at most this far apart belong to one incident; only its first day alerts."""
 
+STILL_OPEN = "still open"
+"""How a headline says so, in brackets."""
+
 LABELS_BACK_DAYS = 35
 """How far back labels that come late are taken in, and a labelled day speaks of the present."""
 
@@ -67,8 +70,10 @@ _NEXT_STEPS = {
         "If it stays and labels agree with the scores, retrain so that it becomes the reference.",
     ),
     FAULT: (
-        "Hold scoring of the days named and ask the owner of the feed.",
+        "Ask the owner of the feed; scoring of other days and promotions wait until then.",
         "Deliver the days again and score them again; published rows of those days are replaced.",
+        "Right as they are? Answer the case with Accept, New normal or Mute. Nulls that come again for a reason which another "
+        "column shows belong in drift.null_when of pipeline.yaml.",
         "Do not retrain on these days and do not change the model: it is not the cause.",
     ),
     DAMAGE: (
@@ -358,7 +363,7 @@ def _headline(
     when = _dates(affected)
     hurt = [day.day for day in days if day.verdict == DAMAGE]
     known = set(affected) <= quiet
-    state = "answered" if known else "still open" if is_open else "over by the end of the window"
+    state = "answered" if known else STILL_OPEN if is_open else "over by the end of the window"
     measured = sum(p.state == "measured" for day, p in performances.items() if days[0].day <= day)
     labels = f"labels of {measured} days agree with the scores" if measured else "no labels have come yet"
     return {

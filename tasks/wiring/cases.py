@@ -88,6 +88,7 @@ def accept_released(context: Context, hold: ScoringHold) -> None:
         if file.status == "open" and hold.hold_id in file.case.holds:
             said = Answer(ACCEPT, hold.released_by or "", hold.release_reason or "")
             answer_case(context.store, context.spec, file.case_id, said)
+            _note_released(context, file.case_id, hold)
 
 
 def list_cases(settings: Settings, pipeline: str) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def show_case(
             {
                 "outcome": case.kind,
                 "case": case_id,
-                "headline": case.headline,
+                "headline": file.headline,
                 "suggestion": case.suggestion or "wait",
                 "reasons": [*case.reasons[:6], *(cause.get("what", "") for cause in case.causes[:2])],
                 "links": {"Case": result["page_url"], "Drift report": result["report_url"]},
@@ -211,7 +212,9 @@ def answer_case(
     if file.case.kind == FAULT and kept.answer in _RELEASING:
         for hold_id in file.case.holds:
             why = f"case {case_id}: {kept.reason}"
-            released.append(release_scoring(context.store, hold_id, reason=why, actor=actor).hold_id)
+            hold = release_scoring(context.store, hold_id, reason=why, actor=actor)
+            _note_released(context, case_id, hold)
+            released.append(hold.hold_id)
     result = {
         "case_id": case_id,
         "answer": kept.answer,
@@ -324,7 +327,7 @@ def in_short(file: CaseFile) -> dict[str, Any]:
         "kind": case.kind,
         "since": case.days[0].isoformat(),
         "last_seen": case.days[-1].isoformat(),
-        "headline": case.headline,
+        "headline": file.headline,
         "model_version": case.model_version,
         "outcome": case.outcome,
         "opened_at_utc": file.opened_at_utc,
@@ -459,6 +462,13 @@ def _event_words(event: CaseEvent) -> str:
     if event.case is not None:
         return event.case.headline
     return event.words
+
+
+def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:
+    from tasks.monitoring.cases import note_done
+
+    span = " to ".join(dict.fromkeys((hold.days[0].isoformat(), hold.days[-1].isoformat())))
+    note_done(context.store, case_id, f"the hold of {span} was released")
 
 
 def _nothing(reason: str) -> dict[str, Any]:

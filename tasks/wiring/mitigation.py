@@ -112,7 +112,7 @@ def refuse_held(context: Context, wanted: str, days: Sequence[date] = ()) -> Non
             f"{wanted} is held since {hold.placed_at_utc[:16]}Z for a data fault of {span}: {hold.reason}",
             which=name,
             fix=f"deliver {span} again, run {name}.score for these days and {name}.monitor; or, when the data is right as it is, "
-            f"`penstock monitoring release {name} {hold.hold_id} --reason ...`",
+            f"answer its case (Required Actions in Airflow), or `penstock monitoring release {name} {hold.hold_id} --reason ...`",
         )
 
 

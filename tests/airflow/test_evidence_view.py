@@ -54,13 +54,23 @@ def test_what_says_nothing_is_left_out_but_zero_stays() -> None:
             "report key": "validation/s1/report.html",
             "quarantined rows": 0,
             "published": True,
+            "gpus per worker": 0,
+            "champion version": 0,
         }
     ) == {"Quarantined rows": "0", "Published": "yes"}
+    assert shown({"gpus per worker": 1, "champion version": 3}) == {
+        "GPUs per worker": "1",
+        "Champion version": "3",
+    }
 
 
-def test_of_the_metrics_the_gates_own_are_shown() -> None:
+def test_of_the_metrics_the_gates_own_are_shown_and_a_trainings_calibration_error_is_not_taken_for_the_gates() -> (
+    None
+):
     metrics = {"validation_auc": 0.73043, "tuning_auc": 0.75, "validation_ece": 0.0642, "fit_rows": 5.0}
-    assert shown({"metrics": metrics}) == {"AUC": "0.7304", "Calibration error (ECE)": "0.0642"}
+    assert shown({"metrics": metrics}) == {"AUC": "0.7304", "Calibration error, 15 bins": "0.0642"}
+    evaluated = {"auc": 0.73043, "ece": 0.0612, "baseline_auc": 0.7}
+    assert shown({"metrics": evaluated}) == {"AUC": "0.7304", "Calibration error (ECE)": "0.0612"}
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_a_data_fault_holds_scoring_and_names_no_model_change():
     assert (found.verdict, found.action) == ("data fault", "hold_scoring")
     assert any("12% of price is null" in reason for reason in found.reasons)
     assert any("do not change the model" in step for step in found.next_steps)
+    assert any("Answer the case with Accept" in step for step in found.next_steps)
 
 
 def test_a_data_fault_explains_worse_performance_so_nobody_is_asked_to_roll_back():

@@ -68,7 +68,7 @@ def populate(settings: Settings, count: int = 40) -> None:
         action="hold_scoring",
         headline=f"The data of {last} breaks the training contract (still open). {EVIL}",
         reasons=(f"Nulls of amount: 9 % {EVIL}",),
-        next_steps=("Hold scoring of the days named and ask the owner of the feed.",),
+        next_steps=("Ask the owner of the feed.",),
         days=tuple(decided),
         evidence={},
     )

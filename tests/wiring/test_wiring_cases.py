@@ -66,6 +66,10 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     assert said["released"] == [held["hold_id"]] and said["then"] == ""
     assert answer(after_second, held["case_id"], "accept")["released"] == said["released"], "safe to repeat"
     assert not step(after_second, "scoring_status")["held"]
+    shown = step(after_second, "show_case", case_id=held["case_id"])
+    span = " to ".join(dict.fromkeys((held["days"][0], held["days"][-1])))
+    assert shown["done"] == [f"the hold of {span} was released"] and "still open" not in shown["headline"]
+    assert [line["kind"] for line in shown["log"]] == ["opened", "answered", "done"]
     quiet = step(after_second, "mitigate_window", **days_of(run), as_of=LATER)
     assert (quiet["outcome"], quiet["case_id"]) == ("nothing", "")
     decided = step(after_second, "decide_window", **days_of(run))
