@@ -99,7 +99,7 @@ def _size(count: int | None) -> str:
     """Bytes in words."""
     amount = float(count or 0)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
+        if amount < (1024 if unit == "B" else 999.5):  # three digits would show more as 1e+03
             return f"{amount:.3g} {unit}" if unit != "B" else f"{amount:.0f} B"
         amount /= 1024
     return f"{amount:,.1f} TiB"

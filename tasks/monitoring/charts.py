@@ -43,7 +43,7 @@ def line_chart(
     known = [v for p in points for v in (p.value, p.expected, *(p.band or ())) if v is not None]
     if not known:
         return f'<p class="note">{escape(label)}: nothing to draw.</p>'
-    low, high, ticks = _axis(min(known), max(known))
+    low, high, ticks = _axis(min(known), max(known), whole="." not in fmt(0.0))
 
     def x(index: int) -> float:
         usable = _WIDTH - _LEFT - _RIGHT
@@ -196,14 +196,19 @@ def _runs(values: Sequence[object]) -> list[list[int]]:
     return [run for run in runs if run]
 
 
-def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
-    """(low, high, about four round ticks) with some air around the values."""
+def _axis(low: float, high: float, *, whole: bool = False) -> tuple[float, float, list[float]]:
+    """(low, high, about four round ticks) with some air around the values.
+
+    Args:
+        whole: The labels show whole numbers: a tick at 0.5 would be a second 0.
+    """
     if low == high == 0:  # a count of nothing: there is no less
         high = 2.0
     if high - low < 1e-12:
         low, high = low - max(abs(low) * 0.1, 0.05), high + max(abs(high) * 0.1, 0.05)
-    rough = (high - low) / 3
+    rough = max((high - low) / 3, 1.0 if whole else 0.0)
     power = 10 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
+    sizes = (m * power for m in (1, 2, 2.5, 5, 10))
+    step = next(size for size in sizes if size >= rough and not (whole and size % 1))
     start, end = math.floor(low / step) * step, math.ceil(high / step) * step
     return start, end, [start + i * step for i in range(round((end - start) / step) + 1)]

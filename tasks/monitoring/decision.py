@@ -365,9 +365,11 @@ def _headline(
     known = set(affected) <= quiet
     state = "answered" if known else STILL_OPEN if is_open else "over by the end of the window"
     measured = sum(p.state == "measured" for day, p in performances.items() if days[0].day <= day)
-    labels = f"labels of {measured} days agree with the scores" if measured else "no labels have come yet"
+    of = f"labels of {measured} day{'' if measured == 1 else 's'}"
+    labels = f"{of} agree with the scores" if measured else "no labels have come yet"
     return {
-        HEALTHY: f"All {len(affected)} judged days look like the reference; {labels}.",
+        HEALTHY: f"{'The judged day looks' if len(affected) == 1 else f'All {len(affected)} judged days look'} "
+        f"like the reference; {labels}.",
         BLIND: f"{len(affected)} of {len(days)} days could not be judged; nothing alarming was seen.",
         NOISE: f"Single blips on {when}, none of which lasted; {labels}.",
         DRIFT: f"Inputs or scores moved on {when} ({state}); {labels}, so no damage is seen."

@@ -14,7 +14,7 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 from shared_app import SharedApp
 
-from plugins import access, pages
+from plugins import access, pages, tenancy_page
 from plugins.penstock import PenstockPlugin
 from tasks import wiring
 from tasks.core import Settings
@@ -132,3 +132,17 @@ def test_the_page_is_in_the_navigation(site: TestClient) -> None:
         view for view in PenstockPlugin.external_views if view["name"] == "Tenancy"
     ]
     assert [view["href"] for view in views] == ["/penstock/tenancy/"]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (None, "0 B"),
+        (1023, "1023 B"),
+        (311 * 1024, "311 KiB"),
+        (1010 * 1024, "0.986 MiB"),
+        (5 * 1024**4, "5.0 TiB"),
+    ],
+)
+def test_sizes_have_three_digits_and_no_exponent(count: int | None, words: str) -> None:
+    assert tenancy_page._size(count) == words

@@ -30,6 +30,8 @@ def test_a_quiet_window_is_healthy_and_nothing_is_done():
     found = decided([day(i) for i in range(7)], [labels(i) for i in range(7)])
     assert (found.verdict, found.action) == ("healthy", "nothing")
     assert "labels of 7 days agree" in found.headline
+    one = decided([day(0)], [labels(0)], [gap(0)])
+    assert one.headline == "The judged day looks like the reference; labels of 1 day agree with the scores."
 
 
 def test_quiet_inputs_without_labels_say_that_no_labels_came():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from tasks.core import Settings, load_pipeline, open_store
 from tasks.metadata import MetadataStore, NewMetric
 from tasks.metadata.deployments import NewEvent
 from tasks.monitoring import DayDecision, DaySignals, Decision
+from tasks.monitoring.charts import Point, line_chart
 
 FIRST = date(2024, 2, 1)
 EVIL = "<script>alert(1)</script>"
@@ -135,3 +137,14 @@ def test_the_page_is_a_file_as_well(settings: Settings) -> None:
     html = open_store(settings, prefix=spec.prefix).get(written["report_key"]).decode()
     assert html.startswith("<!doctype html>") and "<script" not in html
     assert wiring.read_report(settings, "toy", written["report_key"]).decode() == html
+
+
+def test_a_count_has_whole_numbers_at_its_axis_and_each_once() -> None:
+    days = [FIRST + timedelta(days=i) for i in range(4)]
+    for highest, wanted in ((1, ["0", "1"]), (2, ["0", "1", "2"]), (7, ["0", "5", "10"])):
+        points = [Point(0.0), Point(float(highest)), Point(0.0), Point(0.0)]
+        chart = line_chart(days, points, label="Channels", fmt=lambda value: f"{value:,.0f}")
+        assert re.findall(r'text-anchor="end">([^<]*)</text>', chart) == wanted
+    shares = [Point(0.0), Point(0.04), Point(0.0), Point(0.0)]
+    chart = line_chart(days, shares, label="Share", fmt=lambda value: f"{value:.2f}")
+    assert len(set(re.findall(r'text-anchor="end">([^<]*)</text>', chart))) >= 3
