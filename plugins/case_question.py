@@ -26,7 +26,7 @@ from plugins.errors import as_airflow_errors
 from plugins.links import StartedRunLink, dag_run_url
 from plugins.questions import actor_of, assigned_users, cell
 from plugins.run_context import dag_run_name
-from tasks.core.errors import PenstockError
+from tasks.core.errors import ConfigError, PenstockError
 from tasks.core.settings import Settings
 
 _LOOK_S = 10.0
@@ -159,6 +159,8 @@ class CaseQuestion(HITLOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         if event.get("elsewhere"):
             return self._elsewhere(context)
+        if event.get("error_type") == "validation":
+            return self._ask_again(context, str(event["error"]).partition("\n")[0])
         answered = super().execute_complete(context, event)
         who = answered["responded_by_user"]
         if not who:
@@ -168,12 +170,22 @@ class CaseQuestion(HITLOperator):
             raise AirflowSkipException(f"Closed: {words}")
         given = answered["params_input"] or {}
         (label,) = answered["chosen_options"]
-        return {
+        said = {
             "answer": next(name for name, shown in LABELS.items() if shown == label),
             "actor": actor_of(who),
             "reason": str(given.get("reason") or "").strip() or "no reason was given",
             "until": given.get("mute_until") or None,
         }
+        try:
+            _step(self, "check_case_answer", **said)
+        except ConfigError as error:
+            return self._ask_again(context, str(error))
+        return said
+
+    def _ask_again(self, context: Any, why: str) -> Any:
+        """Open the question anew: an answer that cannot be kept has used it up."""
+        self.log.error("The answer was not kept; the question is open again. %s", why)
+        return self.execute(context)
 
     def _elsewhere(self, context: Any) -> dict[str, Any]:
         found = _call(self, context, "case_status")

@@ -35,7 +35,6 @@ from tasks.monitoring.answers import (
     signal_names,
 )
 from tasks.monitoring.decision import (
-    STILL_OPEN,
     ALERT,
     ASK,
     DAMAGE,
@@ -44,6 +43,7 @@ from tasks.monitoring.decision import (
     HOLD,
     MERGE_DAYS,
     OPEN_DAYS,
+    STILL_OPEN,
 )
 from tasks.monitoring.signals import DaySignals, Decision
 
@@ -322,7 +322,7 @@ def answer_case(
         TerminalError: Somebody else has answered, or it is over.
     """
     file = read_case(store, case_id)
-    answer = _checked(spec, file.case, answer)
+    answer = checked_answer(spec, file.case, answer)
 
     def event(now: CaseFile) -> CaseEvent | None:
         if now.answer is not None:
@@ -439,7 +439,12 @@ def _match(
     return None
 
 
-def _checked(spec: PipelineSpec, case: Case, answer: Answer) -> Answer:
+def checked_answer(spec: PipelineSpec, case: Case, answer: Answer) -> Answer:
+    """The answer as it is kept: a mute has its last day, and no other answer has one. Pure.
+
+    Raises:
+        ConfigError: It does not suit the case, nobody says why, or a mute lasts too long.
+    """
     if answer.answer not in case.options:
         raise ConfigError(
             f"is no answer to a case of {case.kind}",

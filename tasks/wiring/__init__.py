@@ -105,6 +105,7 @@ _OTHERS = {
     "delivery_verdicts": "delivery",
     "promote_over": "delivery",
     "roll_back_from": "delivery",
+    "check_case_answer": "cases",
     "approval_evidence": "approval",
     "archive_tenant": "audit_upkeep",
     "audit_record": "audit_pages",

@@ -16,7 +16,7 @@ from tasks.wiring.measured import LabelledHistory, scorer_of, signals_of
 
 if TYPE_CHECKING:
     from tasks.monitoring import DaySignals, Decision
-    from tasks.monitoring.cases import Case, CaseEvent, CaseFile
+    from tasks.monitoring.cases import Answer, Case, CaseEvent, CaseFile
     from tasks.monitoring.mitigation import ScoringHold
 
 _ACTED = ("held", "asked", "rolled_back")
@@ -175,6 +175,29 @@ def case_status(settings: Settings, pipeline: str, *, case_id: str) -> dict[str,
     }
 
 
+def check_case_answer(
+    settings: Settings,
+    pipeline: str,
+    *,
+    case_id: str,
+    answer: str,
+    actor: str,
+    reason: str,
+    until: str | None,
+) -> None:
+    """Raises what `answer_case` would say against an answer itself; who answers meanwhile is not looked at.
+
+    Raises:
+        NotFound: There is no such case.
+        ConfigError: The answer does not suit it.
+    """
+    from tasks.monitoring.cases import checked_answer, read_case
+
+    context = open_context(settings, pipeline)
+    case = read_case(context.store, case_id).case
+    checked_answer(context.spec, case, _said(answer, actor, reason, until))
+
+
 def answer_case(
     settings: Settings,
     pipeline: str,
@@ -197,14 +220,11 @@ def answer_case(
         TerminalError: Somebody else has answered, or it is over.
     """
     from tasks.monitoring import cases
-    from tasks.monitoring.answers import ANSWERS
     from tasks.monitoring.decision import FAULT
     from tasks.monitoring.mitigation import release_scoring
 
     context = open_context(settings, pipeline)
-    said = cases.Answer(answer.replace("-", "_"), actor, reason, parse_day(until or None, "until"))
-    if said.answer not in ANSWERS:
-        raise ConfigError("is no answer", which=answer, fix=f"choose one of: {', '.join(ANSWERS)}")
+    said = _said(answer, actor, reason, until)
     file = cases.answer_case(context.store, context.spec, case_id, said)
     kept = file.answer
     assert kept is not None
@@ -462,6 +482,17 @@ def _event_words(event: CaseEvent) -> str:
     if event.case is not None:
         return event.case.headline
     return event.words
+
+
+def _said(answer: str, actor: str, reason: str, until: str | None) -> Answer:
+    """An answer from words; raises `ConfigError` when it is none."""
+    from tasks.monitoring.answers import ANSWERS
+    from tasks.monitoring.cases import Answer
+
+    said = Answer(answer.replace("-", "_"), actor, reason, parse_day(until or None, "until"))
+    if said.answer not in ANSWERS:
+        raise ConfigError("is no answer", which=answer, fix=f"choose one of: {', '.join(ANSWERS)}")
+    return said
 
 
 def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:

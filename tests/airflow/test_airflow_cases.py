@@ -212,6 +212,36 @@ def test_what_was_pressed_becomes_the_answer(at_work: Settings) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (event("Mute", {"id": "1"}, mute_until="2031-01-30"), "choose a day up to"),
+        (
+            {
+                "error": "Invalid input for param mute_until: '22.11.2026' does not match",
+                "error_type": "validation",
+            },
+            "mute_until: '22.11.2026'",
+        ),
+    ],
+    ids=["too late a day", "no day"],
+)
+def test_an_answer_that_cannot_be_kept_opens_the_question_again_and_the_log_says_why(
+    at_work: Settings, monkeypatch: pytest.MonkeyPatch, given: Any, says: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        case_question.HITLOperator, "execute", lambda self, context: asked.append(self.subject)
+    )
+    made = question()
+    logged: list[str] = []
+    monkeypatch.setattr(made.log, "error", lambda text, *values: logged.append(text % values))
+    made.execute_complete(CONTEXT, given)
+    assert asked == ["Data fault in toy: what is to be done?"]
+    assert len(logged) == 1 and "not kept; the question is open again" in logged[0] and says in logged[0]
+    assert wiring.case_status(at_work, "toy", case_id=FAULT)["status"] == "open"
+
+
 def test_when_nobody_answers_in_time_the_case_is_closed_and_nothing_follows(at_work: Settings) -> None:
     with pytest.raises(AirflowSkipException, match="nobody answered in 7 days"):
         question().execute_complete(CONTEXT, event("Accept"))
