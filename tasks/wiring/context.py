@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from tasks.core.spec import Window
 if TYPE_CHECKING:
     from tasks.metadata import MetadataStore
     from tasks.registry import Deployment
+
+_DAYS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,19 @@ def parse_moment(text: str, name: str) -> datetime:
     except ValueError as error:
         raise ConfigError(f"is not a moment: {text!r}", which=name, fix="write it as ISO 8601") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def days_without_rows(first: date, last: date, present: Sequence[date]) -> str:
+    """The days of a window, both included, that the source gave no row of: `2: 2024-01-03, 2024-01-04`; empty when there is none.
+
+    A source may leave days out by nature, as weekends; one that was not delivered looks the same, so it is said.
+    """
+    every = (first + timedelta(days=n) for n in range((last - first).days + 1))
+    missing = [day.isoformat() for day in every if day not in set(present)]
+    if not missing:
+        return ""
+    more = ", ..." if len(missing) > _DAYS_NAMED else ""
+    return f"{len(missing)}: {', '.join(missing[:_DAYS_NAMED])}{more}"
 
 
 def window(first_day: date, last_day: date) -> Window:

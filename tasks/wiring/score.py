@@ -12,7 +12,7 @@ from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
 from tasks.wiring.admission import admission
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.budget import release_budget, reserve_budget
-from tasks.wiring.context import Context, open_context, parse_day, window
+from tasks.wiring.context import Context, days_without_rows, open_context, parse_day, window
 from tasks.wiring.mitigation import refuse_held
 from tasks.wiring.storage import look_at_storage
 
@@ -57,6 +57,7 @@ def snapshot_scoring(
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
         "days": len(snapshot.days),
+        "days_without_rows": days_without_rows(chosen.first_day, chosen.last_day, snapshot.days),
         "first_day": snapshot.days[0].isoformat(),
         "last_day": snapshot.days[-1].isoformat(),
         "nothing_to_do": False,

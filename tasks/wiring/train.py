@@ -12,7 +12,7 @@ from tasks.core.partitions import read_partition
 from tasks.core.records import Snapshot
 from tasks.core.spec import pipeline_folder
 from tasks.wiring.budget import release_budget, reserve_budget
-from tasks.wiring.context import Context, in_short, open_context, parse_day, window
+from tasks.wiring.context import Context, days_without_rows, in_short, open_context, parse_day, window
 from tasks.wiring.gang import gang
 from tasks.wiring.waivers import waived_verdict
 
@@ -64,6 +64,7 @@ def snapshot_training(
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
         "days": len(snapshot.days),
+        "days_without_rows": days_without_rows(first, last, snapshot.days),
         "first_day": first.isoformat(),
         "last_day": last.isoformat(),
         "validation_first_day": validation_first.isoformat(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.core.errors import DataGateFailed, NotFound
 from tasks.metadata import MetadataStore
+from tasks.wiring.context import days_without_rows
 
 
 def evidence(settings: Settings, kind: str, run: str = "manual__1") -> dict[str, Any]:
@@ -68,6 +70,26 @@ def test_a_failed_gate_shows_what_failed_and_only_that(installation: Settings) -
     assert entry["reasons"] and all(not reason.startswith("[pass]") for reason in entry["reasons"])
     passed, _, rest = entry["summary"]["checks"].partition(" of ")
     assert int(passed) == int(rest.split()[0]) - len(entry["reasons"])
+
+
+def test_a_day_of_the_window_that_was_not_delivered_is_named(installation: Settings) -> None:
+    take = wiring.step("snapshot_training")
+    assert take(installation, "toy")["days_without_rows"] == ""
+    edit(
+        installation.pipelines_dir / "toy" / "source.py",
+        {
+            "for i in range((last_day - first_day).days + 1)]\n    return": "for i in range((last_day - first_day).days + 1)]\n"
+            "    days = [day for day in days if day not in (date(2024, 1, 9), date(2024, 2, 4))]\n    return"
+        },
+    )
+    taken = take(installation, "toy", dag_run="toy.train/manual__4")
+    assert (taken["days"], taken["days_without_rows"]) == (33, "2: 2024-01-09, 2024-02-04")
+    (entry,) = wiring.dag_run_evidence(installation, "toy.train", "manual__4")
+    assert entry["summary"]["days without rows"] == "2: 2024-01-09, 2024-02-04"
+    first, last = date(2024, 1, 1), date(2024, 1, 9)
+    assert days_without_rows(first, last, [first]).startswith("8: 2024-01-02, ") and days_without_rows(
+        first, last, [first]
+    ).endswith("2024-01-06, ...")
 
 
 def test_evidence_of_a_repeated_task_is_there_once(installation: Settings) -> None:
