@@ -50,7 +50,7 @@ def one(
     """One pipeline: verdict, decisions, drift, scores, performance, volume and deployments by day."""
     here = f"{PAGES}/trend/{quote(pipeline)}"
     others = " · ".join(f'<a href="{here}?days={n}">{n} days</a>' for n in (30, 90, 365))
-    body = f'<p class="note"><a href="{PAGES}/trend/">All pipelines</a> · {others} · <a href="{PAGES}/deployments/{quote(pipeline)}">Deployments</a></p>'
+    body = f'<p class="note"><a href="{PAGES}/trend/">All pipelines</a> · {others} · <a href="{PAGES}/deployments/{quote(pipeline)}">Deployments</a> · <a href="{PAGES}/cases/">Cases</a></p>'
     return _page(
         f"Trend of {pipeline}",
         body + wiring.trend_page(settings, pipeline, days=days),

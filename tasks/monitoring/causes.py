@@ -14,6 +14,7 @@ from datetime import date, timedelta
 
 from tasks.core.records import JsonRecord
 from tasks.monitoring.decision import DAMAGE, DRIFT, FAULT, MERGE_DAYS
+from tasks.monitoring.performance import Z_ALARM
 from tasks.monitoring.signals import (
     ChannelDrift,
     ContractFinding,
@@ -531,8 +532,9 @@ def damage_since(
 ) -> tuple[date, ...]:
     """The measured days of the newest damage up to `last`, from its estimated start on; empty without an alarm.
 
-    The start is the day after the CUSUM was last at zero before the first alarm: the usual estimate of when the
-    change happened. Alarms at most seven days apart are one damage.
+    The start is the day after the CUSUM was last at zero before the first alarm: the usual estimate of when a
+    lasting change happened. A day that alarms by itself is a jump: of the days before it only those are part that were half
+    as far off, since chance alone leaves the CUSUM of whole days above zero. Alarms at most seven days apart are one damage.
 
     Args:
         gaps: The performance chart.
@@ -550,8 +552,11 @@ def damage_since(
         if (known[first].day - known[number].day).days > MERGE_DAYS:
             break
         first = number
+    jump = known[first].alarm == "once"
     start = first
     while start > 0 and known[start - 1].cusum > 0 and known[start].day not in restarts:
+        if jump and known[start - 1].z > -Z_ALARM / 2:
+            break
         start -= 1
     return tuple(gap.day for gap in known[start : alarms[-1] + 1])
 

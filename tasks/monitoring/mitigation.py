@@ -187,4 +187,4 @@ def judge_rollback(
 
 
 def _signed(value: float | None) -> str:
-    return "?" if value is None else f"{value:+.4f}"
+    return "?" if value is None else f"{round(value, 4) + 0.0:+.4f}"

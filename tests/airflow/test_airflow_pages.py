@@ -183,6 +183,8 @@ def test_the_overview_lists_only_what_the_user_may_read(viewer: TestClient) -> N
     assert "champion v3" in text
     assert "1,200 rows" in text
     assert "secret_plans" not in text
+    for page in ("deployments/toy", "trend/toy", "cases/"):
+        assert f'href="/penstock/{page}"' in text
 
 
 def test_airflow_finds_the_plugin_without_building_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:

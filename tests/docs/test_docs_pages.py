@@ -35,6 +35,13 @@ def test_every_link_between_pages_leads_to_a_page_and_a_heading(page: Path) -> N
     assert broken == []
 
 
+def test_every_picture_is_shown_by_a_page() -> None:
+    shown = {
+        (page.parent / link).resolve() for page in PAGES for link in _LINK.findall(prose(page.read_text()))
+    }
+    assert {path for path in (ROOT / "docs" / "images").iterdir() if path not in shown} == set()
+
+
 def test_every_page_of_the_book_is_in_its_table_of_contents() -> None:
     contents = (ROOT / "docs" / "index.md").read_text()
     listed = {link.partition("#")[0] for link in _LINK.findall(contents)}

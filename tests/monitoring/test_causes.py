@@ -258,6 +258,14 @@ def test_damage_starts_where_the_cusum_last_was_at_zero():
     assert damage_since(apart, at(20)) == (at(14),)
 
 
+def test_a_day_that_alarms_by_itself_takes_no_day_with_it_that_chance_left_a_little_below():
+    jump = gap(4, z=-20.9, cusum=4.1, alarm="once")
+    near = [gap(i, z=-1.2, cusum=0.2) for i in range(4)]
+    assert damage_since([*near, jump], at(9)) == (at(4),)
+    half = [gap(2, z=-1.2, cusum=0.2), gap(3, z=-2.5, cusum=1.7)]
+    assert damage_since([*half, jump], at(9)) == (at(3), at(4))
+
+
 @given(
     faults=st.lists(st.booleans(), min_size=5, max_size=5),
     moved=st.lists(st.booleans(), min_size=5, max_size=5),

@@ -42,6 +42,11 @@ def test_a_champion_that_is_surely_worse_than_the_version_before_is_left_without
     )
 
 
+def test_a_difference_that_rounds_to_zero_has_no_minus() -> None:
+    same = replace(BETTER, gain=-0.00001, loss=-0.000002)
+    assert judge_rollback(SPEC, same, [], NOW).reasons[0].endswith("Brier loss +0.0000 to +0.0000 higher")
+
+
 @pytest.mark.parametrize(
     ("case", "moves", "says"),
     [
