@@ -7,9 +7,10 @@ for duplicates partition by partition, in bounded memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -113,11 +114,22 @@ def day_findings(
     ]
 
 
-def quarantine_finding(rows: int, quarantined: int, limit: float) -> Finding:
-    """Whether so many rows were quarantined that the fault is not in single rows any more."""
+def quarantine_finding(
+    rows: int, quarantined: int, limit: float, by_expectation: Mapping[str, int] = MappingProxyType({})
+) -> Finding:
+    """Whether so many rows were quarantined that the fault is not in single rows any more.
+
+    Args:
+        by_expectation: Rows that each expectation took out; a failure names the one that took most.
+    """
     share = quarantined / rows if rows else 1.0
     detail = f"{quarantined:,} of {rows:,} rows ({percent(share)}); the limit is {percent(limit)}"
-    return Finding("share of quarantined rows", "fail" if share > limit else "pass", detail, share, limit)
+    if share <= limit:
+        return Finding("share of quarantined rows", "pass", detail, share, limit)
+    if by_expectation:
+        name, count = max(by_expectation.items(), key=lambda item: item[1])
+        detail += f"; most by {name}: {count:,}"
+    return Finding("share of quarantined rows", "fail", detail, share, limit)
 
 
 def _as_recorded(tallies: Sequence[DayTally], snapshot: Snapshot) -> Finding:

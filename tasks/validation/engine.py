@@ -23,8 +23,12 @@ from great_expectations.expectations.expectation import (
     MulticolumnMapExpectation,
 )
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-from great_expectations.expectations.registry import get_expectation_impl
+from great_expectations.expectations.registry import (
+    get_expectation_impl,
+    list_registered_expectation_implementations,
+)
 
+from tasks.core.near_names import did_you_mean
 from tasks.validation.combine import EXAMPLES, Outcome
 from tasks.validation.plain import plain
 from tasks.validation.quiet import quiet
@@ -61,7 +65,8 @@ def problems(checks: Sequence[Check]) -> list[str]:
                 implementation = get_expectation_impl(check.type)
                 ExpectationConfiguration(**check.config()).to_domain_obj()
             except ExpectationNotFoundError:
-                found.append(f"{where}: unknown expectation type")
+                known = list_registered_expectation_implementations()
+                found.append(f"{where}: unknown expectation type{did_you_mean(check.type, known)}")
                 continue
             except Exception as error:
                 found.append(f"{where}: {_one_line(error)}")

@@ -223,7 +223,12 @@ def _examine(
     read = sorted({column for check in checks for column in check.columns if column in columns})
     found.always = day_findings(found.tallies, snapshot, spec, read)
     found.always.append(
-        quarantine_finding(found.rows, found.quarantined_rows, spec.validation.max_quarantined_share)
+        quarantine_finding(
+            found.rows,
+            found.quarantined_rows,
+            spec.validation.max_quarantined_share,
+            quarantine.by_expectation,
+        )
     )
     return found
 

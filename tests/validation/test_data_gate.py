@@ -167,6 +167,7 @@ def test_too_large_a_share_of_quarantined_rows_fails_the_gate(
     (found,) = [item for item in result.verdict.findings if item.name == "share of quarantined rows"]
     assert (found.status, found.limit) == ("fail", 0.05)
     assert found.value == pytest.approx(12 / 180)
+    assert found.detail.endswith("the limit is 5 %; most by price: values to be between: 12")
     assert result.clean_snapshot_id == ""
     assert store.exists(str(result.quarantine_key))
 

@@ -70,8 +70,9 @@ def test_the_library_drops_an_unknown_type_and_goes_on() -> None:
 def test_an_unknown_expectation_type_fails_the_gate(
     settings: Settings, toy: PipelineSpec, take: Take, write_suite: WriteSuite
 ) -> None:
-    write_suite(PRICE_NOT_NULL, expect("column_values_to_be_nice", column="price", severity="info"))
-    assert_fails(validate(settings, toy, take()), "expectation 2", "unknown expectation type")
+    write_suite(PRICE_NOT_NULL, expect("column_values_to_be_betwen", column="price", severity="info"))
+    known = "did you mean 'expect_column_values_to_be_between'?"
+    assert_fails(validate(settings, toy, take()), "expectation 2", f"unknown expectation type, {known}")
 
 
 def test_the_library_drops_an_unknown_severity_and_goes_on() -> None:
