@@ -444,7 +444,7 @@ def _decided(decision: Decision, decided: Sequence[Decided]) -> str:
     ]
     if rows:
         parts.append(
-            '<h3>Day by day</h3><div class="scroll"><table><thead><tr><th>Day</th><th>Verdict</th><th>Action</th>'
+            '<h3>Day by day</h3><div class="scroll"><table class="stack"><thead><tr><th>Day</th><th>Verdict</th><th>Action</th>'
             f"<th>Because</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
     if decided:

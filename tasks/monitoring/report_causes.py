@@ -131,10 +131,10 @@ def changes_section(changes: Sequence[Change]) -> str:
             f"{escape(change.at_utc[:16].replace('T', ' '))} UTC</span></td></tr>"
         )
     head = "<thead><tr><th>From day</th><th>What</th><th>Change</th></tr></thead>"
-    shown = _table(head, rows[:_SLICES_SHOWN])
+    shown = _table(head, rows[:_SLICES_SHOWN], stacks=True)
     if len(rows) > _SLICES_SHOWN:
         left = len(rows) - _SLICES_SHOWN
-        shown += f"<details><summary>{left} earlier</summary>{_table(head, rows[_SLICES_SHOWN:])}</details>"
+        shown += f"<details><summary>{left} earlier</summary>{_table(head, rows[_SLICES_SHOWN:], stacks=True)}</details>"
     return (
         "<h2>What changed</h2><p>In the window and the 14 days before it. <em>From day</em> is the first day of data "
         f"that was scored after the change.</p>{shown}"
@@ -158,7 +158,7 @@ def decided_table(decided: Sequence[Decided]) -> str:
             f'<td class="prose">{reasons}</td></tr>'
         )
     head = "<thead><tr><th>At (UTC), on</th><th>Decision</th><th>Because</th></tr></thead>"
-    return _table(head, rows)
+    return _table(head, rows, stacks=True)
 
 
 def _points(cause: Cause) -> str:
@@ -202,8 +202,10 @@ def _slice_row(item: SliceGap) -> str:
     )
 
 
-def _table(head: str, rows: Sequence[str]) -> str:
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+def _table(head: str, rows: Sequence[str], *, stacks: bool = False) -> str:
+    """A table; where it stacks, a narrow window shows its cells below each other, without the head."""
+    kind = ' class="stack"' if stacks else ""
+    return f'<div class="scroll"><table{kind}>{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _number(value: float | None) -> str:

@@ -140,6 +140,12 @@ def test_pages_of_a_window_lose_and_repeat_nothing(site: Site) -> None:
     assert seen == list(site.ids)
 
 
+def test_a_window_without_a_row_says_that_days_expire_and_where_that_stands(site: Site) -> None:
+    text = site.client().get(f"{PAGE}/?pipeline=toy&{WINDOW}&model_version=99").text
+    assert "No prediction passes" in text
+    assert "explanations.expire_days; <code>penstock audit events toy</code>" in text
+
+
 def test_an_older_scoring_that_a_filter_finds_is_marked_and_linked_by_its_run(site: Site) -> None:
     text = site.client().get(f"{PAGE}/?pipeline=toy&{WINDOW}&model_version=1").text
     assert text.count("superseded</span>") == 50

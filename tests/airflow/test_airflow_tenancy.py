@@ -78,7 +78,10 @@ def test_that_nobody_decides_is_what_the_page_says_first(shared: Settings, site:
     asked = SimpleNamespace(tenancy_status=status, cost_ledger=wiring.cost_ledger)
     site.app.dependency_overrides[pages.read_wiring] = lambda: asked
     text = site.get(PAGE).text
-    assert "<h2>Nobody decides what runs may have</h2>" in text and said in text
+    assert (
+        "<h2>Nobody decides what runs may have</h2><p>Nothing starts (not for 300 s); what runs goes on. "
+        "<code>penstock tenancy keep</code> has to run.</p>" in text
+    )
     assert "more is promised" not in text
 
 
