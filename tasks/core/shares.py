@@ -65,9 +65,10 @@ class Resources(NamedTuple):
 
     def shown(self) -> str:
         """What there is of it, in words."""
+        units = (("GPU", "GPUs"), ("CPU", "CPUs"), ("GiB of memory", "GiB of memory"))
         parts = [
-            f"{value:g} {unit}"
-            for value, unit in zip(self, ("GPUs", "CPUs", "GiB of memory"), strict=True)
+            f"{value:g} {one if value == 1 else many}"
+            for value, (one, many) in zip(self, units, strict=True)
             if value
         ]
         return ", ".join(parts) or "nothing"

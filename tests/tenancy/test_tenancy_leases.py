@@ -331,7 +331,7 @@ def test_a_run_that_asks_for_what_it_can_never_get_is_refused_with_limit_and_fig
     say(settings, "{gpus: 4, cpus: 16, nodes: [{count: 4, gpus: 1, cpus: 4}]}", red=TWO)
     pipeline_of(settings, "red", "{gpus_per_worker: 2, cpus_per_worker: 1}")
     with pytest.raises(
-        TerminalError, match="a worker needs 2 GPUs, 1 CPUs on one node; the largest node has 1 GPUs"
+        TerminalError, match="a worker needs 2 GPUs, 1 CPU on one node; the largest node has 1 GPU"
     ):
         admission(open_context(settings, "red_toy"), "r1")
 

@@ -113,7 +113,7 @@ def test_a_tenant_that_nobody_has_heard_of_borrows_only() -> None:
     [
         (
             ask("a", "red", least=9, most=9),
-            "it needs 9 workers at once with 1 GPUs, 4 CPUs each on one node; the nodes have room for 8",
+            "it needs 9 workers at once with 1 GPU, 4 CPUs each on one node; the nodes have room for 8",
         ),
         (ask("a", "red", least=7, most=7), "the tenant may have 6 GPUs"),
         (ask("a", "red", least=6, most=6, reclaimable=False), "promised to nobody come to 4 GPUs"),
