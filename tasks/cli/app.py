@@ -37,6 +37,7 @@ from tasks.cli.serve import serve
 from tasks.cli.services import cli_settings
 from tasks.cli.tenancy import tenancy
 from tasks.cli.waivers import add_waiver_commands
+from tasks.core import Settings
 from tasks.core.errors import ConfigError
 
 
@@ -106,7 +107,8 @@ def up(
     from tasks.cli.services import start
 
     with one_interrupt():
-        start(cli_settings(), profile)
+        # Not those of the services there are: with another profile they would be another installation's.
+        start(Settings.from_environment(), profile)
 
 
 @app.command()

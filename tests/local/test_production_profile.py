@@ -14,6 +14,7 @@ import pytest
 from share_files import say
 
 from tasks import wiring
+from tasks.cli.app import up
 from tasks.core import Settings
 from tasks.core.errors import ConfigError
 from tasks.local import credentials, parts, production, profile_of, services, start_services
@@ -52,6 +53,26 @@ def test_a_new_installation_is_embedded_and_a_damaged_record_counts_as_that(sett
     assert profile_of(settings) == "production"
     (settings.home / "profile").write_text("prod")
     assert profile_of(settings) == "embedded"
+
+
+def test_going_back_to_embedded_takes_nothing_of_the_other_profile_along(
+    chosen: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STORE", "METADATA_URL", "S3_ENDPOINT", "MLFLOW_URL", "RAY_JOBS_URL", "AIRFLOW_URL"):
+        monkeypatch.delenv(f"PENSTOCK_{name}", raising=False)
+    monkeypatch.setenv("PENSTOCK_HOME", str(chosen.home))
+    monkeypatch.setenv("PENSTOCK_PROJECT", str(chosen.project))
+    begun: list[tuple[Settings, str | None]] = []
+    monkeypatch.setattr("tasks.cli.services.start", lambda given, profile: begun.append((given, profile)))
+    up("embedded")
+    ((given, profile),) = begun
+    plain = Settings.at_home(chosen.home, project=chosen.project)
+    assert profile == "embedded"
+    assert (given.store_url, given.metadata_url, given.s3_endpoint) == (
+        plain.store_url,
+        plain.metadata_url,
+        plain.s3_endpoint,
+    )
 
 
 def test_an_unknown_profile_is_refused_with_those_there_are(settings: Settings) -> None:
