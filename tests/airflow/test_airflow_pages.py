@@ -39,7 +39,11 @@ def evidence(_settings: Settings, dag_id: str, run_id: str) -> list[dict[str, An
 
 
 def overview(_settings: Settings) -> list[dict[str, Any]]:
-    verdicts = [{"gate": "data", "outcome": "pass", "at": "2024-02-06", "reasons": [EVIL]}]
+    many = [f"day {number} moved" for number in range(9)]
+    verdicts = [
+        {"gate": "data", "outcome": "pass", "at": "2024-02-06", "reasons": [EVIL]},
+        {"gate": "monitor", "outcome": "noise", "at": "2024-02-06", "reasons": many},
+    ]
     toy = {
         "pipeline": "toy",
         "champion": {"version": 3, "at": "2024-02-06"},
@@ -183,6 +187,7 @@ def test_the_overview_lists_only_what_the_user_may_read(viewer: TestClient) -> N
     assert "champion v3" in text
     assert "1,200 rows" in text
     assert "secret_plans" not in text
+    assert "day 3 moved" in text and "day 4 moved" not in text and "and 5 more" in text
     for page in ("deployments/toy", "trend/toy", "cases/"):
         assert f'href="/penstock/{page}"' in text
 
