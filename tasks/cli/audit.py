@@ -109,6 +109,12 @@ def audit_window(
         return
     lines = [_line(record) for record in found["records"]]
     show(lines, as_json=False, title=f"{pipeline}: predictions", whole="prediction_id")
+    if not lines:
+        console.print(
+            f"A prediction is here once its run is published, until its day expires: penstock audit events {pipeline}",
+            markup=False,
+            soft_wrap=True,
+        )
     if found["cursor"]:
         console.print(f"There are more: add --cursor {found['cursor']}", markup=False, soft_wrap=True)
 

@@ -79,16 +79,26 @@ def keep_cases(
     return open_id
 
 
+def open_case_ids(context: Context, hold: ScoringHold) -> list[str]:
+    """Open cases that are about the days of a hold: one, or none once it was answered."""
+    from tasks.monitoring.cases import read_cases
+
+    return [
+        file.case_id
+        for file in read_cases(context.store)
+        if file.status == "open" and hold.hold_id in file.case.holds
+    ]
+
+
 def accept_released(context: Context, hold: ScoringHold) -> None:
     """Answer the open case of a hold that a person has released."""
     from tasks.monitoring.answers import ACCEPT
-    from tasks.monitoring.cases import Answer, answer_case, read_cases
+    from tasks.monitoring.cases import Answer, answer_case
 
-    for file in read_cases(context.store):
-        if file.status == "open" and hold.hold_id in file.case.holds:
-            said = Answer(ACCEPT, hold.released_by or "", hold.release_reason or "")
-            answer_case(context.store, context.spec, file.case_id, said)
-            _note_released(context, file.case_id, hold)
+    for case_id in open_case_ids(context, hold):
+        said = Answer(ACCEPT, hold.released_by or "", hold.release_reason or "")
+        answer_case(context.store, context.spec, case_id, said)
+        _note_released(context, case_id, hold)
 
 
 def list_cases(settings: Settings, pipeline: str) -> dict[str, Any]:

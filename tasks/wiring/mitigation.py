@@ -102,17 +102,22 @@ def release_held_scoring(
 def refuse_held(context: Context, wanted: str, days: Sequence[date] = ()) -> None:
     """Raises `TerminalError` while a data fault holds the pipeline; scoring its faulty days alone is the cure, and allowed."""
     from tasks.monitoring.mitigation import scoring_holds
+    from tasks.wiring.cases import open_case_ids
 
     for hold in scoring_holds(context.store):
         if not hold.open or (days and set(days) <= set(hold.days)):
             continue
         span = f"{hold.days[0]}" if len(hold.days) == 1 else f"{hold.days[0]} to {hold.days[-1]}"
         name = context.spec.name
+        answered = "".join(
+            f"answer case {case_id} (Required Actions in Airflow), or "
+            for case_id in open_case_ids(context, hold)
+        )
         raise TerminalError(
             f"{wanted} is held since {hold.placed_at_utc[:16]}Z for a data fault of {span}: {hold.reason}",
             which=name,
             fix=f"deliver {span} again, run {name}.score for these days and {name}.monitor; or, when the data is right as it is, "
-            f"answer its case (Required Actions in Airflow), or `penstock monitoring release {name} {hold.hold_id} --reason ...`",
+            f"{answered}`penstock monitoring release {name} {hold.hold_id} --reason ...`",
         )
 
 

@@ -79,8 +79,8 @@ def test_that_nobody_decides_is_what_the_page_says_first(shared: Settings, site:
     site.app.dependency_overrides[pages.read_wiring] = lambda: asked
     text = site.get(PAGE).text
     assert (
-        "<h2>Nobody decides what runs may have</h2><p>Nobody has decided for 300 s. A run with a tenant's own "
-        "login does not start; what runs goes on. <code>penstock tenancy keep</code> has to run.</p>" in text
+        "<h2>No run with a tenant's own login starts</h2><p>Nobody decides what runs may have (not for 300 s): "
+        "`penstock tenancy keep` has to run. What runs goes on.</p>" in text
     )
     assert "more is promised" not in text
 

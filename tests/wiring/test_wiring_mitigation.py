@@ -98,8 +98,11 @@ def test_a_broken_feed_holds_scoring_and_promotions_until_its_days_are_whole_aga
     assert (held["outcome"], held["days"]) == ("held", ["2024-02-10"]), held
     status = step(after_second, "scoring_status")
     assert status["held"] and status["holds"][0]["hold_id"] == held["hold_id"]
-    with pytest.raises(TerminalError, match=r"scoring is held since .* for a data fault of 2024-02-10"):
+    with pytest.raises(
+        TerminalError, match=r"scoring is held since .* for a data fault of 2024-02-10"
+    ) as refused:
         score(after_second)
+    assert held["case_id"] and f"answer case {held['case_id']} " in refused.value.fix
     with pytest.raises(TerminalError, match="promotion is held"):
         step(after_second, "promote_model", version=former, actor="ada", reason="try the other")
 
