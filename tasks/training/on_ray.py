@@ -118,6 +118,8 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -136,7 +138,19 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
         ", ".join(f"{amount:g} {name}" for name, amount in resources.items()),
     )
     scratch = settings.home / "ray_train"
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Without two actors that start beside the workers, each with all imports of Ray Train.
+
+        One hands out datasets of Ray Data, of which there are none. The other frees the workers' places when the trainer has died
+        and the job goes on, but ours ends with it, which frees them.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [made for made in super()._create_default_callbacks() if not isinstance(made, unused)]
+
+    trainer = Trainer(
         _worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
