@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 
 from inference_support import AUDIT
@@ -19,8 +18,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings.from_environment()
     spec = load_pipeline(settings, "toy")
-    paths = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
-    ray.init(address="auto", log_to_driver=True, runtime_env=paths)
+    ray.init(address="auto", log_to_driver=True)
     try:
         try:
             report = run_plan(settings, spec, sys.argv[1], audit_table=AUDIT, load_model=sys.argv[2])

@@ -38,6 +38,7 @@ from tasks.inference.shard import DEFAULT_MODEL, ShardWorker
 from tasks.model import Profile, fetch_bundle
 
 HERE = Path(__file__).parent
+PATH = os.pathsep.join([str(HERE), str(HERE.parents[1])])
 
 pytestmark = pytest.mark.ray
 
@@ -48,14 +49,15 @@ def local_ray() -> Iterator[str]:
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    os.environ["PYTHONPATH"] = (
+        PATH  # not by a runtime environment: each of its processes would import Ray twice
+    )
     ray.init(
         address="local",  # never another one of this machine
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80 << 20,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
@@ -86,7 +88,7 @@ def driver(settings: Settings, script: str, *arguments: str, **more: str) -> tup
     env = {
         **os.environ,
         **settings.as_environment(),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        "PYTHONPATH": PATH,
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -101,8 +100,7 @@ def main() -> None:
     pipeline, run_id, gate, *more = sys.argv[1:]
     model = more[0] if more else "load_slow"
     context = open_context(settings, pipeline)
-    paths = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
-    ray.init(address="auto", log_to_driver=False, runtime_env=paths)
+    ray.init(address="auto", log_to_driver=False)
     sys.stdout.write("READY\n")
     sys.stdout.flush()
     while not Path(gate).exists():

@@ -22,7 +22,7 @@ from ray.util import get_node_ip_address
 from services import free_port
 from share_files import say
 from tenancy_support import pipeline_of
-from test_tenancy_on_ray import INFERENCE, result_of, start_driver
+from test_tenancy_on_ray import INFERENCE, PATH, result_of, start_driver
 
 from tasks.core import Settings
 from tasks.inference import verify
@@ -79,6 +79,7 @@ def growing_ray(tmp_path: Path) -> Iterator[str]:
         **os.environ,
         "AUTOSCALER_METRIC_PORT": str(free_port()),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "PYTHONPATH": PATH,
         "RAY_AUTH_MODE": "disabled",
         "RAY_CLOUD_INSTANCE_ID": HEAD,
         "RAY_FAKE_CLUSTER": "1",

@@ -38,10 +38,13 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
-    """A Ray of eight CPUs and four logical GPUs, which ends with this process."""
+    """A Ray of eight CPUs and four logical GPUs, which ends with this process and whose actors find the modules of the tests."""
     import ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["PYTHONPATH"] = (
+        PATH  # not by a runtime environment: each of its processes would import Ray twice
+    )
     ray.init(
         address="local",  # never another one of this machine
         num_cpus=8,
