@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving_support import make_bundle, put_live, serving
+from serving_support import make_bundle, private_copy, put_live, serving
 from toy_installation import install_toy
 
 from tasks.core import PipelineSpec, Settings, load_pipeline
@@ -34,10 +34,7 @@ def bundles(made: tuple[Settings, Bundles]) -> Bundles:
 
 @pytest.fixture
 def installation(made: tuple[Settings, Bundles], tmp_path: Path) -> Settings:
-    """A private copy."""
-    shutil.copytree(made[0].home, tmp_path / "home")
-    shutil.copytree(made[0].project, tmp_path / "project")
-    return Settings.at_home(tmp_path / "home", project=tmp_path / "project")
+    return private_copy(made[0], tmp_path)
 
 
 @pytest.fixture

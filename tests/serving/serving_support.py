@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -62,6 +63,13 @@ def make_bundle(
     return upload_random_bundle(
         settings, spec, folder, seed=seed, hidden=hidden, features=features, training_id=f"{seed:016d}"
     )
+
+
+def private_copy(made: Settings, root: Path) -> Settings:
+    """An installation under `root` that has what `made` has."""
+    shutil.copytree(made.home, root / "home")
+    shutil.copytree(made.project, root / "project")
+    return Settings.at_home(root / "home", project=root / "project")
 
 
 def put_live(settings: Settings, spec: PipelineSpec, version: int, bundle: tuple[str, str]) -> None:
