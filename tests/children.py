@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 _SERVED = multiprocessing.get_context("forkserver")
 _SERVED.set_forkserver_preload(
-    ["__main__", "alembic.runtime.environment", "psycopg", "tasks.metadata.store", "tasks.registry.promotion",
+    ["__main__", "alembic.runtime.environment", "psycopg", "pyarrow.dataset", "deltalake", "tasks.metadata.store",
+     "tasks.audit", "tasks.inference.actor", "tasks.inference.engine", "tasks.inference.publishing", "tasks.registry.promotion",
      "tasks.tenancy.leases", "tasks.wiring"]
 )  # fmt: skip
 
@@ -75,6 +80,44 @@ def killed(call: Callable[[], Any], owner: Any = None, name: str = "", *, patien
     ended = child.exitcode
     child.kill()
     assert ended == -signal.SIGKILL
+
+
+class Script:
+    """A script at work in a process of its own, as by `subprocess.Popen`; where it lies and PYTHONPATH come first on its path."""
+
+    def __init__(self, path: Path, *arguments: str, env: Mapping[str, str]) -> None:
+        self._said = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it lives as long as this
+        words = [str(path), *arguments]
+        self._process = _SERVED.Process(target=_run_script, args=(words, dict(env), self._said.name))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it is at work."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process.pid
+        os.kill(self._process.pid, number)
+
+    def ended(self, *, patience_s: float = 120.0) -> tuple[int, str]:
+        """Its exit code, and all that it said."""
+        self._process.join(patience_s)
+        code = self._process.exitcode
+        self._process.kill()  # only where it is still there
+        said = Path(self._said.name).read_text()
+        assert code is not None, f"it did not end: {said}"
+        return code, said
+
+
+def _run_script(words: list[str], env: dict[str, str], said: str) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = words
+    sys.path[:0] = [str(Path(words[0]).parent), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    with open(said, "wb") as output:  # noqa: PTH123
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def die(*_: object, **__: object) -> None:

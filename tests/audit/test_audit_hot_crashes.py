@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from children import Script
 from hot_support import EACH, columns_of, everywhere, online_row, warm_rows
 
 from tasks.audit.hot import HotLog, fold, hot_rows, hot_status
@@ -25,18 +24,10 @@ IN_HANDS = THREADS * EACH
 """Rows that may be on their way at once, at most."""
 
 
-def start(settings: Settings, told: Path, point: str, nth: int, first: int) -> subprocess.Popen[bytes]:
-    env = {
-        **os.environ,
-        **settings.as_environment(),
-        "PYTHONPATH": os.pathsep.join(
-            str(path) for path in (HERE, HERE.parent / "inference", HERE.parents[1])
-        ),
-    }
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "hot_child.py"), point, str(nth), str(THREADS), str(first), str(told)],
-        env=env,
-    )
+def start(settings: Settings, told: Path, point: str, nth: int, first: int) -> Script:
+    path = os.pathsep.join(str(path) for path in (HERE, HERE.parent / "inference", HERE.parents[1]))
+    env = {**os.environ, **settings.as_environment(), "PYTHONPATH": path}
+    return Script(HERE / "hot_child.py", point, str(nth), str(THREADS), str(first), str(told), env=env)
 
 
 def acknowledged(told: Path) -> list[int]:
@@ -71,7 +62,8 @@ def test_a_process_that_dies_at_any_point_loses_and_doubles_no_acknowledged_row(
 ) -> None:
     told = tmp_path / "told"
     child = start(settings, told, point, 90 if "append" in point else 2, 1)
-    assert child.wait(60) == -signal.SIGKILL
+    code, said = child.ended()
+    assert code == -signal.SIGKILL, said
     assert len(acknowledged(told)) >= 40
     recover_and_check(settings, toy, told)
 
@@ -88,7 +80,7 @@ def test_processes_killed_at_random_moments_one_after_the_other_lose_and_double_
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.4))
         child.send_signal(signal.SIGKILL)
-        child.wait(60)
+        child.ended()
     assert len(acknowledged(told)) >= 120
     fold(settings, toy, seal=True)
     found = everywhere(settings, toy)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import Script
 from inference_support import plan_stub, run_stub, scoring_snapshot, table_rows
 
 from tasks.core import PipelineSpec, Settings
@@ -33,18 +32,14 @@ INFERENCE_POINTS = [
 
 def start_child(
     settings: Settings, run_id: str, point: str, nth: int, *, script: str = "crash_child.py"
-) -> subprocess.Popen[bytes]:
-    env = {
-        **os.environ,
-        **settings.as_environment(),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
-    }
-    return subprocess.Popen(
-        [sys.executable, str(HERE / script), run_id, point, str(nth)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+) -> Script:
+    env = {**os.environ, **settings.as_environment()}
+    return Script(HERE / script, run_id, point, str(nth), env=env)
+
+
+def assert_killed(child: Script) -> None:
+    code, said = child.ended()
+    assert code == -signal.SIGKILL, said
 
 
 def undisturbed(settings: Settings, spec: PipelineSpec, tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -70,8 +65,7 @@ def test_a_run_killed_at_any_point_loses_and_repeats_nothing(
 ) -> None:
     planned = plan_stub(settings, toy, scoring_snapshot(settings, toy))
     child = start_child(settings, planned.run_id, point, 1 if "commit" in point or "marker" in point else 3)
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL, output.decode()
+    assert_killed(child)
     committed = point in ("after-delta-commit", "after-published-marker")
     assert len(table_rows(settings, toy)) == (360 if committed else 0), "a reader sees all of a run or none"
     assert_resumes(settings, toy, planned.run_id, undisturbed(settings, toy, tmp_path))
@@ -89,8 +83,7 @@ def test_a_run_killed_on_s3_loses_and_repeats_nothing(
     remote = dataclasses.replace(settings, store_url=s3_endpoint.fresh_store_url(), s3_endpoint=s3_url)
     planned = plan_stub(remote, toy, scoring_snapshot(remote, toy))
     child = start_child(remote, planned.run_id, point, 1)
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL, output.decode()
+    assert_killed(child)
     assert_resumes(remote, toy, planned.run_id, undisturbed(settings, toy, tmp_path))
 
 
@@ -99,9 +92,8 @@ def test_two_drivers_at_once_lose_and_repeat_nothing(
 ) -> None:
     planned = plan_stub(store_settings, toy, scoring_snapshot(store_settings, toy))
     children = [start_child(store_settings, planned.run_id, "none", 1) for _ in range(2)]
-    outputs = [child.communicate(timeout=120)[0].decode() for child in children]
-    for child, output in zip(children, outputs, strict=True):
-        assert child.returncode == 0 or StaleAttempt.__name__ in output, output
+    for code, said in [child.ended() for child in children]:
+        assert code == 0 or StaleAttempt.__name__ in said, said
     assert_resumes(store_settings, toy, planned.run_id, undisturbed(store_settings, toy, tmp_path))
 
 
@@ -124,6 +116,6 @@ def test_a_paused_driver_that_wakes_up_late_is_refused(
         assert_resumes(settings, toy, planned.run_id, undisturbed(settings, toy, tmp_path))
     finally:
         child.send_signal(signal.SIGCONT)
-    output = child.communicate(timeout=120)[0].decode()
-    assert child.returncode == 0 or StaleAttempt.__name__ in output, output
+    code, said = child.ended()
+    assert code == 0 or StaleAttempt.__name__ in said, said
     assert_resumes(settings, toy, planned.run_id, undisturbed(settings, toy, tmp_path / "again"))

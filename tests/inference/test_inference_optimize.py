@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -23,7 +22,7 @@ from inference_support import (
     table_rows,
     with_prices,
 )
-from test_inference_crashes import start_child
+from test_inference_crashes import assert_killed, start_child
 
 from tasks.core import ObjectStore, PipelineSpec, Settings, open_store
 from tasks.core.crash_points import POINTS, observe
@@ -312,8 +311,7 @@ def test_a_merge_killed_at_any_point_changes_no_row_and_the_next_upkeep_finishes
     run_id = score_and_publish(settings, toy, scoring_snapshot(settings, toy))
     before = tables(settings, toy)
     child = start_child(settings, "-", point, 2, script="optimize_child.py")
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL, output.decode()
+    assert_killed(child)
     assert tables(settings, toy) == before
     assert verify(settings, toy, run_id).ok
     store = open_store(settings, prefix=toy.prefix)
@@ -346,8 +344,7 @@ def test_a_merge_killed_on_s3_is_finished_by_the_next(
     run_id = score_and_publish(remote, toy, scoring_snapshot(remote, toy))
     before = tables(remote, toy)
     child = start_child(remote, "-", "before-optimize-commit", 2, script="optimize_child.py")
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL, output.decode()
+    assert_killed(child)
     optimize(remote, toy)
     assert sweep_orphans(remote, toy, older_than=timedelta(hours=2), clock=months_later).data_files == 3
     assert tables(remote, toy) == before

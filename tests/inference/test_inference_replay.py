@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -23,7 +22,7 @@ from inference_support import (
     table_rows,
     with_prices,
 )
-from test_inference_crashes import start_child
+from test_inference_crashes import assert_killed, start_child
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.errors import DataError, StaleAttempt, TransientError
@@ -178,8 +177,7 @@ def test_a_replay_killed_at_any_point_is_finished_by_the_next_and_adds_each_row_
     raise_limit(settings)
     run_id = with_dead_letters(settings, spec)
     child = start_child(settings, run_id, point, 1, script="replay_child.py")
-    output, _ = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL, output.decode()
+    assert_killed(child)
     visible = 360 if point in ("after-delta-commit", "after-published-marker") else 351
     assert len(table_rows(settings, spec)) == visible, "a reader sees all of a replay or none"
     again(settings, spec, run_id)
