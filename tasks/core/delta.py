@@ -52,6 +52,8 @@ _TRUSTED_S = 3600.0
 """After so long the log is read anew, whatever its next name says: entries older than a month are cleaned away."""
 _CONFLICTS = 200
 _FAULTS = 5
+_FIRST_PAUSE_S = 0.2
+"""After a commit whose answer was lost; each later pause is twice as long."""
 _NAME = re.compile(
     r"event_date=(?P<event_date>\d{4}-\d\d-\d\d)/"
     r"(?P<run_id>[0-9a-f]{16})_(?P<day>\d{4}-\d\d-\d\d)_(?P<shard>\d{5,})_(?P<attempt>[0-9a-z-]+)\.parquet"
@@ -397,7 +399,7 @@ class _Sending:
             self._faults += 1
             if self._faults >= _FAULTS:
                 raise self._unknown(error) from error
-            time.sleep(0.1 * 2**self._faults)
+            time.sleep(_FIRST_PAUSE_S * 2 ** (self._faults - 1))
         else:
             self.failed = False
 

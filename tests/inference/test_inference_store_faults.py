@@ -54,6 +54,7 @@ QUICK = Patience(connect_s=2, answer_s=1, sends=3, first_pause_s=0.02, give_up_s
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("tasks.core.s3_faults.PATIENCE", QUICK)
+    monkeypatch.setattr("tasks.core.delta._FIRST_PAUSE_S", QUICK.first_pause_s)
     yield
     observe(None)
 
