@@ -46,7 +46,7 @@ _SMALLER = {
     "noninferiority_margin_auc: 0.01": "noninferiority_margin_auc: 0.2",
     "slices: [carrier, origin]": "slices: [origin]",
     "slice_min_auc: 0.55": "slice_min_auc: 0.5\n  bootstrap_samples: 100",
-    "shard_rows: 50000": "shard_rows: 60\n  min_workers: 2\n  max_workers: 2\n  placement_timeout_s: 120",
+    "shard_rows: 50000": "shard_rows: SHARD_ROWS\n  min_workers: 2\n  max_workers: 2\n  placement_timeout_s: 120",
 }
 _HOLD = """
 
@@ -97,12 +97,13 @@ def days(first: int, count: int = 2) -> tuple[str, str]:
 class Line:
     """The installation, driven as people drive it, and hit where it hurts."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, shard_rows: int = 60) -> None:
         self.installation = Installation(root, CHECKOUT)
         for folder in (self.installation.project / "pipelines").iterdir():
             if folder.is_dir() and folder.name != PIPELINE:
                 shutil.rmtree(folder)
-        self.installation.edit(PIPELINE, "pipeline.yaml", _SMALLER)
+        smaller = {old: new.replace("SHARD_ROWS", str(shard_rows)) for old, new in _SMALLER.items()}
+        self.installation.edit(PIPELINE, "pipeline.yaml", smaller)
         features = self.installation.project / "pipelines" / PIPELINE / "features.py"
         head = 'in its order."""\n'
         text = features.read_text()
