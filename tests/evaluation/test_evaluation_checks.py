@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +23,7 @@ from tasks.evaluation.check_records import TestFailure as CheckFailure
 from tasks.evaluation.check_report import model_section
 from tasks.evaluation.folder_tests import run_folder_tests
 from tasks.evaluation.footprint import ModelProcess, measure_footprint
-from tasks.evaluation.load_process import imported_dependencies, licence_of
+from tasks.evaluation.load_process import imported_dependencies, licence_of, top_names
 from tasks.evaluation.scoring import load_scorer
 from tasks.evaluation.signature import signature_of
 
@@ -232,6 +233,14 @@ def test_a_licence_is_read_from_whichever_field_states_it() -> None:
     assert licence_of(metadata(("License", "Apache 2.0\nlong text"))) == "Apache 2.0"
     assert licence_of(metadata(("License", "UNKNOWN"))) == licence_of(metadata()) == ""
     assert [item.name for item in imported_dependencies(["numpy.linalg", "json"])] == ["numpy"]
+
+
+def test_distributions_are_known_by_the_names_that_python_s_own_library_finds() -> None:
+    found: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for name in top_names(distribution):
+            found.setdefault(name, set()).add(distribution.metadata["Name"])
+    assert found == {name: set(of) for name, of in importlib.metadata.packages_distributions().items()}
 
 
 def put_tests(toy: Any, text: str) -> None:
