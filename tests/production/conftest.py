@@ -26,7 +26,9 @@ def line() -> Iterator[Line]:
         pytest.skip("needs an S3 endpoint: `make test` installs it into .penstock/venv-s3")
     root = Path(tempfile.mkdtemp(prefix="penstock-production-"))
     root.chmod(0o755)  # PostgreSQL may run as another user
-    made = Line(root, shard_rows=120)  # a dozen shards for two workers: some before a fault strikes, some after it
+    made = Line(
+        root, shard_rows=120
+    )  # a dozen shards for two workers: some before a fault strikes, some after it
     before = dict(os.environ)
     try:
         made.up()
