@@ -13,7 +13,7 @@ from typing import Any
 from inference_support import AUDIT
 
 from tasks.core import PenstockError, Settings, load_pipeline, open_store
-from tasks.inference import publish, run_plan
+from tasks.inference import pool, publish, run_plan
 from tasks.inference.records import committed_shards
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pool._NODE_NEWS_S = 2.0  # no node comes back here, so it need not be waited for as long
     settings = Settings.from_environment()
     spec = load_pipeline(settings, "toy")
     inference = spec.inference.model_copy(
