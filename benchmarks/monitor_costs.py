@@ -84,6 +84,9 @@ def measure_scoring(world: World) -> dict[str, tuple[Scoring, Scoring]]:
         f"31 days as they are, layers of {_layers(DEFAULT)}": _median_runs(
             default, days=days_between(*MONTH)
         ),
+        "the same 31 days, each planned, scored and published in a run of its own": _median_runs(
+            default, days=days_between(*MONTH), daily=True
+        ),
     }
 
 
@@ -97,14 +100,20 @@ def _layers(hidden: tuple[int, ...]) -> str:
 
 
 def _median_runs(
-    world: World, *, audit: bool = False, days: Sequence[date] = (), rows: int = SCORED_ROWS
+    world: World,
+    *,
+    audit: bool = False,
+    days: Sequence[date] = (),
+    daily: bool = False,
+    rows: int = SCORED_ROWS,
 ) -> tuple[Scoring, Scoring]:
     """(with every row counted, as it is)."""
     tables = {day: world.rows[day].drop_columns(_known(world)) for day in days} or {
         DAY: _large_day(world, rows)
     }
     pairs = [
-        [_scoring(world, tables, audit=audit, every=every) for every in (True, False)] for _ in range(RUNS)
+        [_scoring(world, tables, audit=audit, every=every, daily=daily) for every in (True, False)]
+        for _ in range(RUNS)
     ]
     every, sampled = (sorted(runs, key=lambda run: run.share)[RUNS // 2] for runs in zip(*pairs, strict=True))
     return every, sampled
@@ -152,14 +161,17 @@ def _judging(world: World) -> tuple[float, float, float]:
     return judge_s, merge_s, ks_s
 
 
-def _scoring(world: World, tables: Mapping[date, pa.Table], *, audit: bool, every: bool) -> Scoring:
+def _scoring(
+    world: World, tables: Mapping[date, pa.Table], *, audit: bool, every: bool, daily: bool = False
+) -> Scoring:
     """Shards scored and committed by the pipeline's own worker, in this process.
 
     Args:
         tables: Rows to score, by day.
         every: Whether every row is counted, whatever the size of its day.
+        daily: Whether each day is a run of its own, of which planning and publishing are timed as well.
     """
-    from tasks.inference import plan, run_plan
+    from tasks.inference import plan, publish, run_plan
 
     home = HOME / "scoring"
     shutil.rmtree(home, ignore_errors=True)
@@ -169,36 +181,41 @@ def _scoring(world: World, tables: Mapping[date, pa.Table], *, audit: bool, ever
     source = open_store(Settings.at_home(HOME, project=ROOT), prefix=spec.prefix)
     for info in source.list(f"bundles/{digest}"):
         store.put(info.key, source.get(info.key))
-    partitions = tuple(write_partition(store, day, rows) for day, rows in tables.items())
+    partitions = [write_partition(store, day, rows) for day, rows in tables.items()]
     schema = tuple((field.name, str(field.type)) for field in next(iter(tables.values())).schema)
-    snapshot = save_snapshot(
-        store,
-        Snapshot(
-            snapshot_id=Snapshot.identity(spec.name, "scoring", schema, partitions),
-            pipeline=spec.name,
-            kind="scoring",
-            schema=schema,
-            partitions=partitions,
-            created_at_utc="2013-08-16T00:00:00.000Z",
-        ),
-    )
-    planned = plan(
-        settings,
-        spec,
-        snapshot,
-        model_version=1,
-        bundle_digest=digest,
-        feature_version=world.scorer.feature_version,
-    )
-    with _profiling_timed(every=every) as spent:
-        began = time.process_time()
-        run_plan(
+    snapshots = [
+        save_snapshot(
+            store,
+            Snapshot(
+                snapshot_id=Snapshot.identity(spec.name, "scoring", schema, some),
+                pipeline=spec.name,
+                kind="scoring",
+                schema=schema,
+                partitions=some,
+                created_at_utc="2013-08-16T00:00:00.000Z",
+            ),
+        )
+        for some in ([(one,) for one in partitions] if daily else [tuple(partitions)])
+    ]
+
+    def planned(snapshot: Snapshot) -> str:
+        return plan(
             settings,
             spec,
-            planned.run_id,
-            local=True,
-            audit_table="tasks.audit:audit_table" if audit else None,
-        )
+            snapshot,
+            model_version=1,
+            bundle_digest=digest,
+            feature_version=world.scorer.feature_version,
+        ).run_id
+
+    audit_table = "tasks.audit:audit_table" if audit else None
+    runs = [] if daily else [planned(snapshot) for snapshot in snapshots]
+    with _profiling_timed(every=every) as spent:
+        began = time.process_time()
+        for run_id in runs or map(planned, snapshots):
+            run_plan(settings, spec, run_id, local=True, audit_table=audit_table)
+            if daily:
+                publish(settings, spec, run_id)
         scoring_s = time.process_time() - began
     shutil.rmtree(home)
     return Scoring(sum(partition.rows for partition in partitions), scoring_s, spent[0])

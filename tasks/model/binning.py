@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -55,29 +56,40 @@ class Bins:
     def __init__(self, edges: Sequence[Sequence[float]]) -> None:
         """Args: edges: Of each column, ascending, finite."""
         inner = [np.asarray(of[:-1], dtype=np.float64) for of in edges]
+        sizes = np.array([of.size for of in inner], np.int64)
+        there = np.arange(sizes.max(initial=1)) < sizes[:, None]
+        filled = np.zeros(there.shape)
+        filled[there] = np.concatenate([*inner, []])
         self._inner = inner
         self._last = np.array([of[-1] if len(of) else np.inf for of in edges])
-        self._scale = np.array([[_scale(of)] for of in inner])
-        self._first = np.array([[of[0] if _scale(of) else 0.0] for of in inner])
+        first, last = filled[:, 0], filled[np.arange(len(inner)), np.maximum(sizes, 1) - 1]
+        scale = _scales(first, last, sizes)
+        self._scale, self._first = scale[:, None], np.where(scale > 0, first, 0.0)[:, None]
         self._start = np.arange(len(inner), dtype=np.float64)[:, None] * _WIDTH + 1
-        self._below = np.zeros(len(inner) * _WIDTH, np.int64)
-        self._only = np.full(len(inner) * _WIDTH, np.nan)  # a comparison with NaN is false: no edge here
-        self._crowd = np.zeros(len(inner) * _WIDTH, np.bool_)
-        for i, of in enumerate(inner):
-            part = slice(i * _WIDTH, (i + 1) * _WIDTH)
-            cells = self._cells(of[None], slice(i, i + 1), np.empty((1, of.size)))[0].astype(np.int64)
-            cells -= part.start
-            held = np.bincount(cells, minlength=_WIDTH)
-            self._below[part] = np.cumsum(held) - held
-            self._only[part][cells] = of
-            self._crowd[part] = held > 1
-        self._crowded: IntArray = np.flatnonzero(self._crowd.reshape(len(inner), _WIDTH).any(axis=1))
+        cells = self._cells(filled, np.empty(filled.shape))[there].astype(np.int64)
+        held = np.bincount(cells, minlength=len(inner) * _WIDTH).reshape(-1, _WIDTH)
+        self._below = (np.cumsum(held, axis=1) - held).reshape(-1)
+        self._only = np.full(held.size, np.nan)  # a comparison with NaN is false: no edge here
+        self._only[cells] = filled[there]
+        crowd = held > 1
+        self._crowd = crowd.reshape(-1)
+        self._crowded: IntArray = np.flatnonzero(crowd.any(axis=1))
+
+    def of(self, column: int) -> Bins:
+        """For this column alone; its tables are not made again, which takes as long as finding thousands of bins."""
+        one, tables = slice(column, column + 1), slice(column * _WIDTH, (column + 1) * _WIDTH)
+        found = copy(self)
+        found._inner, found._last = self._inner[one], self._last[one]
+        found._scale, found._first, found._start = self._scale[one], self._first[one], self._start[:1]
+        found._below, found._only, found._crowd = self._below[tables], self._only[tables], self._crowd[tables]
+        found._crowded = np.zeros(int(column in self._crowded), np.int64)
+        return found
 
     def __call__(self, values: FloatArray) -> IntArray:
         """Bins of finite values, both of shape (F, n); they lie in `ROOM.integers(1)`."""
         cells, bins = (ROOM.integers(number, values.shape) for number in (0, 1))
         raw, only = (ROOM.floats(number, values.shape) for number in (0, 1))
-        np.copyto(cells, self._cells(values, slice(None), raw), casting="unsafe")
+        np.copyto(cells, self._cells(values, raw), casting="unsafe")
         # `clip` where nothing is to clip: without a check, and faster
         self._below.take(cells, out=bins, mode="clip")
         self._only.take(cells, out=only, mode="clip")
@@ -89,23 +101,21 @@ class Bins:
             bins[i] += values[i] >= self._last[i]
         return bins
 
-    def _cells(self, values: FloatArray, columns: slice, out: FloatArray) -> FloatArray:
+    def _cells(self, values: FloatArray, out: FloatArray) -> FloatArray:
         """Places in the tables of all columns, one after the other; whole when their fractions are cut off."""
         with np.errstate(over="ignore"):
-            np.subtract(values, self._first[columns], out=out)
-            out *= self._scale[columns]
+            np.subtract(values, self._first, out=out)
+            out *= self._scale
         np.clip(out, -1, _CELLS, out=out)
-        out += self._start[columns]
+        out += self._start
         return out
 
 
-def _scale(edges: FloatArray) -> float:
+def _scales(first: FloatArray, last: FloatArray, sizes: IntArray) -> FloatArray:
     """Cells by unit; 0, one cell for all values, where there are no two edges or their distance is no usable number."""
-    if edges.size < 2:
-        return 0.0
-    with np.errstate(over="ignore", divide="ignore"):
-        scale = float(_CELLS / (edges[-1] - edges[0]))
-    return scale if np.isfinite(scale) else 0.0
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        scales = _CELLS / (last - first)
+    return np.where((sizes > 1) & np.isfinite(scales), scales, 0.0)
 
 
 def mark(marks: Mask, values: FloatArray, left_out: IntArray | None = None) -> None:

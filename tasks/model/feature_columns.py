@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -43,6 +45,19 @@ def numbers(features: pa.Table, name: str, room: FloatArray | None = None) -> Fl
         room[at : at + len(chunk)] = _numbers(chunk, column, name)
         at += len(chunk)
     return room
+
+
+def number_matrix(features: pa.Table, names: Sequence[str]) -> FloatArray:
+    """The columns as float64 with NaN for null, shape (len(names), n), never of the table's memory. Raises `DataError` as `numbers` does."""
+    columns = [_chunks(features, name) for name in names]
+    if columns and all(column.num_chunks == 1 and column.type == pa.float64() for column in columns):
+        batch = pa.RecordBatch.from_arrays([column.chunk(0) for column in columns], names)
+        found: FloatArray = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy().T
+        return found
+    found = np.empty((len(names), features.num_rows))
+    for name, row in zip(names, found, strict=True):
+        numbers(features, name, row)
+    return found
 
 
 def _numbers(chunk: pa.Array, column: pa.ChunkedArray, name: str) -> FloatArray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,11 +44,6 @@ class NumericGrid:
     @property
     def bins(self) -> int:
         return len(self.edges) + 1
-
-    @cached_property
-    def found(self) -> Bins:
-        """Finds the bins of this feature alone; made once, as it takes as long as finding thousands of them."""
-        return Bins([self.edges])
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,20 +175,18 @@ def fit_numeric(name: str, values: FloatArray) -> NumericGrid:
     return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
 
 
-def count_columns(
-    grids: Sequence[NumericGrid], bins: Bins, columns: Sequence[FloatArray]
-) -> list[NumericCounts]:
+def count_columns(grids: Sequence[NumericGrid], bins: Bins, columns: FloatArray) -> list[NumericCounts]:
     """Counts of each of F features.
 
     Args:
         grids: Of the features.
         bins: Of these grids.
-        columns: One of each feature, shape (n,); NaN is null.
+        columns: One of each feature, shape (F, n); NaN is null.
     """
     sums = _Sums(grids, bins)
     size = min(_ROWS_AT_ONCE, max(AT_ONCE // max(len(grids), 1), 1))
-    for start in range(0, len(columns[0]) if columns else 0, size):
-        sums.add([column[start : start + size] for column in columns])
+    for start in range(0, columns.shape[1] if grids else 0, size):
+        sums.add(columns[:, start : start + size])
     return sums.counts()
 
 
@@ -214,12 +206,11 @@ class _Sums:
         self._low, self._high = np.full(len(grids), np.inf), np.full(len(grids), -np.inf)
         self._marks = np.zeros(len(grids) * SEEN_BITS + 1, np.bool_)
 
-    def add(self, columns: Sequence[FloatArray]) -> None:
-        """Args: columns: Shape (k,) each, k at least 1 and at most `_ROWS_AT_ONCE`."""
-        rows = columns[0].size
-        values = ROOM.floats(2, (len(columns), rows))
-        for row, column in zip(values, columns, strict=True):
-            row[:] = column
+    def add(self, columns: FloatArray) -> None:
+        """Args: columns: Shape (F, k), k at least 1 and at most `_ROWS_AT_ONCE`."""
+        rows = columns.shape[1]
+        values = ROOM.floats(2, columns.shape)
+        values[:] = columns
         places, low, high, odd = self._found(values)
         self._histogram += np.bincount(places.ravel(), minlength=self._histogram.size)
         self._n += rows - np.bincount(odd // rows, minlength=len(columns))
@@ -280,20 +271,26 @@ class _Sums:
         return found
 
 
-def count_long(grid: NumericGrid, column: Occurrences) -> NumericCounts:
-    """Counts of one feature: values that repeat with how often they come, the others one by one, or beside them when they are few."""
+def count_long(grid: NumericGrid, bins: Bins, column: Occurrences) -> NumericCounts:
+    """Counts of one feature: values that repeat with how often they come, the others one by one, or beside them when they are few.
+
+    Args:
+        grid: Of the feature.
+        bins: Of this grid.
+        column: Its values.
+    """
     some = column.counts > 0
     values, times = column.values[some], column.counts[some]
     if not values.size:
-        return count_columns([grid], grid.found, [column.rest])[0]
+        return count_columns([grid], bins, column.rest[None])[0]
     if column.rest.size <= _ROWS_AT_ONCE:
         values = np.concatenate([values, column.rest])
-        return _repeated(grid, values, np.concatenate([times, np.ones(column.rest.size, np.int64)]))
-    rest = count_columns([grid], grid.found, [column.rest])[0]
-    return rest.merge(_repeated(grid, values, times))
+        return _repeated(grid, bins, values, np.concatenate([times, np.ones(column.rest.size, np.int64)]))
+    rest = count_columns([grid], bins, column.rest[None])[0]
+    return rest.merge(_repeated(grid, bins, values, times))
 
 
-def _repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> NumericCounts:
+def _repeated(grid: NumericGrid, bins: Bins, values: FloatArray, times: IntArray) -> NumericCounts:
     """Counts of values that each come so many times."""
     nulls, above, below = (
         int(times[odd].sum()) for odd in (np.isnan(values), values == np.inf, values == -np.inf)
@@ -301,7 +298,7 @@ def _repeated(grid: NumericGrid, values: FloatArray, times: IntArray) -> Numeric
     finite = np.isfinite(values)
     if not finite.all():
         values, times = values[finite], times[finite]
-    places = grid.found(values[None])[0]
+    places = bins(values[None])[0]
     counts = np.bincount(places, weights=times, minlength=grid.bins).astype(np.int64)
     counts[-1] += above
     counts[0] += below

@@ -34,7 +34,7 @@ from tasks.core.sampling import one_of_each
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
 from tasks.model.binning import Bins
-from tasks.model.feature_columns import numbers, texts
+from tasks.model.feature_columns import number_matrix, numbers, texts
 from tasks.model.null_conditions import NullCondition, expected_nulls, null_conditions
 from tasks.model.numeric_counts import (
     NumericCounts,
@@ -78,9 +78,9 @@ class CategoricalGrid:
     categories: tuple[str, ...]
 
     @cached_property
-    def values(self) -> pa.Array:
-        """The categories as a column."""
-        return pa.array(self.categories, pa.string())
+    def places(self) -> pc.SetLookupOptions:
+        """Finds a category's place; null where there is none."""
+        return pc.SetLookupOptions(pa.array(self.categories, pa.string()), skip_nulls=True)
 
 
 @dataclass(frozen=True)
@@ -573,7 +573,7 @@ class Profile:
 
 def _count_short(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) -> list[NumericCounts]:
     """Args: cells: Those of the numeric features are filled in."""
-    columns = [numbers(features, grid.name) for grid in spec.numeric]
+    columns = number_matrix(features, [grid.name for grid in spec.numeric])
     if cells is not None:
         for i, (grid, column) in enumerate(zip(spec.numeric, columns, strict=True)):
             cells[i] = _numeric_cells(_cell_edges(grid), column)
@@ -585,7 +585,7 @@ def _count_long(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) -
     counted, room, places = [], np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
     for i, grid in enumerate(spec.numeric):
         column = Occurrences.of(numbers(features, grid.name, room), places)
-        counted.append(count_long(grid, column))
+        counted.append(count_long(grid, spec.numeric_bins.of(i), column))
         if cells is not None:
             column.each(partial(_numeric_cells, _cell_edges(grid)), cells[i])
     return counted
@@ -714,7 +714,7 @@ def _codes(features: pa.Table, grid: CategoricalGrid) -> tuple[IntArray, tuple[s
     """Codes, shape (n,): the category, K for unseen, K + 1 for null; and some unseen values."""
     size = len(grid.categories)
     column = texts(features, grid.name)
-    matched = pc.index_in(column, value_set=grid.values, skip_nulls=True)
+    matched = pc.index_in(column, options=grid.places)
     if matched.null_count == 0:
         return matched.to_numpy().astype(np.int64), ()
     codes = matched.fill_null(size).to_numpy().astype(np.int64)

@@ -39,6 +39,7 @@ FEATURES = pa.table(
 SOURCE = {
     "gate": ["open", "closed", "closed", "shut", None, "closed"],
     "sales": pa.array([5, 0, 0, 0, 7, 0], pa.int16()),
+    "stock": pa.array([None, 0, None, 1, 0, 0], pa.int64()),
     "weight": pa.array([1.0, float("nan"), None, 1.0, 0.5, 2.0]),
     "paid": [True, False, True, False, False, None],
     "total": pa.array(
@@ -67,7 +68,10 @@ def expected(feature: str, **when: Any) -> int:
         ("price", {"sales": 0}, 3),
         ("price", {"sales": 0.0}, 3),
         ("price", {"sales": 0, "gate": "closed"}, 2),
+        ("price", {"stock": 0}, 2),
+        ("price", {"stock": [1, None]}, 2),
         ("price", {"weight": None}, 2),
+        ("price", {"weight": [0.5, None]}, 3),
         ("price", {"weight": 0.5}, 1),
         ("price", {"paid": False}, 3),
         ("price", {"total": 0}, 1),

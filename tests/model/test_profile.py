@@ -179,7 +179,9 @@ def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
     with np.errstate(over="ignore"):
         values = np.concatenate([rng.choice(near, 5_000), rng.normal(0, 500, 5_000) * scale])
     values = values[np.isfinite(values)]
-    assert np.array_equal(Bins([grid])(values[None])[0], np.searchsorted(grid, values, side="right"))
+    expected = np.searchsorted(grid, values, side="right")
+    assert np.array_equal(Bins([grid])(values[None])[0], expected)
+    assert np.array_equal(Bins([[0.5, 2.0], grid]).of(1)(values[None])[0], expected)
 
 
 def test_a_feature_with_few_values_gets_one_bin_for_each():
@@ -220,6 +222,15 @@ def test_dictionary_encoded_and_chunked_columns_count_like_plain_ones():
     other = pa.concat_tables([table.slice(0, 200), table.slice(200)])
     other = other.set_column(2, "city", other.column("city").dictionary_encode())
     assert Profile.of(GRID, other, scores) == Profile.of(GRID, table, scores)
+
+
+@pytest.mark.parametrize("n", [0, 500])
+def test_columns_of_one_numeric_type_count_like_others_and_stay_as_they_are(n: int) -> None:
+    table, scores = rows(n)
+    other = table.set_column(1, "visits", table.column("visits").cast(pa.float64()))
+    before = other.column("price").to_pylist()
+    assert Profile.of(GRID, other, scores) == Profile.of(GRID, table, scores)
+    assert np.array_equal(other.column("price").to_numpy(), np.array(before, dtype=float), equal_nan=True)
 
 
 def test_zero_rows_all_nulls_and_one_category_are_profiles_like_any_other():
