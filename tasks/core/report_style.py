@@ -66,6 +66,7 @@ pre { background: var(--sunken); border-radius: 8px; padding: 12px 14px; overflo
 .verdict { border-radius: 12px; padding: 18px 22px; border: 1px solid var(--line); border-left-width: 6px; background: var(--surface); }
 .verdict h2 { margin: 0 0 4px; font-size: 21px; }
 .verdict p:last-child { margin-bottom: 0; }
+.verdict + .note { margin-top: 10px; }
 .verdict ul { margin: 8px 0 0; padding-left: 20px; }
 .verdict.pass { border-color: var(--pass); background: var(--pass-wash); }
 .verdict.warn { border-color: var(--warn); background: var(--warn-wash); }
