@@ -58,7 +58,7 @@ class Decided:
     actor: str
     reasons: tuple[str, ...]
     outcome: str = ""
-    """Of a mitigation: `held`, `asked`, `rolled back`; of a person: the answer; empty for the verdict itself."""
+    """A person's answer; empty for what the monitor decided or did, which `action` says."""
 
 
 def causes_section(causes: Sequence[Cause]) -> str:

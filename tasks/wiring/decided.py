@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,30 @@ def decided_on(context: Context, first: date, last: date) -> list[Decided]:
         for file in read_cases(context.store)
         if file.answer is not None and file.case.days[0] <= last and file.case.days[-1] >= first
     ]
-    both = [*answers, *(decided(item) for item in found)]
+    both = [*answers, *(decided(item) for item in told_once(found))]
     return sorted(both, key=lambda item: item.at, reverse=True)[:_SHOWN]
 
 
+def told_once(items: Sequence[StoredDecision]) -> list[StoredDecision]:
+    """Without the monitor's decisions of which the list has what was done about them: that says the same and more.
+
+    Args:
+        items: Newest first.
+    """
+    kept, done = [], set()
+    for item in items:
+        window = (item.first_day, item.last_day)
+        if item.record.get("mitigation"):
+            done.add(window)
+        elif window in done:
+            done.remove(window)
+            continue
+        kept.append(item)
+    return kept
+
+
 def decided(item: StoredDecision) -> Decided:
-    """A decision of the monitor as it is shown: what was found and what was done."""
-    mitigation = item.record.get("mitigation")
-    outcome = str(mitigation.get("outcome") or "") if isinstance(mitigation, Mapping) else ""
+    """A decision of the monitor, or what it did about one, as it is shown."""
     return Decided(
         at=f"{item.decided_at_utc:%Y-%m-%d %H:%M}",
         days=_span(item.first_day, item.last_day),
@@ -46,7 +62,6 @@ def decided(item: StoredDecision) -> Decided:
         action=item.action,
         actor=item.actor,
         reasons=item.reasons,
-        outcome=outcome.replace("_", " "),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings
 from tasks.core.report_style import page
 from tasks.wiring.context import Context, open_context
-from tasks.wiring.decided import answered, decided
+from tasks.wiring.decided import answered, decided, told_once
 
 if TYPE_CHECKING:
     from tasks.monitoring.trend import TrendDay
@@ -51,7 +51,7 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
         for event in metadata.history(spec, limit=_EVENTS)
     ]
     live = metadata.live(spec)
-    acted = [item for item in stored if item.action not in (NOTHING, NOTE)][:_ACTED]
+    acted = [item for item in told_once(stored) if item.action not in (NOTHING, NOTE)][:_ACTED]
     answers = [answered(file) for file in read_cases(context.store) if file.answer is not None]
     both = [*answers, *(decided(item) for item in acted)]
     return render_trend(

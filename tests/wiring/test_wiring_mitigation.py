@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, days_of, monitored, score, source, step
 
@@ -9,6 +11,8 @@ from tasks.core import Settings, load_pipeline
 from tasks.core.errors import TerminalError
 from tasks.metadata import MetadataStore
 from tasks.monitoring.mitigation import ACTOR
+from tasks.wiring.context import open_context
+from tasks.wiring.decided import decided_on
 
 
 def decisions(settings: Settings) -> list[str]:
@@ -102,6 +106,11 @@ def test_a_broken_feed_holds_scoring_and_promotions_until_its_days_are_whole_aga
         TerminalError, match=r"scoring is held since .* for a data fault of 2024-02-10"
     ) as refused:
         score(after_second)
+    context = open_context(after_second, "toy")
+    told = decided_on(context, date(2024, 2, 10), date(2024, 2, 10))
+    assert [item.action for item in told] == ["hold_scoring"], (
+        "of what was found and what was done the second"
+    )
     assert held["case_id"] and f"answer case {held['case_id']} " in refused.value.fix
     with pytest.raises(TerminalError, match="promotion is held"):
         step(after_second, "promote_model", version=former, actor="ada", reason="try the other")
