@@ -42,6 +42,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_FIRST_ANSWER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Tracked:
 
 
 def check_tracking(settings: Settings) -> None:
-    """Return when MLflow answers within seconds, and lets us in.
+    """Return when MLflow answers, and lets us in.
+
+    One that is not there is told from one that has just started: on a busy machine the first question that needs a login took more than 10 s.
 
     Raises:
         ConfigError: It refuses the login.
@@ -69,7 +72,7 @@ def check_tracking(settings: Settings) -> None:
             f"{settings.mlflow_url}/api/2.0/mlflow/experiments/search",
             params={"max_results": 1},
             auth=mlflow_login(),
-            timeout=10,
+            timeout=httpx.Timeout(_FIRST_ANSWER_S, connect=5),
             trust_env=False,
         )
     except httpx.HTTPError as error:
