@@ -20,8 +20,10 @@ from cli_support import Penstock, toy_folder
 import plugins
 from tasks import wiring
 from tasks.cli.app import app
+from tasks.cli.inference import RunStatus
 from tasks.cli.output import show
 from tasks.core import Settings
+from tasks.metadata.runs import STATUSES
 
 S, R, K, DAY = "0123456789abcdef", "fedcba9876543210", "evaluation/x/evidence.json", "2024-02-05"
 WHO = "--actor ada --reason good"
@@ -316,3 +318,7 @@ def test_ci_writes_junit_and_markdown_and_ends_with_the_code_of_the_checks(
         and "features.py:" in (made / "ci.md").read_text()
     )
     assert not settings.home.exists()
+
+
+def test_runs_are_listed_by_every_status_that_a_run_may_have() -> None:
+    assert [status.value for status in RunStatus] == list(STATUSES)
