@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -209,10 +209,12 @@ def _scoring(
         ).run_id
 
     audit_table = "tasks.audit:audit_table" if audit else None
-    runs = [] if daily else [planned(snapshot) for snapshot in snapshots]
+    runs: Iterable[str] = map(planned, snapshots)  # each when it is its turn
+    if not daily:
+        runs = list(runs)  # before the clock runs
     with _profiling_timed(every=every) as spent:
         began = time.process_time()
-        for run_id in runs or map(planned, snapshots):
+        for run_id in runs:
             run_plan(settings, spec, run_id, local=True, audit_table=audit_table)
             if daily:
                 publish(settings, spec, run_id)

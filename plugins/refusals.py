@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.core.day_span import day_span
 from tasks.core.errors import TerminalError
 
 
@@ -37,7 +38,7 @@ def refusal(pipeline: str, step: str, result: Mapping[str, Any]) -> TerminalErro
     asked = f"answer case {case} (Required Actions, or {result.get('case_url')})"
     if outcome == "held":
         days = list(result.get("days") or ())
-        span = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "the days"
+        span = day_span(days[0], days[-1]) if days else "the days"
         again = f"have {span} delivered again, and run {pipeline}.score for exactly these days and {pipeline}.monitor"
         return _error(
             pipeline,
@@ -64,7 +65,12 @@ def refusal(pipeline: str, step: str, result: Mapping[str, Any]) -> TerminalErro
     return None
 
 
-def _error(pipeline: str, result: Mapping[str, Any], what: str, fix: str) -> TerminalError:
+def reasons_of(result: Mapping[str, Any]) -> list[str]:
+    """Why a step ended as it did, whether its result has one reason or several."""
     said = result.get("reasons") or result.get("reason") or ()
-    reasons = [said] if isinstance(said, str) else [str(reason) for reason in said]
+    return [said] if isinstance(said, str) else [str(reason) for reason in said]
+
+
+def _error(pipeline: str, result: Mapping[str, Any], what: str, fix: str) -> TerminalError:
+    reasons = reasons_of(result)
     return TerminalError("\n  ".join([f"{what}:" if reasons else what, *reasons]), which=pipeline, fix=fix)

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from plugins.errors import as_airflow_errors
 from plugins.links import links_of, operator_links
-from plugins.refusals import refusal
+from plugins.refusals import reasons_of, refusal
 from plugins.run_context import check_names, refuse_unknown_params, values
 from plugins.seen import task_ids, with_lineage_parent
 from tasks.core.settings import Settings
@@ -156,8 +156,7 @@ def require_promotable(canary: Mapping[str, Any] | None, log: Any) -> None:
 
 
 def _reasons(result: Mapping[str, Any]) -> str:
-    reasons = result.get("reasons") or result.get("reason") or ()
-    return reasons if isinstance(reasons, str) else "; ".join(str(item) for item in reasons)
+    return "; ".join(reasons_of(result))
 
 
 def in_words(values: Mapping[str, Any]) -> str:

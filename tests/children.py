@@ -109,6 +109,12 @@ class Script:
         return code, said
 
 
+def assert_killed(child: Script) -> None:
+    """Wait for a script that ends itself by SIGKILL; what it said is shown when it ended otherwise."""
+    code, said = child.ended()
+    assert code == -signal.SIGKILL, said
+
+
 def _run_script(words: list[str], env: dict[str, str], said: str) -> None:
     os.environ.clear()
     os.environ.update(env)

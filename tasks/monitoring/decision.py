@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
+from tasks.core.day_span import day_span
 from tasks.core.spec import PipelineSpec
 from tasks.monitoring.answers import (
     ACCEPT,
@@ -444,5 +445,5 @@ def _dates(days: Sequence[date]) -> str:
             runs[-1] = (runs[-1][0], day)
         else:
             runs.append((day, day))
-    texts = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+    texts = [day_span(a, b) for a, b in runs]
     return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")

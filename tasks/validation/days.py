@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,7 +114,7 @@ def day_findings(
 
 
 def quarantine_finding(
-    rows: int, quarantined: int, limit: float, by_expectation: Mapping[str, int] = MappingProxyType({})
+    rows: int, quarantined: int, limit: float, by_expectation: Mapping[str, int]
 ) -> Finding:
     """Whether so many rows were quarantined that the fault is not in single rows any more.
 

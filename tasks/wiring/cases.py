@@ -8,6 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
+from tasks.core.day_span import day_span
 from tasks.core.errors import ConfigError, PenstockError, TerminalError
 from tasks.core.object_store import AlreadyExists
 from tasks.wiring.causes import explained
@@ -508,8 +509,7 @@ def _said(answer: str, actor: str, reason: str, until: str | None) -> Answer:
 def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:
     from tasks.monitoring.cases import note_done
 
-    span = " to ".join(dict.fromkeys((hold.days[0].isoformat(), hold.days[-1].isoformat())))
-    note_done(context.store, case_id, f"the hold of {span} was released")
+    note_done(context.store, case_id, f"the hold of {day_span(hold.days[0], hold.days[-1])} was released")
 
 
 def _nothing(reason: str) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def days_without_rows(first: date, last: date, present: Sequence[date]) -> str:
     A source may leave days out by nature, as weekends; one that was not delivered looks the same, so it is said.
     """
     every = (first + timedelta(days=n) for n in range((last - first).days + 1))
-    missing = [day.isoformat() for day in every if day not in set(present)]
+    there = set(present)
+    missing = [day.isoformat() for day in every if day not in there]
     if not missing:
         return ""
     more = ", ..." if len(missing) > _DAYS_NAMED else ""

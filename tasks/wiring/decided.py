@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING
 
+from tasks.core.day_span import day_span
 from tasks.monitoring.cases import read_cases
 from tasks.monitoring.report_causes import Decided
 from tasks.wiring.context import Context
@@ -73,7 +74,7 @@ def answered(file: CaseFile) -> Decided:
     until = f" until {said.until}" if said.until else ""
     return Decided(
         at=event.at_utc[:16].replace("T", " "),
-        days=_span(file.case.days[0], file.case.days[-1]),
+        days=day_span(file.case.days[0], file.case.days[-1]),
         verdict=file.case.kind,
         action="answered",
         actor=said.actor,
@@ -83,6 +84,4 @@ def answered(file: CaseFile) -> Decided:
 
 
 def _span(first: date | None, last: date | None) -> str:
-    if first is None or last is None:
-        return ""
-    return f"{first}" if first == last else f"{first} to {last}"
+    return "" if first is None or last is None else day_span(first, last)

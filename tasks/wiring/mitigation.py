@@ -7,6 +7,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings, utc_now
+from tasks.core.day_span import day_span
 from tasks.core.errors import DataGateFailed, TerminalError
 from tasks.wiring.comparing import bounds_of, challengers_skill, compare_days, days_of
 from tasks.wiring.context import Context, open_context, parse_day
@@ -107,7 +108,7 @@ def refuse_held(context: Context, wanted: str, days: Sequence[date] = ()) -> Non
     for hold in scoring_holds(context.store):
         if not hold.open or (days and set(days) <= set(hold.days)):
             continue
-        span = f"{hold.days[0]}" if len(hold.days) == 1 else f"{hold.days[0]} to {hold.days[-1]}"
+        span = day_span(hold.days[0], hold.days[-1])
         name = context.spec.name
         answered = "".join(
             f"answer case {case_id} (Required Actions in Airflow), or "

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from children import Script
+from children import Script, assert_killed
 from hot_support import EACH, columns_of, everywhere, online_row, warm_rows
 
 from tasks.audit.hot import HotLog, fold, hot_rows, hot_status
@@ -62,8 +62,7 @@ def test_a_process_that_dies_at_any_point_loses_and_doubles_no_acknowledged_row(
 ) -> None:
     told = tmp_path / "told"
     child = start(settings, told, point, 90 if "append" in point else 2, 1)
-    code, said = child.ended()
-    assert code == -signal.SIGKILL, said
+    assert_killed(child)
     assert len(acknowledged(told)) >= 40
     recover_and_check(settings, toy, told)
 

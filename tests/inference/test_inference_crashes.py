@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import Script
+from children import Script, assert_killed
 from inference_support import plan_stub, run_stub, scoring_snapshot, table_rows
 
 from tasks.core import PipelineSpec, Settings
@@ -35,11 +35,6 @@ def start_child(
 ) -> Script:
     env = {**os.environ, **settings.as_environment()}
     return Script(HERE / script, run_id, point, str(nth), env=env)
-
-
-def assert_killed(child: Script) -> None:
-    code, said = child.ended()
-    assert code == -signal.SIGKILL, said
 
 
 def undisturbed(settings: Settings, spec: PipelineSpec, tmp_path: Path) -> dict[str, list[dict[str, Any]]]:

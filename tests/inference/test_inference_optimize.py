@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from children import assert_killed
 from inference_support import (
     FIRST_DAY,
     POISON,
@@ -22,7 +23,7 @@ from inference_support import (
     table_rows,
     with_prices,
 )
-from test_inference_crashes import assert_killed, start_child
+from test_inference_crashes import start_child
 
 from tasks.core import ObjectStore, PipelineSpec, Settings, open_store
 from tasks.core.crash_points import POINTS, observe
