@@ -42,6 +42,7 @@ _ACTIONS = {
     ASK: ("fail", "a person asked"),
     "roll_back": ("fail", "rolled back"),
     "answered": ("pass", "answered"),
+    "released": ("pass", "hold released"),
 }
 _SLICES_SHOWN = 12
 

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from tasks.core.day_span import day_span
 from tasks.core.errors import DataError, NotFound
 from tasks.core.waivers import waivers
 from tasks.wiring.context import Context
@@ -237,7 +238,7 @@ def _placed(context: Context, scored: _Scored) -> Iterator[Change]:
             kind=HOLD_RELEASE,
             day=hold.days[0],
             at_utc=at.isoformat(),
-            words=f"{hold.released_by} released the hold for {hold.days[0]} to {hold.days[-1]}",
+            words=f"{hold.released_by} released the hold for {day_span(hold.days[0], hold.days[-1])}",
             detail=hold.release_reason or "",
         )
 

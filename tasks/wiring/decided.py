@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 
 from tasks.core.day_span import day_span
 from tasks.monitoring.cases import read_cases
+from tasks.monitoring.decision import FAULT
+from tasks.monitoring.mitigation import ACTOR, scoring_holds
 from tasks.monitoring.report_causes import Decided
 from tasks.wiring.context import Context
 
 if TYPE_CHECKING:
     from tasks.metadata import StoredDecision
     from tasks.monitoring.cases import CaseFile
+    from tasks.monitoring.mitigation import ScoringHold
 
 _READ, _SHOWN = 500, 30
 
 
 def decided_on(context: Context, first: date, last: date) -> list[Decided]:
-    """The newest thirty decisions about days of a window, newest first: of the monitor, and the answers of people."""
+    """The newest thirty decisions about days of a window, newest first: of the monitor, what it did, and the answers of people."""
     since = datetime.combine(first, time(), UTC)
     found = [
         item
@@ -27,13 +30,23 @@ def decided_on(context: Context, first: date, last: date) -> list[Decided]:
         if (item.first_day is None or item.first_day <= last)
         and (item.last_day is None or item.last_day >= first)
     ]
+    both = [*answers_and_releases(context, first, last), *(decided(item) for item in told_once(found))]
+    return sorted(both, key=lambda item: item.at, reverse=True)[:_SHOWN]
+
+
+def answers_and_releases(context: Context, first: date = date.min, last: date = date.max) -> list[Decided]:
+    """What no decision is kept of: a person's answer to a case, and a hold that the monitor released, about days of a window."""
     answers = [
-        answered(file)
+        _answered(file)
         for file in read_cases(context.store)
         if file.answer is not None and file.case.days[0] <= last and file.case.days[-1] >= first
     ]
-    both = [*answers, *(decided(item) for item in told_once(found))]
-    return sorted(both, key=lambda item: item.at, reverse=True)[:_SHOWN]
+    releases = [
+        _released(hold)
+        for hold in scoring_holds(context.store)
+        if hold.released_by == ACTOR and hold.days[0] <= last and hold.days[-1] >= first
+    ]
+    return [*answers, *releases]
 
 
 def told_once(items: Sequence[StoredDecision]) -> list[StoredDecision]:
@@ -66,7 +79,19 @@ def decided(item: StoredDecision) -> Decided:
     )
 
 
-def answered(file: CaseFile) -> Decided:
+def _released(hold: ScoringHold) -> Decided:
+    assert hold.released_at_utc and hold.released_by
+    return Decided(
+        at=hold.released_at_utc[:16].replace("T", " "),
+        days=day_span(hold.days[0], hold.days[-1]),
+        verdict=FAULT,
+        action="released",
+        actor=hold.released_by,
+        reasons=(f"Scoring and promotions may go on: {hold.release_reason}",),
+    )
+
+
+def _answered(file: CaseFile) -> Decided:
     """A person's answer to a case, with what was done for it."""
     said = file.answer
     assert said is not None

@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings, Verdict, utc_now
+from tasks.core.day_span import day_span
 from tasks.core.errors import ConfigError, DataGateFailed, PromotionConflict, TerminalError
 from tasks.core.report_style import percent
 from tasks.metadata import CanaryStep, ModelVersion, ScoringRun
@@ -305,7 +306,7 @@ def _trouble(context: Context) -> str:
 
     for hold in scoring_holds(context.store):
         if hold.open:
-            return f"the monitor holds scoring for a data fault of {hold.days[0]} to {hold.days[-1]}: {hold.reason}"
+            return f"the monitor holds scoring for a data fault of {day_span(hold.days[0], hold.days[-1])}: {hold.reason}"
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.core import Settings
 from tasks.core.report_style import page
 from tasks.wiring.context import Context, open_context
-from tasks.wiring.decided import answered, decided, told_once
+from tasks.wiring.decided import answers_and_releases, decided, told_once
 
 if TYPE_CHECKING:
     from tasks.monitoring.trend import TrendDay
@@ -23,7 +23,6 @@ _NEWEST, _ACTED = 200, 15
 
 def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     """The body of the page, as HTML: the last `days` days up to the newest that is published."""
-    from tasks.monitoring.cases import read_cases
     from tasks.monitoring.causes import Cause
     from tasks.monitoring.decision import NOTE, NOTHING
     from tasks.monitoring.trend import TrendEvent, Verdict, render_trend
@@ -52,8 +51,7 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     ]
     live = metadata.live(spec)
     acted = [item for item in told_once(stored) if item.action not in (NOTHING, NOTE)][:_ACTED]
-    answers = [answered(file) for file in read_cases(context.store) if file.answer is not None]
-    both = [*answers, *(decided(item) for item in acted)]
+    both = [*answers_and_releases(context), *(decided(item) for item in acted)]
     return render_trend(
         shown,
         events,

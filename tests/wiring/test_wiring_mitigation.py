@@ -120,6 +120,13 @@ def test_a_broken_feed_holds_scoring_and_promotions_until_its_days_are_whole_aga
     assert again["superseded_runs"] == [run["run_id"]]
     cured = monitored(after_second, days_of(again))
     assert cured["released"] == [held["hold_id"]], cured
+    (released, *_) = [
+        item for item in decided_on(context, date(2024, 2, 10), date(2024, 2, 10)) if item.actor == ACTOR
+    ]
+    assert (released.action, released.days) == (
+        "released",
+        "2024-02-10",
+    ) and "without a fault" in released.reasons[0]
     assert not step(after_second, "scoring_status")["held"]
     assert score(after_second)["first_day"] == "2024-02-13"
 
