@@ -162,7 +162,10 @@ def _verdict(verdict: Verdict, headline: str) -> str:
         )
         reasons = f"<ul>{items}</ul>"
     else:
-        reasons = f"<p>All {len(verdict.findings)} rules hold.</p>"
+        reasons = (
+            f"<p>All {len(verdict.findings)} rules on the model hold. "
+            "The gate asks besides that the data gate has passed its data.</p>"
+        )
     return f'<div class="verdict {OUTCOME[verdict.outcome][0]}"><h2>{escape(headline)}</h2>{reasons}</div>'
 
 
