@@ -37,9 +37,21 @@ def reference() -> str:
     return "\n".join(_section(path, command) for path, command in commands())
 
 
+def every_command() -> str:
+    """One table row for each command, leading to its section."""
+    rows = [
+        f"| [`{path}`](#{path.replace(' ', '-')}) | {_paragraphs(command)[0]} |"
+        for path, command in commands()
+    ]
+    return "\n".join(["| command | does |", "|---|---|", *rows, ""])
+
+
 def overview() -> str:
-    """One table row for each command."""
-    rows = [f"| `{path}` | {_paragraphs(command)[0]} |" for path, command in commands()]
+    """One table row for each group and for each command that is in none."""
+    rows = []
+    for name, command in getattr(typer.main.get_command(app), "commands", {}).items():
+        inner = ", ".join(f"`{one}`" for one in getattr(command, "commands", {}))
+        rows.append(f"| `penstock {name}` | {_paragraphs(command)[0]}{' ' if inner else ''}{inner} |")
     return "\n".join(["| command | does |", "|---|---|", *rows, ""])
 
 
@@ -52,7 +64,7 @@ def placed(text: str, generated: str) -> str:
 
 def documents() -> dict[Path, str]:
     """What each page should be."""
-    pages = {ROOT / "docs" / "cli.md": reference(), ROOT / "README.md": overview()}
+    pages = {ROOT / "docs" / "cli.md": f"{every_command()}\n{reference()}", ROOT / "README.md": overview()}
     return {path: placed(path.read_text(encoding="utf-8"), text) for path, text in pages.items()}
 
 
