@@ -1,110 +1,232 @@
-"""Writes `penstock.json`, the Grafana dashboard over Penstock's metrics: `python monitoring/grafana/dashboard.py`."""
+"""Writes `penstock.json`, the Grafana dashboard over Penstock's batch metrics: `python monitoring/grafana/dashboard.py`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from board import BAD, GOOD, LOOK, NEUTRAL, Asked, Model, dashboard, lines, matrix, row, stat
 
 OUT = Path(__file__).with_name("penstock.json")
 _ONE = '{tenant=~"$tenant", pipeline=~"$pipeline"}'
-_SINCE = f"time() - penstock_last_success_timestamp_seconds{_ONE}"
+_OWNER = "tenant, pipeline"
+_AGE = f"(time() - penstock_newest_published_day_end_timestamp_seconds{_ONE})"
+_OBJECTIVE = f"on ({_OWNER}) penstock_freshness_objective_seconds"
+_QUOTAS = "(time() - penstock_last_lease_decision_timestamp_seconds) and (penstock_lease_keeper_needed == 1)"
+
+
+def _verdicts(*words: str) -> str:
+    return f'penstock_monitor_verdict{{tenant=~"$tenant", pipeline=~"$pipeline", verdict=~"{"|".join(words)}"}} == 1'
+
+
+def _none_of(metric: str, value: int) -> str:
+    """One series without labels while there are samples and none has the value; nothing where there are no samples."""
+    return f"count({metric}{_ONE}) unless on () ({metric}{_ONE} == {value})"
+
+
+def _open(severity: str) -> str:
+    return f'sum(penstock_open_alerts{{tenant=~"$tenant", pipeline=~"$pipeline", severity="{severity}"}}) > 0'
+
+
+_SEVERITIES = (("page", BAD), ("warn", LOOK), ("info", NEUTRAL))
+_UNWELL = (
+    (("data fault", "performance damage"), BAD),
+    (("drift, no damage seen",), LOOK),
+    (("cannot judge",), "yellow"),
+)
+_NOT_WELL = _verdicts(*(word for words, _ in _UNWELL for word in words))
+_WELL = _verdicts("healthy", "noise")
 PANELS = (
-    ("Age of the newest published day", "Time since the newest published day ended (UTC).", "s", "stat",
-     f"time() - penstock_newest_published_day_end_timestamp_seconds{_ONE}", "{{pipeline}}"),
-    ("What the monitor says", "Verdict of the newest decision, in words.", "none", "stat",
-     f"penstock_monitor_verdict{_ONE} == 1", "{{pipeline}}: {{verdict}}"),
-    ("Live version", "Number of the model version that is live.", "none", "stat",
-     f"penstock_live_version{_ONE}", "{{pipeline}}"),
-    ("Open alerts", "Incidents that are open, by severity.", "none", "stat",
-     f"sum by (severity) (penstock_open_alerts{_ONE})", "{{severity}}"),
-    ("Since each step succeeded", "Age of the last success by step.", "s", "timeseries", _SINCE,
-     "{{pipeline}} {{step}}"),
-    ("Objectives missed", "1 while predictions are stale, or a run is unpublished for over two hours; by recording rule.",
-     "none", "timeseries", f"pipeline:penstock_bad:ratio1h{_ONE}", "{{pipeline}} {{objective}}, share of 1 h"),
-    ("Channels in drift alarm", "Of the newest judged day.", "none", "timeseries",
-     f"penstock_drift_alarms{_ONE}", "{{pipeline}}"),
-    ("Realised less expected AUC", "Of the newest labelled day; negative is worse than the scores promise.", "none",
-     "timeseries", f"penstock_performance_gap{_ONE}", "{{pipeline}}"),
-    ("Dead letters", "Share of the newest scored run's rows that cannot be scored.", "percentunit", "timeseries",
-     f"penstock_last_run_dead_letter_ratio{_ONE}", "{{pipeline}}"),
-    ("Rows published", "Of the newest publication.", "short", "timeseries",
-     f"penstock_last_publication_rows{_ONE}", "{{pipeline}}"),
-    ("Duration of a run", "Wall time of the newest scored run.", "s", "timeseries",
-     f"penstock_last_run_duration_seconds{_ONE}", "{{pipeline}}"),
-    ("CPU time of a run", "Of the newest scored run, all workers.", "s", "timeseries",
-     f"penstock_last_run_cpu_seconds{_ONE}", "{{pipeline}}"),
-    ("GPU time of a run", "Of the newest scored run, all workers.", "s", "timeseries",
-     f"penstock_last_run_gpu_seconds{_ONE}", "{{pipeline}}"),
-    ("Exposure of a challenger", "Share of entities that get a challenger's predictions.", "percentunit",
-     "timeseries", f"penstock_canary_exposure_ratio{_ONE}", "{{pipeline}}"),
-    ("Gates that refused", "1 while the newest verdict of a gate is a refusal.", "none", "timeseries",
-     f"penstock_gate_refused{_ONE}", "{{pipeline}} {{gate}}"),
-    ("Alerts that wait", "Deliveries that are not done: a channel is down, grouped or at its limit.", "none",
-     "timeseries", f"penstock_waiting_alert_deliveries{_ONE}", "{{pipeline}}"),
-)  # fmt: skip
-"""(title, description, unit, type, query, legend)."""
+    stat(
+        "Age of the newest published day",
+        "Since the newest published day ended (UTC). Red and by name: older than freshness_hours of alerts.yaml. Of the others the oldest.",
+        (
+            Asked(f"{_AGE} > {_OBJECTIVE}", "{{pipeline}}, stale", BAD),
+            Asked(f"max({_AGE} <= {_OBJECTIVE})", "oldest within its limit", GOOD),
+            Asked(f"max({_AGE} unless {_OBJECTIVE})", "oldest without a limit", NEUTRAL),
+        ),
+        width=8,
+        unit="s",
+        decimals=1,
+    ),
+    stat(
+        "What the monitor says",
+        "Verdict of the newest decision, by name where it is not healthy or noise. Red pages, orange warns, yellow could not be judged.",
+        (
+            *(Asked(_verdicts(*words), "{{pipeline}}: {{verdict}}", color) for words, color in _UNWELL),
+            Asked(f"count({_WELL}) and on () ({_NOT_WELL})", "others: healthy", GOOD),
+            Asked(f"count({_WELL}) unless on () ({_NOT_WELL})", "healthy", GOOD),
+        ),
+        width=8,
+        words=True,
+    ),
+    stat(
+        "Gates that refuse",
+        "Gates whose newest verdict is a refusal: of data, of a model, of a challenger in the canary.",
+        (
+            Asked(f"penstock_gate_refused{_ONE} == 1", "{{pipeline}}: {{gate}}", LOOK),
+            Asked(_none_of("penstock_gate_refused", 1), "none", GOOD),
+        ),
+        width=4,
+        words=True,
+    ),
+    stat(
+        "Open alerts",
+        "By severity. `penstock alerts list NAME` says which; without alerts.yaml there are none.",
+        (
+            *(Asked(_open(severity), severity, color) for severity, color in _SEVERITIES),
+            Asked(f"sum(penstock_open_alerts{_ONE}) == 0", "none", GOOD),
+        ),
+        width=4,
+        decimals=0,
+    ),
+    stat(
+        "Pipelines that do not load",
+        "Their pipeline.yaml is not right, and nothing of them runs. They have no tenant: seen where all tenants are.",
+        (
+            Asked(f"penstock_pipeline_loads{_ONE} == 0", "{{pipeline}}", LOOK),
+            Asked(_none_of("penstock_pipeline_loads", 0), "none", GOOD),
+        ),
+        width=8,
+        height=3,
+        words=True,
+    ),
+    stat(
+        "Age of these figures",
+        "Since `penstock metrics --to` wrote the file that node-exporter reads. Where it stands still, all other panels do.",
+        (Asked('time() - node_textfile_mtime_seconds{file=~".*penstock.*"}', "{{instance}}"),),
+        width=8,
+        height=3,
+        unit="s",
+        decimals=0,
+        limits=((300, BAD),),
+        when_none="no file is read",
+    ),
+    stat(
+        "Decided last what runs may have",
+        "Where only `penstock tenancy keep` decides, from 300 s on it pages: nothing starts. No data where no keeper is needed.",
+        (Asked(_QUOTAS, "{{instance}}"),),
+        width=8,
+        height=3,
+        unit="s",
+        decimals=0,
+        limits=((300, BAD),),
+    ),
+    row("Published in time"),
+    lines(
+        "Share of the last hour outside an objective",
+        "freshness: the newest day was older than freshness_hours. success: a run was unpublished for over two hours. The line is where it pages.",
+        (Asked(f"pipeline:penstock_bad:ratio1h{_ONE}", "{{pipeline}} {{objective}}"),),
+        unit="percentunit",
+        highest=1,
+        limit=0.144,
+    ),
+    lines(
+        "Age of an unpublished run",
+        "Of the newest run, while it is planned or scored and not published; from two hours on it misses its objective.",
+        (Asked(f"penstock_unpublished_run_age_seconds{_ONE} / 3600", "{{pipeline}}"),),
+        unit="suffix:h",
+        at_least=(0, 2.5),
+        limit=2,
+        stays=False,
+    ),
+    matrix(
+        "Since each step last succeeded",
+        "The schedule says how old each may be.",
+        f"min by (pipeline, step) (time() - penstock_last_success_timestamp_seconds{_ONE})",
+        rows="pipeline",
+        columns="step",
+        unit="s",
+    ),
+    row("Data and model"),
+    lines(
+        "Channels in drift alarm",
+        "Of the newest judged day.",
+        (Asked(f"penstock_drift_alarms{_ONE}", "{{pipeline}}"),),
+        width=8,
+        decimals=0,
+        at_least=(0, 5),
+    ),
+    lines(
+        "Realised less expected AUC",
+        "Of the newest labelled day; below zero the model is worse than its scores promise.",
+        (Asked(f"penstock_performance_gap{_ONE}", "{{pipeline}}"),),
+        width=8,
+        decimals=3,
+        lowest=None,
+        at_least=(-0.05, 0.05),
+    ),
+    lines(
+        "Dead letters",
+        "Share of the newest scored run's rows that cannot be scored; from 1 % on it warns.",
+        (Asked(f"penstock_last_run_dead_letter_ratio{_ONE}", "{{pipeline}}"),),
+        width=8,
+        unit="percentunit",
+        at_least=(0, 0.02),
+        limit=0.01,
+    ),
+    row("Versions and messages"),
+    lines(
+        "Live version",
+        "Number of the version that is live: a step up is a promotion, a step down a rollback.",
+        (Asked(f"penstock_live_version{_ONE}", "{{pipeline}}"),),
+        width=8,
+        decimals=0,
+        at_least=(0, 5),
+    ),
+    lines(
+        "Exposure of a challenger",
+        "Share of the entities that get a challenger's predictions.",
+        (Asked(f"penstock_canary_exposure_ratio{_ONE}", "{{pipeline}}"),),
+        width=8,
+        unit="percentunit",
+        highest=1,
+    ),
+    lines(
+        "Alerts that wait to be sent",
+        "Deliveries that are not done: a channel is down, grouped or at its limit.",
+        (Asked(f"penstock_waiting_alert_deliveries{_ONE}", "{{pipeline}}"),),
+        width=8,
+        decimals=0,
+        at_least=(0, 5),
+    ),
+    row("Volume and cost of the newest run"),
+    lines(
+        "Rows published",
+        "Of the newest publication.",
+        (Asked(f"penstock_last_publication_rows{_ONE}", "{{pipeline}}"),),
+        width=8,
+        unit="short",
+    ),
+    lines(
+        "Duration",
+        "Wall time.",
+        (Asked(f"penstock_last_run_duration_seconds{_ONE}", "{{pipeline}}"),),
+        width=8,
+        unit="s",
+    ),
+    lines(
+        "Computing time",
+        "Of all workers; GPU only where one was used.",
+        (
+            Asked(f"penstock_last_run_cpu_seconds{_ONE}", "{{pipeline}} CPU"),
+            Asked(f"penstock_last_run_gpu_seconds{_ONE} > 0", "{{pipeline}} GPU"),
+        ),
+        width=8,
+        unit="s",
+    ),
+)
 
 
-def dashboard(
-    panels_of: tuple[tuple[str, str, str, str, str, str], ...] = PANELS,
-    *,
-    uid: str = "penstock",
-    title: str = "Penstock",
-    named_by: str = "penstock_pipeline_loads",
-) -> dict[str, Any]:
-    """A dashboard's JSON model; tenants and pipelines to choose from are those of the metric `named_by`."""
-    panels, x, y, below = [], 0, 0, 0
-    for number, (name, description, unit, kind, query, legend) in enumerate(panels_of, 1):
-        width, height = (6, 5) if kind == "stat" else (12, 8)
-        if x + width > 24:
-            x, y = 0, y + below
-        below = height
-        panel: dict[str, Any] = {
-            "id": number,
-            "title": name,
-            "description": description,
-            "type": kind,
-            "datasource": {"type": "prometheus", "uid": "${datasource}"},
-            "gridPos": {"x": x, "y": y, "w": width, "h": height},
-            "fieldConfig": {"defaults": {"unit": unit}, "overrides": []},
-            "targets": [{"refId": "A", "expr": query, "legendFormat": legend}],
-        }
-        if kind == "stat":
-            panel["options"] = {"textMode": "name" if "verdict" in legend else "value_and_name"}
-        panels.append(panel)
-        x += width
-    return {
-        "uid": uid,
-        "title": title,
-        "tags": ["penstock"],
-        "timezone": "utc",
-        "schemaVersion": 39,
-        "refresh": "1m",
-        "time": {"from": "now-7d", "to": "now"},
-        "templating": {
-            "list": [
-                {"name": "datasource", "type": "datasource", "query": "prometheus"},
-                _variable("tenant", f"label_values({named_by}, tenant)"),
-                _variable("pipeline", f'label_values({named_by}{{tenant=~"$tenant"}}, pipeline)'),
-            ]
-        },
-        "panels": panels,
-    }
-
-
-def _variable(name: str, query: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "type": "query",
-        "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "query": query,
-        "refresh": 2,
-        "includeAll": True,
-        "multi": True,
-        "current": {"text": "All", "value": "$__all"},
-    }
+def batch_dashboard() -> Model:
+    """The dashboard's JSON model: what is wrong now, and below it since when."""
+    return dashboard(
+        PANELS, uid="penstock", title="Penstock", named_by="penstock_pipeline_loads", since="now-7d"
+    )
 
 
 if __name__ == "__main__":
-    OUT.write_text(json.dumps(dashboard(), indent=2) + "\n")
+    OUT.write_text(json.dumps(batch_dashboard(), indent=2) + "\n")
