@@ -96,13 +96,13 @@ PANELS = (
     ),
     stat(
         "Age of these figures",
-        "Since `penstock metrics --to` wrote the file that node-exporter reads. Where it stands still, all other panels do.",
+        "Since `penstock metrics --to` wrote the file that node-exporter reads. Where it stands still, all other panels do; from 600 s on it pages.",
         (Asked('time() - node_textfile_mtime_seconds{file=~".*penstock.*"}', "{{instance}}"),),
         width=8,
         height=3,
         unit="s",
         decimals=0,
-        limits=((300, BAD),),
+        limits=((300, LOOK), (600, BAD)),
         when_none="no file is read",
     ),
     stat(
