@@ -36,6 +36,7 @@ from tasks.core.tenants import (
     refuse_over_quota,
     tenant_file,
 )
+from tasks.core.yaml_text import read_yaml
 
 _NAME = r"^[a-z][a-z0-9_]{0,47}$"
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
@@ -554,7 +555,7 @@ def parse_pipeline(text: str, *, origin: str, settings: Settings | None = None) 
         ConfigError: See `load_pipeline`.
     """
     try:
-        raw = yaml.safe_load(text)
+        raw = read_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin

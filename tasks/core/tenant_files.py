@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tasks.core.errors import ConfigError
+from tasks.core.yaml_text import read_yaml
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -50,7 +51,7 @@ def read_record(path: Path, kind: type[Record], *, fix: str, empty: Any = None) 
 
 def _read(path: Path, kind: type[Record], fix: str, empty: Any) -> Record:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
         return kind.model_validate(empty if raw is None else raw)
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {error}", which=str(path), fix="correct that line") from error

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from tasks.core import Settings
 from tasks.core.errors import ConfigError
+from tasks.core.yaml_text import read_yaml
 
 FILE = "alerts.yaml"
 SEVERITIES = ("page", "warn", "info")
@@ -99,7 +100,7 @@ def load_rules(settings: Settings) -> AlertRules:
     """
     path = settings.pipelines_dir / FILE
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return AlertRules()
     except yaml.YAMLError as error:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from tasks.core import PipelineSpec, Settings, load_pipeline, pipeline_names
 from tasks.core.errors import ConfigError, NotFound
 from tasks.core.spec import parse_pipeline
+from tasks.core.yaml_text import read_yaml
 
 PROJECT = Path(__file__).parents[2]
 TOY = PROJECT / "tests" / "toy_project" / "pipelines" / "toy" / "pipeline.yaml"
@@ -171,6 +172,22 @@ def test_windows_that_overlap_or_run_backwards_are_refused() -> None:
         "is before first_day" in broken(lambda raw: raw["split"]["train"].update(last_day="2023-01-01")).what
     )
     assert "give both train and validation windows" in broken(lambda raw: raw["split"].pop("train")).what
+
+
+def test_a_key_that_stands_twice_is_refused_where_yaml_would_keep_the_last() -> None:
+    twice = "name: toy\ngates:\n  min_auc: 0.7\nlabel: {column: y}\ngates: {max_ece: 0.1}\n"
+    with pytest.raises(ConfigError, match=r"pipeline\.yaml:5: is not valid YAML: 'gates' stands .* line 2"):
+        parse_pipeline(twice, origin="pipeline.yaml")
+    within = "name: toy\ngates:\n  min_auc: 0.7\n  max_ece: 0.1\n  min_auc: 0.6\n"
+    with pytest.raises(ConfigError, match=r"pipeline\.yaml:5: .*'min_auc' stands here a second time"):
+        parse_pipeline(within, origin="pipeline.yaml")
+
+
+def test_yaml_keys_may_be_merged_and_need_not_be_words() -> None:
+    merged = "usual: &usual {a: 1, b: 2}\nown:\n  <<: *usual\n  a: 3\n2: two\n"
+    assert read_yaml(merged) == {"usual": {"a": 1, "b": 2}, "own": {"a": 3, "b": 2}, 2: "two"}
+    with pytest.raises(yaml.YAMLError, match="unhashable key"):
+        read_yaml("{[1]: 2}")
 
 
 def test_a_yaml_mistake_names_its_line() -> None:

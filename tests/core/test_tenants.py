@@ -55,6 +55,7 @@ def test_a_pipeline_outside_its_tenants_bounds_is_refused_with_both_files(
         ("explanations: {warm_days: 0}", "explanations.warm_days"),
         ("explanations: {min_expire_days: 9, max_expire_days: 8}", "is below"),
         ("[", "not valid YAML"),
+        ("quota: {ray_jobs: 2}\nquota: {ray_jobs: 3}", "'quota' stands here a second time"),
         ("[]", "whole file"),
     ],
 )
