@@ -86,10 +86,11 @@ class FeatureCode:
         columns += [self._categorical(name, table[name]) for name in spec.categorical]
         return pa.table(columns, names=list(spec.names))
 
-    def check_names(self, rows: pa.Table, spec: FeatureSpec) -> None:
+    def check_names(self, rows: pa.Table, spec: FeatureSpec) -> str:
         """Whether features(rows) returns the columns that `pipeline.yaml` lists, tried on rows that no gate has seen.
 
-        Where it raises on them nothing is known, since the rows may be at fault: that is logged, and `compute` will say it.
+        Returns what it raised on them and where, as the rows may be at fault: then nothing is known yet, and `compute` will say
+        it of rows that passed. Empty when it did not raise.
 
         Raises:
             PipelineCodeError: A column is left out or added; the closest name is said.
@@ -98,10 +99,12 @@ class FeatureCode:
             with blaming(self.origin, "features(rows)"):
                 table = self._function(rows)
         except TerminalError as error:
-            log.warning("features.py cannot be tried before the data gate: %s: %s", error.which, error.what)
-            return
+            said = f"{error.which}: {error.what}; correct that line, unless the data gate takes such rows out"
+            log.warning("features.py cannot be tried before the data gate: %s", said)
+            return said
         if isinstance(table, pa.Table):
             self._check_columns(table.column_names, spec)
+        return ""
 
     def _check_columns(self, found: list[str], spec: FeatureSpec) -> None:
         missing = [name for name in spec.names if name not in found]

@@ -59,12 +59,13 @@ def snapshot_training(
         )
     require_suite(settings, context.spec)
     snapshot = take_snapshot(settings, context.spec, kind="training", window=window(first, last))
-    check_names(context, snapshot)
+    features_raise = check_names(context, snapshot)
     result = {
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
         "days": len(snapshot.days),
         "days_without_rows": days_without_rows(first, last, snapshot.days),
+        "features_raise": features_raise,
         "first_day": first.isoformat(),
         "last_day": last.isoformat(),
         "validation_first_day": validation_first.isoformat(),
@@ -77,8 +78,8 @@ def snapshot_training(
     return result
 
 
-def check_names(context: Context, snapshot: Snapshot) -> None:
-    """Try features.py and null conditions on the first rows of a training snapshot.
+def check_names(context: Context, snapshot: Snapshot) -> str:
+    """Try features.py and null conditions on the first rows of a training snapshot; returns what features.py raised on them, or nothing.
 
     Raises:
         PipelineCodeError: features.py has other names than those listed.
@@ -91,8 +92,9 @@ def check_names(context: Context, snapshot: Snapshot) -> None:
     rows = read_partition(context.store, snapshot.partitions[0]).slice(0, _TRIED_ROWS)
     known_then = [name for name in rows.column_names if name not in spec.label.known_afterwards]
     code = FeatureCode.from_file(pipeline_folder(context.settings, spec.name) / "features.py")
-    code.check_names(rows.select(known_then), spec.features)
+    raised = code.check_names(rows.select(known_then), spec.features)
     check_null_conditions(spec, rows.select(known_then))
+    return raised
 
 
 def show_snapshot(settings: Settings, pipeline: str, *, snapshot_id: str) -> dict[str, Any]:

@@ -92,6 +92,17 @@ def test_a_day_of_the_window_that_was_not_delivered_is_named(installation: Setti
     ).endswith("2024-01-06, ...")
 
 
+def test_a_snapshot_says_that_features_raise_on_its_rows_and_where(installation: Settings) -> None:
+    take = wiring.step("snapshot_training")
+    assert take(installation, "toy")["features_raise"] == ""
+    code = installation.pipelines_dir / "toy" / "features.py"
+    code.write_text(f"{code.read_text()}\n\ndef features(rows):\n    raise KeyError('nowhere')\n", encoding="utf-8")
+    raised = take(installation, "toy", dag_run="toy.train/manual__5")["features_raise"]
+    assert "features.py:" in raised and "KeyError: 'nowhere'" in raised
+    (entry,) = wiring.dag_run_evidence(installation, "toy.train", "manual__5")
+    assert entry["summary"]["features raise"] == raised
+
+
 def test_evidence_of_a_repeated_task_is_there_once(installation: Settings) -> None:
     for _ in range(2):
         wiring.step("snapshot_training")(installation, "toy", dag_run="toy.train/manual__3")
