@@ -302,13 +302,13 @@ def _api(app: PredictionApp, native_path: str) -> FastAPI:
         return Response(app.metrics(), media_type=CONTENT_TYPE)
 
     @api.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
+    async def refused(request: Request, error: HTTPException) -> Response:
         status = error.status_code
         body = {
             "type": HTTPStatus(status).phrase.replace(" ", ""),
             "what": str(error.detail),
-            "which": "",
-            "fix": "see openapi.json for what there is",
+            "which": f"{request.method} {request.url.path[:200]}",
+            "fix": f"this server answers POST {native_path} and POST /invocations; /openapi.json has the rest",
         }
         return JSONResponse(body, status, headers=dict(error.headers or {}), media_type=MEDIA_TYPE)
 

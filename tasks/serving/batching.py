@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 _KEPT = 0.9
 """Weight of what was known of the model's speed, against one more batch."""
 _LEAST_ROWS = 32
-"""Fewer at once cost as much."""
+"""Fewer at once cost as much: a batch counts as so many rows at least, or lone requests would say that a thousand rows take as
+long as a thousand requests."""
+_FIRST_ROW_S = 2e-5
+"""What a row is taken to cost before any was scored. Low, for a request that is refused teaches nothing: by a guess that is too high
+nobody would ever be let in."""
 
 
 class Ticket:
@@ -110,12 +114,14 @@ class MicroBatcher:
         self._queue: BoundedQueue[Ticket] = BoundedQueue(limits.queue_requests)
         self._loop: AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        self._rows_s, self._spent_s = 1.0, 0.001
+        self._rows_s, self._spent_s = float(_LEAST_ROWS), _LEAST_ROWS * _FIRST_ROW_S
         self.busy_s = 0.0
         """Time that the thread has spent on batches so far."""
         # Each counter has one writer, so none needs a lock.
         self.admitted_rows = 0
         self._finished_rows = 0
+        self._scoring_rows = 0
+        """Of the rows that are not finished, those of the batch under way."""
         self.unanswered_rows = 0
         """Of the admitted rows, those that are finished with and that the recorder does not get."""
         metrics.size.set(limits.queue_requests)
@@ -142,9 +148,14 @@ class MicroBatcher:
     def closed(self) -> bool:
         return self._queue.closed
 
+    def batch_s(self, rows: int) -> float:
+        """How long so many rows take that are scored together, as fast as the last batches went."""
+        return max(rows, _LEAST_ROWS) * self._spent_s / self._rows_s if rows > 0 else 0.0
+
     def expected_s(self, rows: int = 0) -> float:
-        """How long a request of so many rows that comes now will take, as fast as the last batches went."""
-        return (self.admitted_rows - self._finished_rows + rows) * self._spent_s / self._rows_s
+        """How long a request of so many rows that comes now will take: the batch under way, and what waits together with it."""
+        scoring = self._scoring_rows
+        return self.batch_s(scoring) + self.batch_s(self.admitted_rows - self._finished_rows - scoring + rows)
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: when what waits now will have been scored."""
@@ -177,6 +188,7 @@ class MicroBatcher:
                 return
             for chunk in self._chunks(tickets):
                 started = time.perf_counter()
+                self._scoring_rows = sum(len(ticket.rows) for ticket in chunk)
                 try:
                     scored_rows = self._score(chunk)
                 except Exception:
@@ -186,11 +198,12 @@ class MicroBatcher:
                     for ticket in left:
                         ticket.error = ticket.error or _internal()
                     self._deliver(left)
-                self._finished_rows += sum(len(ticket.rows) for ticket in chunk)
+                self._finished_rows += self._scoring_rows
+                self._scoring_rows = 0
                 spent_s = time.perf_counter() - started
                 self.busy_s += spent_s
                 if scored_rows:
-                    self._rows_s = _KEPT * self._rows_s + scored_rows
+                    self._rows_s = _KEPT * self._rows_s + max(scored_rows, _LEAST_ROWS)
                     self._spent_s = _KEPT * self._spent_s + spent_s
 
     def _chunks(self, tickets: list[Ticket]) -> Iterator[list[Ticket]]:

@@ -131,9 +131,12 @@ class ModelServer:
         """
         expected_s = self._batcher.expected_s(rows)
         left_s = deadline - time.monotonic()
-        if expected_s > self.limits.time_margin * left_s:
+        enough_s = self.limits.time_margin * left_s
+        if expected_s > enough_s:
             raise self._overloaded(
-                "would_be_late", f"it would take about {expected_s:.2f} s and has {max(0.0, left_s):.2f} s"
+                "would_be_late",
+                f"it would take about {expected_s:.2f} s and has {max(0.0, left_s):.2f} s",
+                alone=self._batcher.batch_s(rows) > enough_s,
             )
 
     async def predict(self, request: RawRequest, *, arrived: float, timeout_s: float | None) -> Ticket:
@@ -248,9 +251,11 @@ class ModelServer:
             )
         return found
 
-    def _overloaded(self, cause: str, what: str) -> Refused:
+    def _overloaded(self, cause: str, what: str, *, alone: bool = False) -> Refused:
+        """`alone`: it would be late if nothing else waited, so that waiting does not help it."""
         after_s = self._batcher.retry_after_s()
-        return Refused(429, cause, what, fix=f"retry after {after_s} s", retry_after_s=after_s)
+        fix = "allow it more time, or send fewer rows in a request" if alone else f"retry after {after_s} s"
+        return Refused(429, cause, what, fix=fix, retry_after_s=after_s)
 
     def _swap(self, live: Live) -> None:
         before, self.live = self.live, live

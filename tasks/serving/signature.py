@@ -114,7 +114,7 @@ class Signature:
             try:
                 values[name] = known[name].check(value)
             except ValueError as error:
-                raise _invalid(f"{where}.{name}", str(error), _how(known[name].kind)) from None
+                raise _invalid(f"{where}.{name}", str(error), _how(known[name])) from None
         as_of = values.get(self._event_time)
         if as_of is not None and as_of.tzinfo is None:
             as_of = as_of.replace(tzinfo=UTC)
@@ -187,7 +187,7 @@ class Signature:
             try:
                 field.check(raw[field.name])
             except ValueError as error:
-                return _invalid(f"{where}.{field.name}", str(error), _how(field.kind))
+                return _invalid(f"{where}.{field.name}", str(error), _how(field))
         raise AssertionError("a value was refused once and not twice")
 
 
@@ -195,13 +195,14 @@ def _invalid(which: str, what: str, fix: str) -> Refused:
     return Refused(422, "invalid_field", what, which=which, fix=fix)
 
 
-def _how(kind: pa.DataType) -> str:
+def _how(field: _Field) -> str:
+    kind = field.kind
     if pa.types.is_timestamp(kind):
         zone = ", with its zone, as in 2024-03-01T12:00:00Z" if kind.tz else ", without a zone"
         return f"send an ISO 8601 text{zone}"
     if pa.types.is_date(kind):
         return "send YYYY-MM-DD"
-    return f"send what fits {kind}; null where it is not known"
+    return f"send what fits {kind}" + ("" if field.required else "; null where it is not known")
 
 
 def _field(field: pa.Field, required: bool, event_time: str) -> _Field:

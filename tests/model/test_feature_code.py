@@ -96,7 +96,9 @@ def test_names_are_checked_on_rows_of_which_features_may_raise(caplog: pytest.Lo
     assert other_types.check_names(ROWS, SPEC) == ""
     assert not caplog.messages
     raised = code("return rows['nowhere']").check_names(ROWS, SPEC)
-    assert raised.startswith("features.py:4: features(rows) raised KeyError") and "correct that line" in raised
+    assert (
+        raised.startswith("features.py:4: features(rows) raised KeyError") and "correct that line" in raised
+    )
     assert caplog.messages == [f"features.py cannot be tried before the data gate: {raised}"]
 
 

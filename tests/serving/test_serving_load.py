@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -134,15 +136,39 @@ def test_a_request_that_would_only_be_late_is_refused_before_it_waits(
         gated(installation, spec, bundles[1], QUICK) as (server, model, client),
         ThreadPoolExecutor(3) as pool,
     ):
+        server._batcher._rows_s, server._batcher._spent_s = 1.0, 0.001
         first = pool.submit(client.post, PATH, json={"rows": rows})
         assert model.entered.wait(60)
         second = pool.submit(client.post, PATH, json={"rows": rows})
-        until(lambda: server._batcher.expected_s() > 0.1)  # as the first guess, 1 ms a row, has it
-        late = client.post(PATH, json={"rows": rows[:1], "timeout_ms": 20})
+        until(lambda: server._batcher.expected_s() > 0.1)
+        late = client.post(PATH, json={"rows": rows[:1], "timeout_ms": 100})
+        hurried = client.post(PATH, json={"rows": rows[:1], "timeout_ms": 20})
         model.open.set()
-        assert late.status_code == 429
+        assert (late.status_code, late.json()["fix"]) == (429, "retry after 1 s")
         assert "would take about" in late.json()["what"]
+        assert (hurried.status_code, hurried.json()["fix"]) == (
+            429,
+            "allow it more time, or send fewer rows in a request",  # a batch takes 32 ms, whoever waits or not
+        )
         assert (first.result().status_code, second.result().status_code) == (200, 200)
+
+
+def test_as_many_rows_as_a_request_may_have_are_let_in_at_first_and_after_lone_rows(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(0.0, 0.1)  # whatever a batch has, it seems to take three tenths of a second
+    clock = SimpleNamespace(monotonic=time.monotonic, perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("tasks.serving.batching.time", clock)
+    row = json_rows(toy_rows(installation))[0]
+    with gated(installation, spec, bundles[1], ServingLimits()) as (server, model, client):
+        model.open.set()
+        limits = server.limits
+        many = {"rows": [row] * limits.max_rows, "timeout_ms": 30_000}
+        assert server._batcher.expected_s(limits.max_rows) < limits.time_margin * limits.default_timeout_s
+        assert client.post(PATH, json=many).status_code == 200
+        for _ in range(100):
+            assert client.post(PATH, json={"rows": [row], "timeout_ms": 30_000}).status_code == 200
+        assert client.post(PATH, json=many).status_code == 200
 
 
 def test_retry_after_is_how_long_what_waits_now_will_take(
@@ -153,12 +179,12 @@ def test_retry_after_is_how_long_what_waits_now_will_take(
         gated(installation, spec, bundles[1], QUICK) as (server, model, client),
         ThreadPoolExecutor(3) as pool,
     ):
-        server._batcher._rows_s, server._batcher._spent_s = 1.0, 2.0  # a slow model: two seconds a row
+        server._batcher._rows_s, server._batcher._spent_s = 32.0, 3.0  # a slow model: three seconds a batch
         asked = [pool.submit(client.post, PATH, json={"rows": rows[:1]})]
         assert model.entered.wait(60)
         asked.append(pool.submit(client.post, PATH, json={"rows": rows[1:3]}))
         until(lambda: server.waiting_s == 6.0)
-        refused = client.post(PATH, json={"rows": rows[3:4], "timeout_ms": 100})
+        refused = client.post(PATH, json={"rows": rows[3:4], "timeout_ms": 8_000})
         model.open.set()
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "6")
         assert refused.json()["fix"] == "retry after 6 s"

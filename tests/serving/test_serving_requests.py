@@ -99,6 +99,7 @@ def test_a_wrong_value_is_refused_with_the_path_of_its_field(
     assert found["which"] == which
     assert what in found["what"]
     assert found["fix"]
+    assert ("null where" in found["fix"]) is (which.split(".")[1] in ("price", "visits", "city"))
 
 
 def test_a_missing_column_is_named_and_the_fix_says_whose_history_columns_are(
@@ -221,7 +222,9 @@ def test_other_media_types_headers_and_paths_are_refused_as_problem_documents(
         == "X-Request-Timeout-Ms"
     )
     assert problem(send(client, body, **{"x-request-id": "x" * 201}), 400)["which"] == "X-Request-Id"
-    assert problem(client.get("/nothing"), 404)["type"] == "NotFound"
+    nothing = problem(client.post("/v1/pipelines/other/predictions", content=body), 404)
+    assert (nothing["type"], nothing["which"]) == ("NotFound", "POST /v1/pipelines/other/predictions")
+    assert f"answers POST {PATH} " in nothing["fix"]
     assert problem(client.get(PATH), 405)["type"] == "MethodNotAllowed"
 
 

@@ -96,7 +96,9 @@ def test_a_snapshot_says_that_features_raise_on_its_rows_and_where(installation:
     take = wiring.step("snapshot_training")
     assert take(installation, "toy")["features_raise"] == ""
     code = installation.pipelines_dir / "toy" / "features.py"
-    code.write_text(f"{code.read_text()}\n\ndef features(rows):\n    raise KeyError('nowhere')\n", encoding="utf-8")
+    code.write_text(
+        f"{code.read_text()}\n\ndef features(rows):\n    raise KeyError('nowhere')\n", encoding="utf-8"
+    )
     raised = take(installation, "toy", dag_run="toy.train/manual__5")["features_raise"]
     assert "features.py:" in raised and "KeyError: 'nowhere'" in raised
     (entry,) = wiring.dag_run_evidence(installation, "toy.train", "manual__5")
