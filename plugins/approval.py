@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowSkipException
 
 from plugins.errors import as_airflow_errors
 from plugins.links import run_page_url
@@ -23,7 +24,8 @@ NOBODY = "nobody"
 class PromotionApproval(ApprovalOperator):
     """Ask for approval in the Airflow UI, with the evidence in the question.
 
-    Skipped without asking when the canary already decided against a promotion. No answer within the time given
+    Skipped without asking when the canary already decided against a promotion, or when the version is live already, as after a
+    training that found its model trained. No answer within the time given
     counts as "Reject": the champion stays. Whoever answers is the promotion's actor, with the reason of the form; a
     refusal is an event of the deployment log too.
 
@@ -82,6 +84,11 @@ class PromotionApproval(ApprovalOperator):
             evidence = importlib.import_module("tasks.wiring").approval_evidence(
                 settings, self.pipeline, version=int(self.version), evaluation_key=self.evaluation_key
             )
+        live = evidence["champion"]
+        if live and live["version"] == int(self.version):
+            why = f"Nobody is asked: version {live['version']} is live already, since {live['since']}."
+            self.log.info("%s", why)
+            raise AirflowSkipException(why)
         url = run_page_url(settings, ti.dag_id, ti.run_id)
         self.body = approval_body(evidence, self.gate, self.canary, url)
         return super().execute(context)

@@ -155,6 +155,9 @@ def summary_of(items: list[dict[str, Any]]) -> tuple[str, str]:
         return "fail", str((decided.get("summary") or {}).get("headline") or said(decided))
     if failed:
         return "fail", f"Stopped by: {names}."
+    if refused := next((item for item in items if said(item) == "rejected"), None):
+        why = "; ".join(map(str, refused.get("reasons") or ()))
+        return "warn", f"Not promoted: {why or 'rejected'}. The champion stays."
     if held:
         return "warn", f"Needs attention: {names}."
     return "pass", _achieved(items) or "Everything recorded so far has passed."
@@ -179,4 +182,10 @@ def _achieved(items: list[dict[str, Any]]) -> str:
         return f"{published['rows']:,} predictions are published."
     if decided := made.get("decision"):
         return str(decided.get("headline") or "")
+    version, live = (
+        made.get("registration", {}).get("version"),
+        made.get("canary", {}).get("champion version"),
+    )
+    if version is not None and version == live:
+        return f"The same model again: version {version} is live already."
     return ""

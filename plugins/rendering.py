@@ -50,6 +50,7 @@ _BADGES = {
     "alert": "warn",
     "drift, no damage seen": "warn",
     "cannot judge": "warn",
+    "rejected": "warn",
     "skipped": "skip",
 }
 

@@ -41,7 +41,7 @@ def train_schedule(spec: PipelineSpec, cron: CronTriggerTimetable | None) -> Any
 
 
 def causes(context: Mapping[str, Any]) -> list[str]:
-    """Why this run was started, one line a cause: the person, the clock, or each asset with its newest reason."""
+    """Why this run was started, one line a cause: the person, the case, the clock, or each asset; with the newest reason."""
     run = context["dag_run"]
     events = context.get("triggering_asset_events") or {}
     found = []
@@ -55,4 +55,8 @@ def causes(context: Mapping[str, Any]) -> list[str]:
         return found
     kind = str(getattr(run, "run_type", "")).rsplit(".", 1)[-1].lower()
     user = getattr(run, "triggering_user_name", None)
-    return [f"by hand, {user}" if user else {"scheduled": "the schedule"}.get(kind, kind or "by hand")]
+    reason = str((getattr(run, "conf", None) or {}).get("reason") or "").strip()
+    if not user and reason:  # another DAG, on behalf of somebody
+        return [reason]
+    who = f"by hand, {user}" if user else {"scheduled": "the schedule"}.get(kind, kind or "by hand")
+    return [f"{who}: {reason}" if reason else who]

@@ -160,7 +160,7 @@ def _unknown(
         return NotFound(
             f"was not predicted by run {run_id}",
             which=prediction_id,
-            fix=f"ask for one of: {', '.join(runs)}",
+            fix=f"ask for one of: {', '.join(dict.fromkeys(runs))}",
         )
     if archived is not None and archived.state == "expired":
         return Expired(

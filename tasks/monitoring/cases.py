@@ -43,7 +43,7 @@ from tasks.monitoring.decision import (
     HOLD,
     MERGE_DAYS,
     OPEN_DAYS,
-    STILL_OPEN,
+    once_answered,
 )
 from tasks.monitoring.signals import DaySignals, Decision
 
@@ -130,9 +130,8 @@ class CaseFile:
 
     @property
     def headline(self) -> str:
-        """The verdict in words; that it is still open is said only while nobody has answered."""
-        words = self.case.headline
-        return words if self.status == "open" else words.replace(f" ({STILL_OPEN})", "")
+        """The verdict in words; that it is still open, and that a person must decide, only while nobody has answered."""
+        return self.case.headline if self.status == "open" else once_answered(self.case.headline)
 
     @property
     def opened_at_utc(self) -> str:

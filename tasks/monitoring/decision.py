@@ -56,6 +56,7 @@ MERGE_DAYS = 7
 
 STILL_OPEN = "still open"
 """How a headline says so, in brackets."""
+_MUST_DECIDE = "A person must decide."
 
 LABELS_BACK_DAYS = 35
 """How far back labels that come late are taken in, and a labelled day speaks of the present."""
@@ -350,6 +351,11 @@ def _moved(alarms: Sequence[ChannelDrift]) -> str:
     return f"Moved: {', '.join(names[:4])}{more}.{inside}"
 
 
+def once_answered(headline: str) -> str:
+    """A headline without what it says only while nobody has answered."""
+    return headline.replace(f" ({STILL_OPEN})", "").replace(f" {_MUST_DECIDE}", "")
+
+
 def _headline(
     verdict: str,
     days: Sequence[DayDecision],
@@ -383,7 +389,7 @@ def _headline(
             else " The model is not the cause."
         ),
         DAMAGE: f"On {when} the model ranked worse than its own scores promise ({state})."
-        + ("" if known else " A person must decide."),
+        + ("" if known else f" {_MUST_DECIDE}"),
     }[verdict]
 
 

@@ -61,6 +61,8 @@ class Verdict:
     next_steps: tuple[str, ...]
     decided: str
     causes: tuple[Cause, ...] = ()
+    answered: str = ""
+    """Who has answered it since, and what; empty while nobody has."""
 
 
 def render_trend(
@@ -99,7 +101,8 @@ def _verdict(newest: Verdict | None) -> str:
     steps = "".join(f"<li>{escape(step)}</li>" for step in newest.next_steps)
     return (
         f'<div class="verdict {_LOOK.get(newest.verdict, "warn")}"><h2>{escape(newest.verdict.capitalize())}</h2>'
-        f"<p>{escape(newest.headline)}</p>{f'<ul>{reasons}</ul>' if reasons else ''}</div>"
+        f"<p>{escape(newest.headline)}</p>{f'<p>{escape(newest.answered)}</p>' if newest.answered else ''}"
+        f"{f'<ul>{reasons}</ul>' if reasons else ''}</div>"
         f'<p class="note">Decided {escape(newest.decided)} UTC.</p>'
         + (f"<h3>What to do</h3><ol>{steps}</ol>" if steps else "")
     )

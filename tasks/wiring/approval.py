@@ -101,12 +101,14 @@ def _slices(evaluation: Evaluation, least_rows: int) -> list[dict[str, str]]:
 
 
 def _monitor(context: Context) -> list[dict[str, str]]:
+    from tasks.wiring.decided import told_once
+
     return [
         {
             "days": f"{found.first_day} to {found.last_day}",
             "verdict": found.verdict,
-            "action": found.action,
+            "action": found.action.replace("_", " "),
             "reasons": "; ".join(found.reasons[:3]),
         }
-        for found in context.metadata.decisions(context.spec, limit=_DECISIONS)
+        for found in told_once(context.metadata.decisions(context.spec, limit=2 * _DECISIONS))[:_DECISIONS]
     ]

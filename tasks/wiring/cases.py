@@ -142,7 +142,7 @@ def show_case(
         "last_day": case.last_day.isoformat(),
         "suggestion": case.suggestion,
         "because": case.because,
-        "options": [{"answer": name, "does": _MEANINGS[case.kind][name]} for name in case.options],
+        "options": [{"answer": name, "does": _does(context, case.kind, name)} for name in case.options],
         "holds": list(case.holds),
         "report_url": context.report_url(case.report_key),
         "page_url": case_url(settings, pipeline, case_id),
@@ -254,7 +254,7 @@ def answer_case(
         "until": kept.until.isoformat() if kept.until else None,
         "released": released,
         "then": kept.answer if kept.answer in ("roll_back", "retrain") else "",
-        "does": _MEANINGS[file.case.kind][kept.answer],
+        "does": _does(context, file.case.kind, kept.answer),
     }
     context.evidence(dag_run, "answer", {**result, "outcome": "answered", "reasons": [cases.in_words(kept)]})
     return result
@@ -514,6 +514,14 @@ def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:
 
 def _nothing(reason: str) -> dict[str, Any]:
     return {"nothing_to_do": True, "reason": reason, "reasons": [reason]}
+
+
+def _does(context: Context, kind: str, answer: str) -> str:
+    """What an answer does, in words."""
+    meant = _MEANINGS[kind][answer]
+    if answer == "retrain" and context.spec.split.train is not None:
+        meant += ". It takes the days that `split` in pipeline.yaml names: name newer ones first, or the same model comes again"
+    return meant
 
 
 _MUTED = (

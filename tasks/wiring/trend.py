@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from tasks.wiring.context import Context, open_context
 from tasks.wiring.decided import answers_and_releases, decided, told_once
 
 if TYPE_CHECKING:
-    from tasks.monitoring.trend import TrendDay
+    from tasks.metadata import StoredDecision
+    from tasks.monitoring.cases import CaseFile
+    from tasks.monitoring.trend import TrendDay, Verdict
 
 DAYS = 90
 _KEY = "monitoring/trend/report.html"
@@ -23,9 +26,9 @@ _NEWEST, _ACTED = 200, 15
 
 def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     """The body of the page, as HTML: the last `days` days up to the newest that is published."""
-    from tasks.monitoring.causes import Cause
+    from tasks.monitoring.cases import read_cases
     from tasks.monitoring.decision import NOTE, NOTHING
-    from tasks.monitoring.trend import TrendEvent, Verdict, render_trend
+    from tasks.monitoring.trend import TrendEvent, render_trend
 
     context = open_context(settings, pipeline)
     metadata, spec = context.metadata, context.spec
@@ -33,18 +36,6 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     stored = metadata.decisions(spec, limit=_NEWEST)
     # A mitigation is a decision as well; the verdict that it followed is what the page begins with.
     newest = next((item for item in stored if item.record.get("headline")), stored[0] if stored else None)
-    verdict = (
-        Verdict(
-            verdict=newest.verdict,
-            headline=str(newest.record.get("headline") or ""),
-            reasons=newest.reasons,
-            next_steps=tuple(newest.record.get("next_steps") or ()),
-            decided=f"{newest.decided_at_utc:%Y-%m-%d %H:%M}",
-            causes=tuple(Cause.from_json(item) for item in newest.record.get("causes") or ()),
-        )
-        if newest
-        else None
-    )
     events = [
         TrendEvent(f"{event.at_utc:%Y-%m-%d %H:%M}", event.kind, event.version, event.actor, event.reason)
         for event in metadata.history(spec, limit=_EVENTS)
@@ -55,9 +46,37 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     return render_trend(
         shown,
         events,
-        verdict,
+        _verdict(newest, read_cases(context.store)) if newest else None,
         live=live.version if live else None,
         decided=sorted(both, key=lambda item: item.at, reverse=True)[:_ACTED],
+    )
+
+
+def _verdict(newest: StoredDecision, files: Sequence[CaseFile]) -> Verdict:
+    from tasks.monitoring.cases import in_words
+    from tasks.monitoring.causes import Cause
+    from tasks.monitoring.decision import once_answered
+    from tasks.monitoring.trend import Verdict
+
+    about = (newest.verdict, newest.first_day, newest.last_day)
+    said = next(
+        (
+            file.answer
+            for file in files
+            if file.status == "answered"
+            and (file.case.kind, file.case.first_day, file.case.last_day) == about
+        ),
+        None,
+    )
+    headline = str(newest.record.get("headline") or "")
+    return Verdict(
+        verdict=newest.verdict,
+        headline=once_answered(headline) if said else headline,
+        reasons=newest.reasons,
+        next_steps=tuple(newest.record.get("next_steps") or ()),
+        decided=f"{newest.decided_at_utc:%Y-%m-%d %H:%M}",
+        causes=tuple(Cause.from_json(item) for item in newest.record.get("causes") or ()),
+        answered=f"{in_words(said)}." if said else "",
     )
 
 

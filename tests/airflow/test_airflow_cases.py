@@ -20,7 +20,7 @@ from plugins import case_question, pages
 from plugins.case_question import CaseQuestion, CaseTrigger, RetrainForCase, StartCase, case_body
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
-from tasks.monitoring.cases import Answer, Case, answer_case, close_case, open_case, options_of
+from tasks.monitoring.cases import Answer, Case, answer_case, close_case, open_case, options_of, read_cases
 
 EVIL = '<script>alert("x")</script>'
 SAME = {"sec-fetch-site": "same-origin"}
@@ -89,6 +89,17 @@ def test_the_page_shows_the_evidence_and_what_each_answer_does(site: TestClient)
     assert "form-action 'self'" in shown.headers["content-security-policy"]
     listed = site.get("/cases/")
     assert "1 case waits for an answer" in listed.text and FAULT in listed.text
+
+
+def test_the_page_says_that_something_was_compared_only_where_there_was_a_version_to_compare_with(
+    site: TestClient, settings: Settings
+) -> None:
+    store = open_store(settings, prefix=load_pipeline(settings, "toy").prefix)
+    for target, words in ((1, "compared, and asks"), (None, "asks a person")):
+        options = options_of("performance damage", ("performance",), target=target)
+        case = replace(a_case("performance damage"), outcome="asked", options=options)
+        kept = open_case(store, case, taken=[file.case_id for file in read_cases(store)])
+        assert f">{words}<" in site.get(f"/cases/toy/{kept.case_id}").text
 
 
 def test_an_answer_is_kept_with_the_name_of_who_is_logged_in(site: TestClient, opened: Settings) -> None:

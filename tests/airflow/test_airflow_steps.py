@@ -306,6 +306,13 @@ def test_the_approval_question_holds_the_evidence() -> None:
         assert part in body
 
 
+def test_nobody_is_asked_about_the_version_that_is_live(installed: Settings, wiring: ModuleType) -> None:
+    live = {**EVIDENCE["champion"], "version": 3}
+    wiring.approval_evidence = lambda *_, **__: {**EVIDENCE, "champion": live}
+    with pytest.raises(AirflowSkipException, match="version 3 is live already, since 2024-01-01 10:00 UTC"):
+        approval().execute(context_of())
+
+
 def answer(chosen: str, user: dict[str, str] | None, reason: str = "") -> dict[str, Any]:
     return {
         "chosen_options": [chosen],

@@ -165,10 +165,24 @@ def test_the_page_of_a_run_says_what_started_it(installed: Settings) -> None:
     ("run", "said"),
     [
         ({"triggering_user_name": "ada", "run_type": "manual"}, "by hand, ada"),
-        ({"triggering_user_name": None, "run_type": "scheduled"}, "the schedule"),
+        (
+            {"triggering_user_name": "ada", "run_type": "manual", "conf": {"reason": "new partner"}},
+            "by hand, ada: new partner",
+        ),
+        ({"triggering_user_name": None, "run_type": "scheduled", "conf": None}, "the schedule"),
+        (
+            {
+                "triggering_user_name": None,
+                "run_type": "manual",
+                "conf": {"actor": "ada", "reason": "case damage-2024-02-12: labels turned"},
+            },
+            "case damage-2024-02-12: labels turned",
+        ),
     ],
 )
-def test_a_run_without_asset_updates_names_the_person_or_the_clock(run: dict[str, Any], said: str) -> None:
+def test_a_run_without_asset_updates_names_the_person_the_case_or_the_clock(
+    run: dict[str, Any], said: str
+) -> None:
     from plugins.triggers import causes
 
     assert causes({"dag_run": SimpleNamespace(**run)}) == [said]

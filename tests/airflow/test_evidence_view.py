@@ -99,6 +99,28 @@ def test_a_run_that_passed_says_what_it_brought_about() -> None:
     assert summary_of([published]) == ("pass", "28,796 predictions are published.")
 
 
+def test_a_refused_promotion_says_who_refused_and_that_the_champion_stays() -> None:
+    gate = {"kind": "evaluation gate", "outcome": "pass", "summary": {}}
+    refused = {
+        "kind": "approval",
+        "outcome": "rejected",
+        "summary": {"version": 4},
+        "reasons": ["nobody answered in time"],
+    }
+    assert summary_of([gate, refused]) == (
+        "warn",
+        "Not promoted: nobody answered in time. The champion stays.",
+    )
+
+
+def test_a_training_that_found_its_model_live_says_so() -> None:
+    registered = {"kind": "registration", "outcome": "", "summary": {"version": 1}}
+    canary = {"kind": "canary", "outcome": "skipped", "summary": {"champion version": 1}}
+    assert summary_of([registered, canary]) == ("pass", "The same model again: version 1 is live already.")
+    canary["summary"] = {"champion version": 0}
+    assert summary_of([registered, canary])[1] == "Everything recorded so far has passed."
+
+
 def test_a_rollback_says_what_readers_still_see_of_the_version_left() -> None:
     back = {"version": 1, "previous version": 2, "affected rows": 6517}
     item = {"kind": "rollback", "outcome": "", "summary": back}

@@ -77,6 +77,7 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     assert any("ada answered accept: looked at it" in reason for reason in decided["reasons"])
     trend = wiring.trend_page(after_second, "toy", days=30)
     assert f"Case {held['case_id']}: looked at it" in trend and "by ada" in trend
+    assert "hold released" not in trend, "the answer says so itself"
     report = open_context(after_second, "toy").store.get(
         step(after_second, "report_window", **days_of(run))["report_key"]
     )
@@ -136,6 +137,9 @@ def test_damage_holds_automatic_promotions_until_somebody_answers_and_is_asked_a
     assert asked["outcome"] == "asked" and asked["case_id"].startswith("damage-2024-02-")
     case = step(after_second, "show_case", case_id=asked["case_id"])
     assert case["suggestion"] == "retrain" and "no skill" in case["because"]
+    does = {option["answer"]: option["does"] for option in case["options"]}
+    assert "name newer ones first" in does["retrain"], "the toy's windows are fixed"
+    assert "A person must decide." in case["headline"]
     assert case["model_version"] == live["version"]
     promotion = {"version": live["previous_version"], "actor": "ada", "reason": "try the other"}
     with pytest.raises(TerminalError, match=f"nobody has answered case {asked['case_id']}"):
@@ -148,6 +152,13 @@ def test_damage_holds_automatic_promotions_until_somebody_answers_and_is_asked_a
 
     said = answer(after_second, asked["case_id"], "retrain")
     assert said["then"] == "retrain"
+    trend = wiring.trend_page(after_second, "toy", days=30)
+    assert (
+        "ada answered retrain: looked at it." in trend
+        and "A person must decide." not in trend.split("What was decided")[0]
+    )
+    shown = step(after_second, "show_case", case_id=asked["case_id"])
+    assert "A person must decide." not in shown["headline"]
     with pytest.raises(TerminalError, match="was answered already: ada answered retrain"):
         step(
             after_second,
