@@ -149,10 +149,12 @@ def approval_body(
     for title, verdict in (("Evaluation gate", gate), ("Canary", canary)):
         if not isinstance(verdict, Mapping):
             continue
-        lines.append(f"**{title}: {verdict.get('outcome', 'unknown')}**")
+        findings = verdict.get("findings") or ()
+        by_waiver = " by waiver" if any(item.get("waived") for item in findings) else ""
+        lines.append(f"**{title}: {verdict.get('outcome', 'unknown')}{by_waiver}**")
         lines.append("")
-        findings = [f"{item.get('name')}: {item.get('detail')}" for item in verdict.get("findings") or ()]
-        lines += [f"- {reason}" for reason in (verdict.get("reasons") or findings)]
+        details = [f"{item.get('name')}: {item.get('detail')}" for item in findings]
+        lines += [f"- {reason}" for reason in (verdict.get("reasons") or details)]
         lines.append("")
     if evidence["monitor"]:
         lines += ["**What the monitor said of late**", ""]

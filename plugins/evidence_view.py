@@ -86,8 +86,9 @@ def link_label(label: str, url: str) -> str:
         return label
     parts = urlsplit(url)
     if "/penstock/report/" in parts.path:
-        kind = parts.path.split("/penstock/report/", 1)[1].split("/")[1:2]
-        return _REPORTS.get(kind[0] if kind else "", "Report")
+        key = parts.path.split("/penstock/report/", 1)[1].split("/")[1:]
+        kind = "canary" if key and key[-1].startswith("canary-") else key[0] if key else ""
+        return _REPORTS.get(kind, "Report")
     if parts.fragment.startswith("/models/"):
         return "Model version in MLflow"
     if "/runs/" in parts.fragment:

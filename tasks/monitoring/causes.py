@@ -413,7 +413,7 @@ def _damage_labels(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     if moved:
         case.add(-2, f"something of ours changed then: {moved[-1].told}")
     else:
-        case.add(1, "no other model and no other feature code scores since then")
+        case.add(1, "neither another model nor other feature code began to score then")
     measured = [p for p in facts.performances if p.day in trouble.days and p.state == "measured"]
     inverted = [p for p in measured if p.auc is not None and p.auc + 3 * (p.auc_se or 0.0) < 0.5]
     if inverted:
@@ -436,7 +436,7 @@ def _damage_world(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     )
     case.add(2, f"{_list(trouble.inputs)} moved while the model ranked worse")
     if not facts.at(trouble.since, *_OURS, until=trouble.first_alarm, blur=BLUR):
-        case.add(1, "no other model and no other feature code scores since then")
+        case.add(1, "neither another model nor other feature code began to score then")
     yield case
 
 

@@ -61,8 +61,8 @@ class Verdict:
     next_steps: tuple[str, ...]
     decided: str
     causes: tuple[Cause, ...] = ()
-    answered: str = ""
-    """Who has answered it since, and what; empty while nobody has."""
+    settled: str = ""
+    """Who has answered it since, and what, or why nobody need; empty while it waits."""
 
 
 def render_trend(
@@ -101,7 +101,7 @@ def _verdict(newest: Verdict | None) -> str:
     steps = "".join(f"<li>{escape(step)}</li>" for step in newest.next_steps)
     return (
         f'<div class="verdict {_LOOK.get(newest.verdict, "warn")}"><h2>{escape(newest.verdict.capitalize())}</h2>'
-        f"<p>{escape(newest.headline)}</p>{f'<p>{escape(newest.answered)}</p>' if newest.answered else ''}"
+        f"<p>{escape(newest.headline)}</p>{f'<p>{escape(newest.settled)}</p>' if newest.settled else ''}"
         f"{f'<ul>{reasons}</ul>' if reasons else ''}</div>"
         f'<p class="note">Decided {escape(newest.decided)} UTC.</p>'
         + (f"<h3>What to do</h3><ol>{steps}</ol>" if steps else "")
@@ -264,7 +264,7 @@ def _events(events: Sequence[TrendEvent]) -> str:
         return '<h2>What was deployed when</h2><p class="note">Nothing in this time.</p>'
     rows = "".join(
         f'<tr><td class="nowrap">{escape(event.at)}</td><td>{escape(event.what)}</td><td class="num">{event.version}</td>'
-        f"<td>{escape(event.actor)}</td><td>{escape(event.reason)}</td></tr>"
+        f'<td>{escape(event.actor)}</td><td class="prose">{escape(event.reason)}</td></tr>'
         for event in events
     )
     return (

@@ -174,6 +174,7 @@ def _release_cured(context: Context) -> list[ScoringHold]:
 
 def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, Any]:
     from tasks.metadata.records import POINTER_KINDS
+    from tasks.monitoring.decision import once_answered
     from tasks.monitoring.mitigation import ACTOR, judge_rollback, scoring_holds
     from tasks.wiring.release import rollback_model
 
@@ -213,7 +214,7 @@ def _rollback(context: Context, decision: Decision, as_of: date) -> dict[str, An
             expected=live.version,
             to_version=case.target,
             actor=ACTOR,
-            reason="; ".join(result["reasons"]),
+            reason=" ".join([once_answered(decision.headline), f"{'; '.join(judged.reasons)}."]),
         )
     except TerminalError as error:  # the target does not load, or somebody was faster: a person has to look
         return {**result, "reasons": [*result["reasons"], f"not rolled back: {error.which} {error.what}"]}

@@ -59,24 +59,24 @@ def _verdict(newest: StoredDecision, files: Sequence[CaseFile]) -> Verdict:
     from tasks.monitoring.trend import Verdict
 
     about = (newest.verdict, newest.first_day, newest.last_day)
-    said = next(
+    settled = next(
         (
-            file.answer
+            f"{in_words(file.answer)}." if file.answer else f"It is over: {file.over}."
             for file in files
-            if file.status == "answered"
+            if file.status in ("answered", "over")
             and (file.case.kind, file.case.first_day, file.case.last_day) == about
         ),
-        None,
+        "",
     )
     headline = str(newest.record.get("headline") or "")
     return Verdict(
         verdict=newest.verdict,
-        headline=once_answered(headline) if said else headline,
+        headline=once_answered(headline) if settled else headline,
         reasons=newest.reasons,
         next_steps=tuple(newest.record.get("next_steps") or ()),
         decided=f"{newest.decided_at_utc:%Y-%m-%d %H:%M}",
         causes=tuple(Cause.from_json(item) for item in newest.record.get("causes") or ()),
-        answered=f"{in_words(said)}." if said else "",
+        settled=settled,
     )
 
 

@@ -221,6 +221,22 @@ def test_the_page_tells_value_shift_training_and_origin(site: Site) -> None:
     assert text.count('<svg class="small"') == len(record.features)
 
 
+def test_of_an_online_prediction_the_page_names_the_request_and_no_row(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = replace(explained(site), source_snapshot=None, source_key="request-7", source_row=None)
+    monkeypatch.setattr("tasks.wiring.audit_record", lambda *_: record)
+    text = site.client().get(f"{PAGE}/toy/{record.prediction_id}").text
+    assert "<dt>Request</dt><dd><code>request-7</code>" in text
+    assert "Row of origin" not in text and "None" not in text
+
+
+def test_the_landing_page_says_what_can_be_asked(site: Site) -> None:
+    words = "Choose the pipeline that made the prediction"
+    assert words in site.client().get(f"{PAGE}/").text
+    assert words not in site.client().get(f"{PAGE}/?pipeline=toy").text
+
+
 def test_a_value_that_training_never_saw_is_marked(site: Site) -> None:
     hostile = next(
         record

@@ -306,6 +306,14 @@ def test_the_approval_question_holds_the_evidence() -> None:
         assert part in body
 
 
+def test_the_approval_question_says_that_a_gate_passed_by_waiver() -> None:
+    held = {"name": "calibration", "detail": "0.12 > 0.1", "waived": "ada until 2024-02-01: late labels"}
+    gate = {"outcome": "pass", "findings": [{"name": "auc", "detail": "0.71", "waived": None}, held]}
+    assert "**Evaluation gate: pass by waiver**" in approval_body(EVIDENCE, gate, None, "http://x")
+    gate["findings"] = gate["findings"][:1]
+    assert "**Evaluation gate: pass**" in approval_body(EVIDENCE, gate, None, "http://x")
+
+
 def test_nobody_is_asked_about_the_version_that_is_live(installed: Settings, wiring: ModuleType) -> None:
     live = {**EVIDENCE["champion"], "version": 3}
     wiring.approval_evidence = lambda *_, **__: {**EVIDENCE, "champion": live}

@@ -78,6 +78,8 @@ def test_of_the_metrics_the_gates_own_are_shown_and_a_trainings_calibration_erro
     [
         ("report", "http://airflow/penstock/report/toy/validation/s1/report.html", "Validation report"),
         ("report", "http://airflow/penstock/report/toy/monitoring/d/report.html", "Drift report"),
+        ("report", "http://airflow/penstock/report/toy/evaluation/a-b/report.html", "Evaluation report"),
+        ("report", "http://airflow/penstock/report/toy/evaluation/a-b/canary-c.html", "Canary report"),
         ("url", "http://mlflow/#/models/toy/versions/3", "Model version in MLflow"),
         ("My notes", "http://mlflow/#/models/toy/versions/3", "My notes"),
     ],

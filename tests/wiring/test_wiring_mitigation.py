@@ -7,6 +7,7 @@ from datetime import date
 import pytest
 from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, days_of, monitored, score, source, step
 
+from tasks import wiring
 from tasks.core import Settings, load_pipeline
 from tasks.core.errors import TerminalError
 from tasks.metadata import MetadataStore
@@ -42,6 +43,9 @@ def test_a_champion_that_was_trained_on_wrong_labels_is_rolled_back_once_with_it
     live = step(installation, "live_model")
     assert (live["version"], live["actor"]) == (before, ACTOR)
     assert "Brier loss +" in live["reason"]
+    trend = wiring.trend_page(installation, "toy", days=30)
+    assert f"It is over: the monitor went back to version {before} by itself." in trend
+    assert "A person must decide." not in trend + live["reason"]
     spec = load_pipeline(installation, "toy")
     assert challenger["version"] in MetadataStore.open(installation).head(spec).barred
     assert decisions(installation)[0] == "roll_back"
