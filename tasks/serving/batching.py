@@ -19,19 +19,11 @@ from tasks.serving.entities import FoundRow
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
 from tasks.serving.models import Answered, ServedModel
+from tasks.serving.pace import Pace
 from tasks.serving.refusals import Refused
 from tasks.serving.signature import Row
 
 log = logging.getLogger(__name__)
-
-_KEPT = 0.9
-"""Weight of what was known of the model's speed, against one more batch."""
-_LEAST_ROWS = 32
-"""Fewer at once cost as much: a batch counts as so many rows at least, or lone requests would say that a thousand rows take as
-long as a thousand requests."""
-_FIRST_ROW_S = 2e-5
-"""What a row is taken to cost before any was scored. Low, for a request that is refused teaches nothing: by a guess that is too high
-nobody would ever be let in."""
 
 
 class Ticket:
@@ -114,7 +106,7 @@ class MicroBatcher:
         self._queue: BoundedQueue[Ticket] = BoundedQueue(limits.queue_requests)
         self._loop: AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        self._rows_s, self._spent_s = float(_LEAST_ROWS), _LEAST_ROWS * _FIRST_ROW_S
+        self.pace = Pace()
         self.busy_s = 0.0
         """Time that the thread has spent on batches so far."""
         # Each counter has one writer, so none needs a lock.
@@ -148,14 +140,12 @@ class MicroBatcher:
     def closed(self) -> bool:
         return self._queue.closed
 
-    def batch_s(self, rows: int) -> float:
-        """How long so many rows take that are scored together, as fast as the last batches went."""
-        return max(rows, _LEAST_ROWS) * self._spent_s / self._rows_s if rows > 0 else 0.0
-
     def expected_s(self, rows: int = 0) -> float:
         """How long a request of so many rows that comes now will take: the batch under way, and what waits together with it."""
-        scoring = self._scoring_rows
-        return self.batch_s(scoring) + self.batch_s(self.admitted_rows - self._finished_rows - scoring + rows)
+        scoring, unfinished = self._scoring_rows, self.admitted_rows - self._finished_rows
+        if not unfinished:
+            return self.pace.batch_s(rows, time.monotonic())
+        return self.pace.batch_s(scoring) + self.pace.batch_s(unfinished - scoring + rows)
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: when what waits now will have been scored."""
@@ -203,8 +193,7 @@ class MicroBatcher:
                 spent_s = time.perf_counter() - started
                 self.busy_s += spent_s
                 if scored_rows:
-                    self._rows_s = _KEPT * self._rows_s + max(scored_rows, _LEAST_ROWS)
-                    self._spent_s = _KEPT * self._spent_s + spent_s
+                    self.pace.add(scored_rows, spent_s, time.monotonic())
 
     def _chunks(self, tickets: list[Ticket]) -> Iterator[list[Ticket]]:
         """Whole tickets, together as many rows as are scored in about `batch_s`."""
@@ -212,8 +201,8 @@ class MicroBatcher:
         chunk: list[Ticket] = []
         rows = 0
         for ticket in tickets:
-            affordable = max(_LEAST_ROWS, limits.batch_s * self._rows_s / self._spent_s)
-            if chunk and rows + len(ticket.rows) > min(limits.batch_rows, affordable):
+            affordable = min(limits.batch_rows, self.pace.rows_within(limits.batch_s))
+            if chunk and rows + len(ticket.rows) > affordable:
                 yield chunk
                 chunk, rows = [], 0
             chunk.append(ticket)

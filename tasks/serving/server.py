@@ -136,7 +136,7 @@ class ModelServer:
             raise self._overloaded(
                 "would_be_late",
                 f"it would take about {expected_s:.2f} s and has {max(0.0, left_s):.2f} s",
-                alone=self._batcher.batch_s(rows) > enough_s,
+                alone=self._batcher.pace.batch_s(rows) > enough_s,
             )
 
     async def predict(self, request: RawRequest, *, arrived: float, timeout_s: float | None) -> Ticket:

@@ -178,6 +178,21 @@ def test_in_the_tab_other_services_are_shown_as_addresses(viewer: TestClient) ->
     assert 'href="http://mlflow' not in text
 
 
+def test_a_step_with_nothing_to_do_says_why_once(viewer: TestClient) -> None:
+    why = "no row of version 2 is visible"
+    item = {
+        "kind": "re-scoring plan",
+        "title": "Re-scoring plan",
+        "summary": {"nothing to do": True, "reason": why},
+        "reasons": [why],
+    }
+    viewer.app.dependency_overrides[pages.read_wiring] = lambda: SimpleNamespace(
+        dag_run_evidence=lambda *_: [item]
+    )
+    text = viewer.get("/run/toy.rollback/r").text
+    assert text.count(why) == 1 and "Nothing to do" not in text
+
+
 def test_a_run_without_records_says_so(viewer: TestClient) -> None:
     assert "Nothing is recorded for this run yet" in viewer.get("/run/toy.train/empty").text
 

@@ -124,7 +124,7 @@ def test_rows_gather_until_they_are_enough_and_are_written_a_part_at_a_time(
     with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
         for first in range(0, 9, 3):
             client.post(PATH, json={"rows": rows[first : first + 3]})
-        assert metric(client, "penstock_serving_unrecorded_rows") == 9
+        until(lambda: metric(client, "penstock_serving_unrecorded_rows") == 9)  # it is told after the answer
         journal.free.clear()
         client.post(PATH, json={"rows": rows[9:12]})
         until(lambda: len(journal.calls) == 1)
@@ -133,7 +133,7 @@ def test_rows_gather_until_they_are_enough_and_are_written_a_part_at_a_time(
         journal.free.set()
         until(lambda: metric(client, "penstock_serving_unrecorded_rows") == 0)
         client.post(PATH, json={"rows": rows[24:25]})
-        assert metric(client, "penstock_serving_unrecorded_rows") == 1
+        until(lambda: metric(client, "penstock_serving_unrecorded_rows") == 1)
     assert written == [12, 12, 1]  # the last one when the server ended
     assert hot_rows(installation, spec, "", "~").num_rows == 25
 

@@ -136,7 +136,7 @@ def test_a_request_that_would_only_be_late_is_refused_before_it_waits(
         gated(installation, spec, bundles[1], QUICK) as (server, model, client),
         ThreadPoolExecutor(3) as pool,
     ):
-        server._batcher._rows_s, server._batcher._spent_s = 1.0, 0.001
+        server._batcher.pace.add(32, 0.032, time.monotonic())
         first = pool.submit(client.post, PATH, json={"rows": rows})
         assert model.entered.wait(60)
         second = pool.submit(client.post, PATH, json={"rows": rows})
@@ -179,7 +179,7 @@ def test_retry_after_is_how_long_what_waits_now_will_take(
         gated(installation, spec, bundles[1], QUICK) as (server, model, client),
         ThreadPoolExecutor(3) as pool,
     ):
-        server._batcher._rows_s, server._batcher._spent_s = 32.0, 3.0  # a slow model: three seconds a batch
+        server._batcher.pace.add(32, 3.0, time.monotonic())  # a slow model: three seconds a batch
         asked = [pool.submit(client.post, PATH, json={"rows": rows[:1]})]
         assert model.entered.wait(60)
         asked.append(pool.submit(client.post, PATH, json={"rows": rows[1:3]}))
