@@ -291,4 +291,6 @@ def case_body(case: Mapping[str, Any]) -> str:
         *(f"{n}. {cell(step)}" for n, step in enumerate(case["next_steps"], 1)),
     ]
     lines += ["", f"[The case with its log]({case['page_url']}), [report]({case['report_url']})"]
+    # Airflow keeps the text of a question that is asked again.
+    lines += ["", "An answer that cannot be kept opens this question again; the log of this task says why."]
     return "\n".join(lines)

@@ -31,7 +31,17 @@ _NAMES = {
 }
 _SECONDS = frozenset({"cpu seconds", "gpu seconds", "wall s", "train s"})
 _LABELS_NOT_WORTH_SHOWING = frozenset(
-    {"pipeline", "token", "kind", "ok", "nothing to do", "mlflow experiment id", "mlflow model uri", "dag run", "findings"}
+    {
+        "pipeline",
+        "token",
+        "kind",
+        "ok",
+        "nothing to do",
+        "mlflow experiment id",
+        "mlflow model uri",
+        "dag run",
+        "findings",
+    }
 )
 """Said elsewhere on the page, or of use to programs only; the report and the XComs have everything."""
 _MEASURES = {"auc": "AUC", "ece": "Calibration error (ECE)", "brier": "Brier score"}

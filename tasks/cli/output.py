@@ -29,23 +29,31 @@ def show(result: Any, *, as_json: bool, title: str = "", whole: str = "") -> Non
     if as_json:
         sys.stdout.write(json.dumps(_strict(result), indent=2, default=str, allow_nan=False) + "\n")
     elif isinstance(result, Mapping):
-        _print(_fields(result, title))
+        _print(_fields(result), title)
     elif isinstance(result, Sequence) and not isinstance(result, str):
         if result:
-            _print(_rows(result, title, whole))
+            _print(_rows(result, whole), title)
         else:
             console.print(f"{title or 'Nothing'}: none")
     else:
         console.print(str(result))
 
 
-def _print(table: Table) -> None:
-    """In a pipe or a log every row is one line: nothing is folded, and no blanks fill it up."""
+def _print(table: Table, title: str) -> None:
+    """In a pipe or a log every row is one line: nothing is folded, and no blanks fill it up.
+
+    The title stands above the table and not in it: a table folds its title at its own width.
+    """
     if console.is_terminal:
+        if title:
+            console.print(title, style="italic", markup=False)
         console.print(table)
         return
     text = io.StringIO()
-    Console(file=text, highlight=False, width=_UNFOLDED).print(table)
+    paper = Console(file=text, highlight=False, width=_UNFOLDED)
+    if title:
+        paper.print(title, markup=False)
+    paper.print(table)
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
@@ -71,10 +79,8 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _fields(result: Mapping[str, Any], title: str) -> Table:
-    table = Table(
-        title=title or None, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
+def _fields(result: Mapping[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in result.items():
@@ -82,12 +88,11 @@ def _fields(result: Mapping[str, Any], title: str) -> Table:
     return table
 
 
-def _rows(rows: Sequence[Any], title: str, whole: str) -> Table:
-    table = Table(
-        title=title or None, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0)
-    )
+def _rows(rows: Sequence[Any], whole: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     if not isinstance(rows[0], Mapping):
-        table.add_column("value")
+        table.show_header = False
+        table.add_column(overflow="fold")
         for value in rows:
             table.add_row(_text(value))
         return table

@@ -18,7 +18,7 @@ from tasks.cli.options import (
     call,
     run,
 )
-from tasks.cli.output import show
+from tasks.cli.output import console, show
 from tasks.core.errors import ConfigError
 
 registry = typer.Typer(help="Challenger, champion and their history.", no_args_is_help=True)
@@ -40,7 +40,12 @@ def registry_live(
     as_json: Json = False,
 ) -> None:
     """What is live, or was live at a moment."""
-    run("live_model", pipeline, as_json, at=at.isoformat() if at else None)
+    found = call("live_model", pipeline, at=at.isoformat() if at else None)
+    if not as_json and found.get("version") is None:
+        then = f"was live at {at}" if at else "is live"
+        console.print(f"{pipeline}: nothing {then}. What was: penstock registry history {pipeline}")
+    else:
+        show(found, as_json=as_json, title=f"{pipeline}: live model")
 
 
 @registry.command("register")

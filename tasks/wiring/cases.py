@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
@@ -77,6 +77,7 @@ def keep_cases(
             open_id = file.case_id
         known = [file, *(other for other in known if other.case_id != file.case_id)]
     _close_ended(context, decision, known, keep=open_id)
+    _note_ended_holds(context, known)
     return open_id
 
 
@@ -142,7 +143,7 @@ def show_case(
         "last_day": case.last_day.isoformat(),
         "suggestion": case.suggestion,
         "because": case.because,
-        "options": [{"answer": name, "does": _does(context, case.kind, name)} for name in case.options],
+        "options": [{"answer": name, "does": _does(context, case, name)} for name in case.options],
         "holds": list(case.holds),
         "report_url": context.report_url(case.report_key),
         "page_url": case_url(settings, pipeline, case_id),
@@ -254,7 +255,7 @@ def answer_case(
         "until": kept.until.isoformat() if kept.until else None,
         "released": released,
         "then": kept.answer if kept.answer in ("roll_back", "retrain") else "",
-        "does": _does(context, file.case.kind, kept.answer),
+        "does": _does(context, file.case, kept.answer),
     }
     context.evidence(dag_run, "answer", {**result, "outcome": "answered", "reasons": [cases.in_words(kept)]})
     return result
@@ -506,6 +507,20 @@ def _said(answer: str, actor: str, reason: str, until: str | None) -> Answer:
     return said
 
 
+def _note_ended_holds(context: Context, files: Sequence[CaseFile]) -> None:
+    """Into the log of a case whose answer left its hold: that the hold is over."""
+    from tasks.monitoring.answers import INCIDENT
+    from tasks.monitoring.mitigation import scoring_holds
+
+    left = [file for file in files if file.answer is not None and file.answer.answer == INCIDENT]
+    if any(file.case.holds and not file.done for file in left):
+        over = {hold.hold_id: hold for hold in scoring_holds(context.store) if not hold.open}
+        for file in left:
+            for hold_id in file.case.holds:
+                if hold_id in over:
+                    _note_released(context, file.case_id, over[hold_id])
+
+
 def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:
     from tasks.monitoring.cases import note_done
 
@@ -516,11 +531,14 @@ def _nothing(reason: str) -> dict[str, Any]:
     return {"nothing_to_do": True, "reason": reason, "reasons": [reason]}
 
 
-def _does(context: Context, kind: str, answer: str) -> str:
+def _does(context: Context, case: Case, answer: str) -> str:
     """What an answer does, in words."""
-    meant = _MEANINGS[kind][answer]
+    meant = _MEANINGS[case.kind][answer]
     if answer == "retrain" and context.spec.split.train is not None:
         meant += ". It takes the days that `split` in pipeline.yaml names: name newer ones first, or the same model comes again"
+    if answer == "mute":
+        latest = case.days[-1] + timedelta(days=context.spec.drift.max_mute_days)
+        meant += f". The day may be {latest} at the latest"
     return meant
 
 

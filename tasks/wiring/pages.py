@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.core import Settings, load_pipeline, pipeline_names
 from tasks.core.errors import NotFound, PenstockError
-from tasks.wiring.context import open_context
+from tasks.wiring.context import in_short, open_context
 
 _REPORT_KEY = re.compile(r"(validation|evaluation|canary|monitoring)/[A-Za-z0-9_.\-/]+\.html")
 _TITLES = {
@@ -105,7 +105,7 @@ def _overview_line(settings: Settings, name: str) -> dict[str, Any]:
                     "gate": gate,
                     "outcome": stored.verdict.outcome,
                     "at": f"{stored.recorded_at_utc:%Y-%m-%d %H:%M}",
-                    "reasons": [] if stored.verdict.passed else stored.verdict.reasons(),
+                    "reasons": in_short(stored.verdict)["reasons"],
                 }
                 for stored in metadata.verdicts(spec, gate=gate, limit=1)
             ]

@@ -209,6 +209,20 @@ def test_progress_goes_to_stderr_and_libraries_keep_quiet(penstock: Penstock) ->
     assert "metadata store" in history.err and "alembic" not in history.err
 
 
+def test_a_title_is_one_line_however_narrow_its_table_is_and_a_list_has_no_head(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show({"version": None}, as_json=False, title="a_pipeline_with_a_long_name: live model")
+    show(["bar them again", "measure again"], as_json=False, title="Next")
+    assert capsys.readouterr().out.splitlines() == [
+        "a_pipeline_with_a_long_name: live model",
+        "version  -",
+        "Next",
+        "bar them again",
+        "measure again",
+    ]
+
+
 def test_a_table_in_a_pipe_has_one_unbroken_line_a_field(capsys: pytest.CaptureFixture[str]) -> None:
     show({"report_url": "x" * 400, "rows": 3}, as_json=False, title="toy: report")
     lines = capsys.readouterr().out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -88,6 +89,23 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     assert [item["status"] for item in cases(after_second)] == ["open", "answered"]
 
 
+def test_a_case_that_was_an_incident_says_when_its_hold_is_over(
+    after_second: Settings, second: Chain
+) -> None:
+    source(after_second, PRICE, BROKEN)
+    held = monitored(after_second, days_of(score(after_second)))
+    assert answer(after_second, held["case_id"], "incident")["released"] == []
+    assert step(after_second, "show_case", case_id=held["case_id"])["done"] == []
+    source(after_second, BROKEN, PRICE)
+    cured = monitored(
+        after_second, days_of(score(after_second, first_day="2024-02-10", last_day="2024-02-10"))
+    )
+    assert cured["released"] == [held["hold_id"]]
+    shown = step(after_second, "show_case", case_id=held["case_id"])
+    assert shown["done"] == ["the hold of 2024-02-10 was released"]
+    assert "hold released" in wiring.trend_page(after_second, "toy", days=30)
+
+
 def test_a_confirmed_shift_is_the_new_normal_of_its_channel_alone(
     after_second: Settings, second: Chain
 ) -> None:
@@ -139,6 +157,8 @@ def test_damage_holds_automatic_promotions_until_somebody_answers_and_is_asked_a
     assert case["suggestion"] == "retrain" and "no skill" in case["because"]
     does = {option["answer"]: option["does"] for option in case["options"]}
     assert "name newer ones first" in does["retrain"], "the toy's windows are fixed"
+    latest = date.fromisoformat(case["days"][-1]) + timedelta(days=30)
+    assert does["mute"].endswith(f"The day may be {latest} at the latest")
     assert "A person must decide." in case["headline"]
     assert case["model_version"] == live["version"]
     promotion = {"version": live["previous_version"], "actor": "ada", "reason": "try the other"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -11,6 +12,7 @@ from wiring_support import Finished, edit
 from tasks import wiring
 from tasks.core import Settings, load_pipeline, open_store
 from tasks.core.errors import DataGateFailed, NotFound
+from tasks.core.records import Finding
 from tasks.metadata import MetadataStore
 from tasks.wiring.context import days_without_rows
 
@@ -30,6 +32,21 @@ def test_the_overview_says_what_is_live_judged_and_published(finished: Finished)
         "evaluation": "pass",
         "monitor, 2024-02-05 to 2024-02-08": "healthy",
     }
+
+
+def test_the_overview_names_what_a_waiver_let_pass(installation: Settings) -> None:
+    store, spec = MetadataStore.open(installation), load_pipeline(installation, "toy")
+    waived = Finding(
+        "calibration", "fail", "0.12 > 0.1", waived="waived by ada until 2024-03-01: late labels"
+    )
+    last = store.verdicts(spec, gate="evaluation", limit=1)[0].verdict
+    store.record_verdict(
+        spec, replace(last, findings=(*last.findings, waived), decided_at_utc="2024-02-20T00:00:00.000Z")
+    )
+    (line,) = wiring.overview(installation)
+    (judged,) = (item for item in line["verdicts"] if item["gate"] == "evaluation")
+    assert judged["outcome"] == "pass"
+    assert judged["reasons"] == [f"[fail] calibration: 0.12 > 0.1 ({waived.waived})"]
 
 
 def test_a_broken_pipeline_is_named_and_hides_no_other(installation: Settings) -> None:
