@@ -84,16 +84,19 @@ def of_decision(found: DecisionLike, links: Mapping[str, str], *, case: str = ""
     ]
     if over:
         return seen
-    record = found.record
+    record, reasons = found.record, found.reasons
+    headline = str(record.get("headline") or "")
+    if not headline and record.get("mitigation") and reasons:  # what was done begins with what was found
+        headline, reasons = reasons[0], reasons[1:]
     firing = Observation(
         kind=kind,
         at_utc=found.decided_at_utc,
         firing=True,
         incident=f"decision {found.decision_id}",
         severity="warn" if action == ALERT else "page",
-        headline=str(record.get("headline") or f"The monitor says: {found.verdict}."),
+        headline=headline or f"The monitor says: {found.verdict}.",
         since=_since(found, kind),
-        reasons=found.reasons,
+        reasons=reasons,
         next_steps=tuple(record.get("next_steps") or ()),
         links={**links, "playbook": f"{PLAYBOOK}#{_ANCHORS[kind]}"},
         case=case,

@@ -70,7 +70,7 @@ def mitigate_window(
             last_day=last,
             model_version=result.get("model_version"),
             dag_run=dag_run,
-            record={"mitigation": result},
+            record={"mitigation": result, "next_steps": list(decision.next_steps)},
         )
     context.evidence(dag_run, "mitigation", result)
     return result

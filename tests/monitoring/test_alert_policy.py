@@ -52,6 +52,19 @@ def test_an_incident_that_goes_on_is_one_alert_and_a_repeat_changes_nothing() ->
     assert folded(first, second, known=(alert,)) == []
 
 
+def test_what_was_done_is_told_in_the_words_of_what_was_found() -> None:
+    said = "The data of 2024-03-05 breaks the training contract (still open). The model is not the cause."
+    found = replace(
+        decision(1, "hold_scoring", "data fault"),
+        reasons=(said, "2024-03-05: 33.0% of price is null"),
+        record={"mitigation": {"outcome": "held"}, "next_steps": ["Ask the owner of the feed."]},
+    )
+    [alert] = folded(found)
+    assert alert.headline == said
+    assert list(alert.record["reasons"]) == ["2024-03-05: 33.0% of price is null"]
+    assert list(alert.record["next_steps"]) == ["Ask the owner of the feed."]
+
+
 def test_a_healthy_decision_resolves_and_one_that_cannot_judge_does_not() -> None:
     [alert] = folded(decision(1, "ask_person", "performance damage"))
     assert folded(decision(2, "note", "cannot judge", 6), known=(alert,)) == []
