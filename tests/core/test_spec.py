@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -80,6 +81,12 @@ def test_every_pipeline_of_the_project_loads() -> None:
     assert "flight_delay" in pipeline_names(settings)
     for name in pipeline_names(settings):
         assert load_pipeline(settings, name).name == name
+
+
+def test_a_monitor_that_goes_by_the_calendar_does_not_expire_the_explanations_of_the_demo() -> None:
+    settings = Settings.at_home(PROJECT / ".penstock", project=PROJECT)
+    kept = load_pipeline(settings, "flight_delay").explanations.expire_days
+    assert date(2013, 1, 1) + timedelta(days=kept) > date(2030, 1, 1)
 
 
 def broken(change: Any) -> ConfigError:
