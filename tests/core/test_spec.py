@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import date
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, get_args, get_origin
