@@ -6,12 +6,15 @@ STATE := .penstock
 VENV := $(STATE)/venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+# pip would compile one module after the other. Some files are templates and do not compile, which pip does not mind either.
+INSTALL := $(PIP) install --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 RUN_READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 S3_READY := $(STATE)/venv-s3/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo challengers test test-fast check lint docs audit sbom secrets up down status lock clean
+.PHONY: help demo challengers test test-fast check lint format-and-lint types imports docs audit sbom secrets up down status lock clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +25,8 @@ demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (
 challengers: $(RUN_READY) ## good and bad models on real flights through the real DAG: which are promoted, which refused and why
 	@$(BIN)/python benchmarks/challengers.py
 
-test: $(DEV_READY) $(S3_READY) lint ## every test, the end-to-end one included; folders side by side (JOBS=2)
+test: ## every test, the end-to-end one included; folders side by side (JOBS=2)
+	@$(MAKE) --no-print-directory --jobs=2 lint $(S3_READY)
 	@$(BIN)/pytest -n $(JOBS) --no-loadscope-reorder
 
 test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
@@ -30,8 +34,16 @@ test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
 
 check: test ## what CI runs
 
-lint: $(DEV_READY) ## format, lint, types, and who may import whom
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+lint: format-and-lint types imports ## format, lint, types, and who may import whom
+
+format-and-lint: $(DEV_READY)
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(DEV_READY)
+	@$(BIN)/mypy
+
+imports: $(DEV_READY)
+	@$(BIN)/lint-imports
 
 docs: $(DEV_READY) ## the book as a site, in .penstock/site
 	@$(BIN)/python scripts/site.py && echo "open $(STATE)/site/index.html"
@@ -70,16 +82,18 @@ $(VENV)/.created:
 
 $(RUN_READY): requirements.txt requirements-hashes.txt pyproject.toml $(VENV)/.created
 	@echo "Installing what Penstock needs into $(VENV) (about 2 GB, 1-3 minutes, once)"
-	@$(PIP) install --no-deps --require-hashes -r requirements-hashes.txt
-	@$(PIP) install --quiet -r requirements.txt # adds torch, which has a build for each platform
-	@$(PIP) install --quiet --no-deps --editable .
+	@$(INSTALL) --no-deps --require-hashes -r requirements-hashes.txt
+	@$(INSTALL) --quiet -r requirements.txt # adds torch, which has a build for each platform
+	@$(INSTALL) --quiet --no-deps --editable .
+	@$(COMPILE)
 	@touch $@
 
 $(DEV_READY): requirements-dev.txt $(RUN_READY)
-	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@$(INSTALL) --require-hashes -r requirements-dev.txt
+	@$(COMPILE)
 	@touch $@
 
-$(S3_READY): requirements-s3.txt $(RUN_READY)
+$(S3_READY): requirements-s3.txt $(VENV)/.created
 	@echo "Installing the S3 endpoint that the tests run against"
 	@$(PYTHON) -m venv $(STATE)/venv-s3
 	@$(STATE)/venv-s3/bin/pip --disable-pip-version-check install --quiet --require-hashes -r requirements-s3.txt
