@@ -7,6 +7,7 @@ What a test has patched in its own process is not patched in these.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -24,6 +25,11 @@ _SERVED.set_forkserver_preload(
      "tasks.audit", "tasks.inference.actor", "tasks.inference.engine", "tasks.inference.publishing", "tasks.registry.promotion",
      "tasks.tenancy.leases", "tasks.wiring"]
 )  # fmt: skip
+
+
+def serve() -> None:
+    """Start the server, unless it runs."""
+    multiprocessing.forkserver.ensure_running()
 
 
 class _Call:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import children
 import pytest
+from torture_bugs import work_with
 
 from tasks.core import Settings, open_store
 from tasks.core.errors import ConfigError, PenstockError
@@ -37,13 +39,15 @@ from tasks.inference.torture.faults import (
 from tasks.inference.torture.s3_faults import s3_faults
 from tasks.inference.torture.store_uses import Uses
 
-BUGS = Path(__file__).parent / "torture_bugs.py"
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_as_others_are() -> None:
+    """The server that forks the drivers is the one that forks other tests' processes, with all that those need."""
+    children.serve()
 
 
 def with_bug(settings: Settings, bug: str, *faults: str, kills: int = 1) -> TortureReport:
-    report = torture(
-        settings, kills=kills, driver=(sys.executable, str(BUGS), bug), only=lambda fault: fault in faults
-    )
+    report = torture(settings, kills=kills, work=partial(work_with, bug), only=lambda fault: fault in faults)
     assert not report.ok
     assert report.failures
     return report

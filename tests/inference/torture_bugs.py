@@ -1,10 +1,11 @@
-"""A driver with a planted bug: `torture_bugs.py BUG [ARGUMENTS OF A DRIVER]`."""
+"""Drivers with a planted bug."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tasks.core.errors import PenstockError
@@ -49,8 +50,8 @@ def deleted_on_a_doubt(store: ObjectStore, key: str, data: bytes) -> None:
         raise
 
 
-def main() -> int:
-    bug = sys.argv.pop(1)
+def work_with(bug: str, words: Sequence[str], asked: Connection) -> int:
+    """A driver's work, once the bug is planted in its process."""
     if bug == "deleted-on-a-doubt":
         commit._create_or_look_up = deleted_on_a_doubt
     elif bug == "not-exclusive":
@@ -60,8 +61,4 @@ def main() -> int:
         publishing._publish_predictions = {
             "twice": twice, "without-the-last": without_the_last, "in-halves": in_halves
         }[bug]  # fmt: skip
-    return child.main()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return child.work(words, asked)

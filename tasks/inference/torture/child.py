@@ -1,8 +1,7 @@
 """One driver of the torture: it plans, scores and publishes a small run, and is disturbed where it is told.
 
-`python -m tasks.inference.torture.child` says `ready` when everything is imported, waits for a line on stdin,
-works, and prints one line of JSON: how often it passed each crash point and used each part of the store, or the
-error that ended it. Its arguments:
+It says `ready` when everything is imported, waits for a word, works, and tells how often it passed each crash point and
+used each part of the store, or the error that ended it. Its arguments:
 
     count                 counts what it asks of its disk
     at POINT NTH SIGNAL   sends itself SIGNAL when it reaches POINT for the NTH time
@@ -15,10 +14,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tasks.inference.torture.store_uses import Uses
 from tasks.inference.torture.workload import AUDIT_TABLE, MODEL, drive, torture_pipeline
 
 
-def main() -> int:
+def work(words: Sequence[str], asked: Connection) -> int:
     """Exit code 0, or that of the error."""
     from tasks.inference.shard import resolve
 
@@ -40,16 +39,16 @@ def main() -> int:
     for needed in ("deltalake:DeltaTable", "tasks.inference.publishing:publish", AUDIT_TABLE, MODEL):
         resolve(needed)
     settings, spec = Settings.from_environment(), torture_pipeline()
-    words = sys.argv[1:]
     passed: Counter[str] = Counter()
-    observe(_pass_point(passed, words[1:] if words[:1] == ["at"] else ()))
-    uses = Uses(StoreFault.from_json(json.loads(words[1])) if words[:1] == ["disk"] else None)
-    if words[:1] in (["count"], ["disk"]):
+    task, *more = words or ("",)
+    observe(_pass_point(passed, more if task == "at" else ()))
+    uses = Uses(StoreFault.from_json(json.loads(more[0])) if task == "disk" else None)
+    if task in ("count", "disk"):
         install(uses, Path(settings.store_url, spec.prefix))
-    if words[:1] == ["impatient"]:
-        _be_impatient(float(words[1]))
-    _say("ready")
-    sys.stdin.readline()
+    if task == "impatient":
+        _be_impatient(float(more[0]))
+    asked.send("ready")
+    asked.recv()
     told: dict[str, Any] = {}
     code = 0
     try:
@@ -59,7 +58,7 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         told, code = {"error": type(error).__name__, "message": f"{type(error).__name__}: {error}"}, 1
-    _say(json.dumps({**told, "passed": passed, "used": uses.seen, "struck": uses.struck}))
+    asked.send({**told, "passed": dict(passed), "used": dict(uses.seen), "struck": uses.struck})
     return code
 
 
@@ -85,12 +84,3 @@ def _be_impatient(seconds: float) -> None:
         return {**options(store), "timeout": f"{seconds:g}s"}
 
     setattr(S3Store, "storage_options", impatient_options)  # noqa: B010 - an assignment is an error to mypy
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

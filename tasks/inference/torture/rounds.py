@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from tasks.core.errors import ConfigError, TransientError
 from tasks.core.object_store import open_store
 from tasks.core.settings import Settings
+from tasks.inference.torture import child
 from tasks.inference.torture.faults import (
     DISK_FAULTS,
     IN_ORDER,
@@ -25,7 +25,7 @@ from tasks.inference.torture.faults import (
     faults,
 )
 from tasks.inference.torture.judging import judge
-from tasks.inference.torture.processes import drivers
+from tasks.inference.torture.processes import Work, drivers
 from tasks.inference.torture.report import FaultLine, TortureReport
 from tasks.inference.torture.s3_faults import s3_faults
 from tasks.inference.torture.store_uses import Uses
@@ -35,8 +35,6 @@ from tasks.inference.torture.workload import PREVIOUS, drive, expected_scores, t
 
 log = logging.getLogger(__name__)
 
-DRIVER = (sys.executable, "-m", "tasks.inference.torture.child")
-
 
 def torture(
     settings: Settings,
@@ -45,7 +43,7 @@ def torture(
     store: str = "local",
     seconds: float | None = None,
     seed: int = 1,
-    driver: Sequence[str] = DRIVER,
+    work: Work = child.work,
     only: Callable[[str], bool] = bool,
 ) -> TortureReport:
     """Strike drivers `kills` times and report; everything but the rounds that failed is removed again.
@@ -57,7 +55,7 @@ def torture(
         seconds: No round begins after this time; None for no limit.
         seed: Decides every choice: the same seed and `kills` give the same faults. Where in its work a
             driver meets a random moment depends on the machine too.
-        driver: Command of a driver.
+        work: A driver's.
         only: Which faults of the rotation, by name; all without it.
 
     Raises:
@@ -73,7 +71,7 @@ def torture(
     scratch = Path(tempfile.mkdtemp(prefix=f"seed-{seed}-", dir=parent))
     base = f"{store.rstrip('/')}/{scratch.name}" if store != "local" else None
     try:
-        return _Torture(settings, scratch, base, tuple(driver), seed).run(kills, seconds, only)
+        return _Torture(settings, scratch, base, work, seed).run(kills, seconds, only)
     finally:
         for folder in (scratch, parent):  # only when nothing was kept in it
             if not any(folder.iterdir()):
@@ -81,13 +79,11 @@ def torture(
 
 
 class _Torture:
-    def __init__(
-        self, settings: Settings, scratch: Path, base: str | None, driver: tuple[str, ...], seed: int
-    ) -> None:
+    def __init__(self, settings: Settings, scratch: Path, base: str | None, work: Work, seed: int) -> None:
         self._settings = settings
         self._scratch = scratch
         self._base = base
-        self._driver = driver
+        self._work = work
         self._seed = seed
         self._spec = torture_pipeline()
 
@@ -142,7 +138,7 @@ class _Torture:
                 url = stack.enter_context(s3_faults(settings.s3_endpoint, root, uses))
                 through = replace(settings, s3_endpoint=url)
             words = () if self._base else ("count",)
-            with drivers(self._driver, [words], through, folder / "drivers.log") as (one,):
+            with drivers(self._work, [words], through, folder / "drivers.log") as (one,):
                 began = time.monotonic()
                 one.go()
                 code, said = one.ended()
@@ -166,7 +162,7 @@ class _Torture:
             if scenario.replaces:
                 drive(settings, self._spec, PREVIOUS)
             watch = Watch(settings, self._spec, wanted, replaces=scenario.replaces)
-            now = Round(scenario, settings, self._spec, folder, self._driver, watch)
+            now = Round(scenario, settings, self._spec, folder, self._work, watch)
             strike(now)
             line = judge(now, wanted)
         name = f"round {number}, {fault}"

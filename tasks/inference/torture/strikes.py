@@ -22,7 +22,7 @@ from tasks.inference.torture.faults import (
     Scenario,
     StoreFault,
 )
-from tasks.inference.torture.processes import PATIENCE_S, Driver, drivers
+from tasks.inference.torture.processes import PATIENCE_S, Driver, Work, drivers
 from tasks.inference.torture.s3_faults import IMPATIENT_S, s3_faults
 from tasks.inference.torture.store_uses import Uses
 from tasks.inference.torture.watching import Watch
@@ -39,7 +39,7 @@ class Round:
     settings: Settings
     spec: PipelineSpec
     folder: Path
-    command: Sequence[str]
+    work: Work
     watch: Watch
     times: int = 0
 
@@ -48,9 +48,7 @@ class Round:
         self, *arguments: tuple[str, ...], settings: Settings | None = None
     ) -> Iterator[list[Driver]]:
         """Drivers of this round's run, one for each of `arguments`."""
-        with drivers(
-            self.command, arguments, settings or self.settings, self.folder / "drivers.log"
-        ) as started:
+        with drivers(self.work, arguments, settings or self.settings, self.folder / "drivers.log") as started:
             yield started
 
     def ended(self, driver: Driver) -> None:
