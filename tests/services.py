@@ -256,6 +256,18 @@ def new_postgres_database(server_url: str, *, like: str = "template1") -> str:
     return server_url.removesuffix("/postgres") + f"/{name}"
 
 
+def make_postgres_database_anew(url: str, *, like: str) -> None:
+    """The database at `url`, which nobody uses, is a copy of the database `like` of its server from now on."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    server, _, name = url.rpartition("/")
+    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a service by its pid, with the children of the session it leads, and remove what only it used."""
     postgres_home = _HOMES.pop(process.pid, None)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
+import services
 from children import at_once, die
+from database_fixtures import put_sqlite_file, sqlite_file_after
 from sqlalchemy import create_engine, text
 
 from tasks.core import Finding, Settings, Verdict, utc_now
@@ -107,6 +112,30 @@ def populate(store: MetadataStore) -> None:
             key = {"tenant": of.tenant, "pipeline": of.name, "kind": "scoring", "subject": "s"}
             reserved.put({**key, "cost": 12.5, "until_utc": now + timedelta(days=1)})
         store.put_stored(of, now.date(), {"models": 2**43, "other": 0})
+
+
+def open_filled(settings: Settings) -> MetadataStore:
+    """The store of `settings`, whose database is a copy of one that `populate` has filled once."""
+    if settings.metadata_url.startswith("sqlite"):
+        put_sqlite_file(settings, populated_file())
+    else:
+        server = settings.metadata_url.rpartition("/")[0]
+        services.make_postgres_database_anew(settings.metadata_url, like=_populated_database(server))
+    return MetadataStore.open(settings)
+
+
+@functools.cache
+def populated_file() -> bytes:
+    """The file of an SQLite database that `populate` has filled."""
+    return sqlite_file_after(lambda settings: populate(MetadataStore.open(settings)))
+
+
+@functools.cache
+def _populated_database(server: str) -> str:
+    """The name of a database on a PostgreSQL server that `populate` has filled."""
+    url = services.new_postgres_database(f"{server}/postgres")
+    populate(MetadataStore.open(dataclasses.replace(Settings.at_home(Path("/nowhere")), metadata_url=url)))
+    return url.rpartition("/")[2]
 
 
 _ASKED = {

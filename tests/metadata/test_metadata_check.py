@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from metadata_support import populate
+from metadata_support import open_filled, populate
 from sqlalchemy import create_engine, text
 
 from tasks.core import Settings
@@ -66,7 +66,7 @@ def test_a_database_as_the_steps_write_it_has_no_problem(settings: Settings) -> 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_named(settings: Settings, kind: str) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     table, statement, said = DAMAGE[kind]
     damage(settings, table, statement)
     problems = check_metadata(settings.metadata_url).problems
@@ -87,7 +87,7 @@ def test_a_table_whose_history_is_not_kept_any_more_is_named(settings: Settings)
 def test_a_counter_below_its_rows_is_named(settings: Settings) -> None:
     if settings.metadata_url.startswith("sqlite"):
         pytest.skip("SQLite counts from its rows; this runs on PostgreSQL")
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     with create_engine(settings.metadata_url).begin() as connection:
         connection.execute(text("SELECT setval('penstock_verdicts_id_seq', 2)"))
     [problem] = check_metadata(settings.metadata_url).problems
@@ -109,7 +109,7 @@ def test_many_problems_of_a_kind_are_counted_and_not_all_listed(settings: Settin
 
 
 def test_two_databases_that_went_apart_are_told_apart(settings: Settings, sqlite_settings: Settings) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     MetadataStore.open(sqlite_settings)
     problems = check_metadata(settings.metadata_url, against=sqlite_settings.metadata_url).problems
     assert any("penstock_verdicts differs: 6 rows here, 0 in sqlite:" in problem for problem in problems)

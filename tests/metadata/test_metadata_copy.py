@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import services
 from children import die, killed
-from metadata_support import DAY, OTHER, TOY, held, populate, verdict
+from metadata_support import DAY, OTHER, TOY, held, open_filled, verdict
 from sqlalchemy import create_engine, insert, inspect, select, text
 
 from tasks.core import Settings, utc_now
@@ -35,7 +35,7 @@ def at(url: str, settings: Settings) -> MetadataStore:
 
 
 def test_every_row_arrives_and_answers_as_before(settings: Settings, target: str) -> None:
-    populate(before := MetadataStore.open(settings))
+    before = open_filled(settings)
     assert set(held(settings.metadata_url).values()) & {0} == set()
     copied = copy_metadata(settings.metadata_url, target)
     assert held(target) == held(settings.metadata_url)
@@ -62,7 +62,7 @@ def test_every_row_arrives_and_answers_as_before(settings: Settings, target: str
 
 
 def test_there_and_back_again_is_the_same_content(settings: Settings, target: str, tmp_path: Path) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     there = copy_metadata(settings.metadata_url, target)
     home = copy_metadata(target, f"sqlite:///{tmp_path}/home-again.db")
     assert home.tables == there.tables
@@ -70,7 +70,7 @@ def test_there_and_back_again_is_the_same_content(settings: Settings, target: st
 
 
 def test_the_copy_goes_on_numbering_its_rows_after_the_copied_ones(settings: Settings, target: str) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     copy_metadata(settings.metadata_url, target)
     after = at(target, settings)
     assert after.record_verdict(TOY, verdict("s4"))
@@ -91,7 +91,7 @@ def test_more_rows_than_one_batch_are_copied(settings: Settings, target: str) ->
 
 
 def test_a_target_that_holds_a_row_is_refused_and_left_alone(settings: Settings, target: str) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     at(target, settings).record_link(TOY, dag_id="d", dag_run_id="mine", task_id="t", kind="k")
     for attempt in (copy_metadata, plan_copy):
         with pytest.raises(ConfigError, match="penstock_dag_links 1"):
@@ -131,7 +131,7 @@ def test_a_database_is_not_copied_into_itself(settings: Settings) -> None:
 def test_nobody_writes_to_the_source_while_it_is_copied_and_readers_go_on(
     settings: Settings, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     hasty = MetadataStore.open(settings, patience_s=0.2)
     seen: list[object] = []
     real = copying.in_batches
@@ -153,7 +153,7 @@ def test_nobody_writes_to_the_source_while_it_is_copied_and_readers_go_on(
 def test_a_copy_that_is_killed_leaves_no_row_and_can_be_repeated(
     settings: Settings, target: str, moment: str
 ) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
 
     def dies() -> None:
         if moment == "between tables":
@@ -179,7 +179,7 @@ def test_a_copy_that_is_killed_leaves_no_row_and_can_be_repeated(
 
 
 def test_a_target_that_gives_back_something_else_keeps_nothing(settings: Settings, target: str) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     at(target, settings)
     with create_engine(target).begin() as connection:
         if target.startswith("sqlite"):
@@ -204,8 +204,7 @@ def test_a_target_that_gives_back_something_else_keeps_nothing(settings: Setting
 def test_a_value_that_postgresql_cannot_hold_is_named_and_nothing_is_kept(
     sqlite_settings: Settings, postgres_url: str, value: str
 ) -> None:
-    store = MetadataStore.open(sqlite_settings)
-    populate(store)
+    store = open_filled(sqlite_settings)
     store.record_link(TOY, dag_id=value, dag_run_id="r", task_id="t", kind="k")
     target = services.new_postgres_database(postgres_url)
     with pytest.raises(DataError, match="a row of penstock_dag_links") as caught:
@@ -215,7 +214,7 @@ def test_a_value_that_postgresql_cannot_hold_is_named_and_nothing_is_kept(
 
 
 def test_a_dry_run_counts_and_changes_nothing(settings: Settings, target: str, tmp_path: Path) -> None:
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     planned = plan_copy(settings.metadata_url, target)
     assert planned.copied is False
     assert {table.table: table.rows for table in planned.tables} == held(settings.metadata_url)
@@ -249,7 +248,7 @@ def test_an_error_never_shows_a_password(sqlite_settings: Settings) -> None:
 def test_a_connection_lost_during_the_commit_says_how_to_find_out(
     sqlite_settings: Settings, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    populate(MetadataStore.open(sqlite_settings))
+    open_filled(sqlite_settings)
     target = services.new_postgres_database(postgres_url)
     real = copying._number_on
 
@@ -267,8 +266,7 @@ def test_a_connection_lost_during_the_commit_says_how_to_find_out(
 
 
 def test_the_digest_knows_no_order_and_sees_every_value(settings: Settings) -> None:
-    store = MetadataStore.open(settings)
-    populate(store)
+    store = open_filled(settings)
     with store._database.read() as connection:
         for table in metadata.sorted_tables:
             rows = connection.execute(select(verbatim(table))).all()

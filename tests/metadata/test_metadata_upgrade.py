@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from children import killed
-from database_fixtures import put_sqlite_file, sqlite_file_after
-from metadata_support import OTHER, TOY, dies_once_migrated, event, opened_at_once, populate, verdict
+from database_fixtures import put_sqlite_file
+from metadata_support import OTHER, TOY, dies_once_migrated, event, opened_at_once, populated_file, verdict
 from sqlalchemy import (
     Column,
     Connection,
@@ -53,16 +52,10 @@ def test_the_revisions_are_one_line_and_the_newest_is_the_one_that_the_code_expe
     assert REVISIONS[-1] == schema.HEAD
 
 
-@functools.cache
-def populated() -> bytes:
-    """The file of a database of this release with all rows that one can hold."""
-    return sqlite_file_after(lambda settings: populate(MetadataStore.open(settings)))
-
-
 def an_older(settings: Settings, revision: str, tmp_path: Path) -> Rows:
     """Make the database as the release of `revision` had it, with all rows that such a one could hold; returns them."""
     source = dataclasses.replace(settings, metadata_url=f"sqlite:///{tmp_path}/now.db")
-    put_sqlite_file(source, populated())
+    put_sqlite_file(source, populated_file())
     settings.home.mkdir(parents=True, exist_ok=True)
     with create_engine(settings.metadata_url).begin() as connection:
         run = EnvironmentContext(Config(), SCRIPTS, fn=lambda rev, _: SCRIPTS._upgrade_revs(revision, rev))

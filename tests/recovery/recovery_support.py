@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from children import Script, assert_killed
 from hot_support import everywhere, online_row
 from inference_support import score_and_publish, scoring_snapshot, table_rows
-from metadata_support import populate
+from metadata_support import open_filled
 
 from tasks.audit.hot import HotLog
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.metadata import MetadataStore
 from tasks.metadata.checking import check_metadata
 
 TESTS = Path(__file__).parents[1]
@@ -24,7 +22,7 @@ BESIDE = [str(TESTS / name) for name in ("inference", "metadata", "audit")]
 
 def fill(settings: Settings, spec: PipelineSpec) -> str:
     """Rows in every table of the database, a published run, and online rows of a writer that has ended; the run's id."""
-    populate(MetadataStore.open(settings))
+    open_filled(settings)
     run_id = score_and_publish(settings, spec, scoring_snapshot(settings, spec, days=2))
     online = HotLog(settings, spec, node="n1")
     online.append([online_row(number) for number in range(7)])
@@ -52,14 +50,11 @@ def seen(settings: Settings, spec: PipelineSpec) -> dict[str, Any]:
     }
 
 
-def in_a_child(settings: Settings, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process that sees this installation."""
+def killed_in_a_child(settings: Settings, script: str, *arguments: str) -> None:
+    """Run Python code that ends itself by SIGKILL, in a process that sees this installation."""
     path = os.pathsep.join([*BESIDE, str(TESTS), str(TESTS.parent), str(Path(__file__).parent)])
     env = {**os.environ, **settings.as_environment(), "PYTHONPATH": path}
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, timeout=300
-    )
-
-
-def was_killed(done: subprocess.CompletedProcess[str]) -> bool:
-    return done.returncode == -signal.SIGKILL
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(script)
+        file.flush()
+        assert_killed(Script(Path(file.name), *arguments, env=env))

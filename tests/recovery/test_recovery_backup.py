@@ -15,7 +15,7 @@ from inference_support import (
     table_rows,
 )
 from metadata_support import held
-from recovery_support import fill, in_a_child, objects, seen, was_killed
+from recovery_support import fill, killed_in_a_child, objects, seen
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.errors import ConfigError, DigestMismatch, NotFound, TransientError
@@ -176,7 +176,7 @@ def test_a_run_that_died_at_any_point_is_resumed_where_the_backup_was_restored(
     MetadataStore.open(settings)
     run_id = plan_stub(settings, toy, scoring_snapshot(settings, toy, days=2)).run_id
     script = f"import sys, crash_child; sys.argv = ['', {run_id!r}, {point!r}, '1']; crash_child.main()"
-    assert was_killed(in_a_child(settings, script))
+    killed_in_a_child(settings, script)
     place = str(tmp_path / "backups")
     back_up(settings, place)
     other = Settings.at_home(tmp_path / "other", project=settings.project)
@@ -194,7 +194,7 @@ def test_a_backup_that_is_killed_is_none_and_the_next_finds_what_it_copied(
 ) -> None:
     fill(settings, toy)
     place = str(tmp_path / "backups")
-    assert was_killed(in_a_child(settings, DIE_AT_THE_NTH_COPY, place, str(nth)))
+    killed_in_a_child(settings, DIE_AT_THE_NTH_COPY, place, str(nth))
     at = BackupPlace(settings, place)
     assert at.ids() == []
     with pytest.raises(NotFound, match="holds no backup"):

@@ -12,8 +12,8 @@ import pytest
 import services
 from hot_support import online_row
 from inference_support import table_rows
-from metadata_support import held, populate
-from recovery_support import fill, in_a_child, objects, seen, was_killed
+from metadata_support import held, open_filled
+from recovery_support import fill, killed_in_a_child, objects, seen
 
 from tasks.audit.hot import HotLog, fold
 from tasks.core import PipelineSpec, Settings, open_store
@@ -67,8 +67,7 @@ def other(settings: Settings, tmp_path: Path) -> Settings:
 def test_a_restore_that_is_killed_shows_nothing_and_goes_on(
     settings: Settings, toy: PipelineSpec, backed_up: str, other: Settings, moment: str
 ) -> None:
-    killed = in_a_child(other, DIE_AT_THE_NTH_PUT, backed_up, moment)
-    assert was_killed(killed), killed.stderr
+    killed_in_a_child(other, DIE_AT_THE_NTH_PUT, backed_up, moment)
     for name in ("predictions", "audit"):
         assert table_rows(other, toy, name) in ([], table_rows(settings, toy, name))
     file = other.home / "metadata.db"
@@ -177,7 +176,7 @@ def test_a_backup_moves_between_databases(
 ) -> None:
     source = dataclasses.replace(settings, metadata_url=databases[0])
     target = dataclasses.replace(other, metadata_url=databases[1])
-    populate(MetadataStore.open(source))
+    open_filled(source)
     back_up(source, str(tmp_path / "backups"))
     brought = restore(target, str(tmp_path / "backups"))
     assert brought.metadata_rows == sum(held(source.metadata_url).values())
@@ -197,7 +196,8 @@ def test_a_snapshot_of_the_database_is_one_moment_and_nobody_waits_for_it(
     if kind == "postgresql":
         server = request.getfixturevalue("postgres_url")
         settings = dataclasses.replace(settings, metadata_url=services.new_postgres_database(server))
-    populate(store := MetadataStore.open(settings, patience_s=0.5))
+    open_filled(settings)
+    store = MetadataStore.open(settings, patience_s=0.5)
     before = check_metadata(settings.metadata_url).tables
     if kind == "postgresql":
         real = copying.in_batches
