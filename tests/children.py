@@ -23,7 +23,7 @@ _SERVED = multiprocessing.get_context("forkserver")
 _SERVED.set_forkserver_preload(
     ["__main__", "alembic.runtime.environment", "psycopg", "pyarrow.dataset", "deltalake", "tasks.metadata.store",
      "tasks.audit", "tasks.inference.actor", "tasks.inference.engine", "tasks.inference.publishing", "tasks.registry.promotion",
-     "tasks.tenancy.leases", "tasks.wiring"]
+     "tasks.tenancy.leases", "tasks.wiring", "torch"]
 )  # fmt: skip
 
 

@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from typing import Any
 
+from children import at_once
 from wiring_support import Chain
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline
 from tasks.metadata import MetadataStore
 
-_ATTEMPT = """
-import json, sys
-from tasks import wiring
-from tasks.core import Settings
-settings = Settings.from_environment()
-print("ready", flush=True)
-sys.stdin.readline()
-for name, given in json.loads(sys.argv[1]):
-    wiring.step(name)(settings, "toy", **given)
-"""
 
-
-def two_attempts(settings: Settings, steps: list[tuple[str, dict[str, object]]]) -> None:
+def two_attempts(settings: Settings, steps: list[tuple[str, dict[str, Any]]]) -> None:
     """Run the steps from two processes that start at the same moment; both must succeed."""
-    command = [sys.executable, "-c", _ATTEMPT, json.dumps(steps)]
-    env = {**os.environ, **settings.as_environment()}
-    pipe = subprocess.PIPE
-    attempts = [
-        subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
-    ]
-    for attempt in attempts:
-        assert attempt.stdout is not None
-        assert attempt.stdout.readline() == "ready\n"
-    for attempt in attempts:
-        assert attempt.stdin is not None
-        attempt.stdin.write("go\n")
-        attempt.stdin.flush()
-    for attempt in attempts:
-        _, said = attempt.communicate(timeout=120)
-        assert attempt.returncode == 0, said[-2000:]
+
+    def attempt() -> str:
+        for name, given in steps:
+            wiring.step(name)(settings, "toy", **given)
+        return "done"
+
+    assert at_once(attempt, attempt) == ["done", "done"]
 
 
 def test_canary_promotion_and_rollback_run_twice_at_once_are_recorded_once(
