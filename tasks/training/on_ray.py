@@ -121,6 +121,7 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -139,16 +140,30 @@ def _run_trainer(settings: Settings, spec: PipelineSpec, config: dict[str, Any],
     )
     scratch = settings.home / "ray_train"
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Without two actors that start beside the workers, each with all imports of Ray Train.
+    class AskedByPlacement(FixedScalingPolicy):  # type: ignore[misc]
+        """Tells no coordinator of autoscaling what the workers need: their placement group tells Ray's autoscaler."""
 
-        One hands out datasets of Ray Data, of which there are none. The other frees the workers' places when the trainer has died
-        and the job goes on, but ours ends with it, which frees them.
+        def _send_resource_request(self) -> None: ...
+
+        def _maybe_send_resource_request(self) -> None: ...
+
+        def _cancel_resource_request(self) -> None: ...
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Without three actors that start beside the workers, each with all imports of Ray Train or Ray Data.
+
+        One hands out datasets of Ray Data, of which there are none. One frees the workers' places when the trainer has died
+        and the job goes on, but ours ends with it, which frees them. One weighs what trainings and datasets ask the autoscaler
+        for, and stays when the job has ended.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
             unused = (DatasetsCallback, PlacementGroupCleanerCallback)
             return [made for made in super()._create_default_callbacks() if not isinstance(made, unused)]
+
+        def _initialize_and_run_controller(self, **given: Any) -> Any:
+            policy = AskedByPlacement(self.scaling_config)
+            return super()._initialize_and_run_controller(**{**given, "scaling_policy": policy})
 
     trainer = Trainer(
         _worker,
