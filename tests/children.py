@@ -19,12 +19,13 @@ from typing import Any
 
 import cloudpickle
 
-_SERVED = multiprocessing.get_context("forkserver")
-_SERVED.set_forkserver_preload(
+SERVED = multiprocessing.get_context("forkserver")
+SERVED.set_forkserver_preload(
     ["__main__", "alembic.runtime.environment", "psycopg", "pyarrow.dataset", "deltalake", "tasks.metadata.store",
      "tasks.audit", "tasks.inference.actor", "tasks.inference.engine", "tasks.inference.publishing", "tasks.registry.promotion",
      "tasks.tenancy.leases", "tasks.wiring", "torch"]
 )  # fmt: skip
+"""Makes processes that are forked from the server."""
 
 
 def serve() -> None:
@@ -56,9 +57,9 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     Returns:
         Of each, in their order, what it returned or `Type: text` of its error; all together fit in a pipe (64 KiB).
     """
-    gate, answers = _SERVED.Barrier(len(calls)), _SERVED.SimpleQueue()
+    gate, answers = SERVED.Barrier(len(calls)), SERVED.SimpleQueue()
     children = [
-        _SERVED.Process(target=_answer, args=(number, _Call(call), gate, answers))
+        SERVED.Process(target=_answer, args=(number, _Call(call), gate, answers))
         for number, call in enumerate(calls)
     ]
     for child in children:
@@ -80,7 +81,7 @@ def killed(call: Callable[[], Any], owner: Any = None, name: str = "", *, patien
             setattr(owner, name, die)
         call()
 
-    child = _SERVED.Process(target=_Call(run))
+    child = SERVED.Process(target=_Call(run))
     child.start()
     child.join(patience_s)
     ended = child.exitcode
@@ -94,7 +95,7 @@ class Script:
     def __init__(self, path: Path, *arguments: str, env: Mapping[str, str]) -> None:
         self._said = tempfile.NamedTemporaryFile()  # noqa: SIM115 - it lives as long as this
         words = [str(path), *arguments]
-        self._process = _SERVED.Process(target=_run_script, args=(words, dict(env), self._said.name))
+        self._process = SERVED.Process(target=_run_script, args=(words, dict(env), self._said.name))
         self._process.start()
 
     def poll(self) -> int | None:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from itertools import permutations
-from multiprocessing import get_context
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from children import SERVED
 from inference_support import (
     AUDIT,
     NOT_A_NUMBER,
@@ -306,7 +306,7 @@ def test_processes_that_publish_runs_of_the_same_millisecond_at_once_always_leav
 ) -> None:
     runs = same_moment(settings, toy, (1, 2, 3, 4))
     store = open_store(settings, prefix=toy.prefix)
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(4, mp_context=SERVED) as pool:
         for turn in range(10):
             for info in [
                 *store.list("tables/predictions/_delta_log"),
