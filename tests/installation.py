@@ -25,6 +25,8 @@ from tasks.local.services import airflow_login, local_settings, mlflow_admin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _PATIENCE_S = 400.0  # a busy machine may be slow; only a broken one waits this long
+_HTTP = httpx.Client(timeout=30, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+"""A client is costly to make. Services start anew between its questions, so it keeps no connection."""
 
 T = TypeVar("T")
 
@@ -235,14 +237,12 @@ class Installation:
 
     def _ray(self, path: str) -> Any:
         headers = bearer(credentials(self.settings)["RAY_AUTH_TOKEN"])
-        answer = httpx.get(
-            f"{self.settings.ray_jobs_url}{path}", headers=headers, timeout=30, trust_env=False
-        )
+        answer = _HTTP.get(f"{self.settings.ray_jobs_url}{path}", headers=headers)
         return answer.raise_for_status().json()
 
     def mlflow(self, path: str, **params: str) -> Any:
         url = f"{self.settings.mlflow_url}/api/2.0/mlflow/{path}"
-        answer = httpx.get(url, params=params, auth=mlflow_admin(self.settings), timeout=30, trust_env=False)
+        answer = _HTTP.get(url, params=params, auth=mlflow_admin(self.settings))
         assert answer.status_code == 200, answer.text
         return answer.json()
 

@@ -7,6 +7,7 @@ runs what docker-compose.yml runs, with its state under `<home>/production`.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import pwd
@@ -152,7 +153,7 @@ def answers(
 
     def look() -> bool:
         try:
-            answer = httpx.get(url, timeout=5.0, trust_env=False, headers=headers)
+            answer = _asking().get(url, headers=headers)
             if answer.status_code != 200:
                 return False
             return part is None or bool(answer.json().get(part, {}).get("status") == "healthy")
@@ -160,6 +161,15 @@ def answers(
             return False
 
     return look
+
+
+@functools.cache
+def _asking() -> httpx.Client:
+    """One for all questions to services: a client reads the authorities' certificates first, which costs a hundred times what a question does.
+
+    No connection outlives its question, since a service may be started anew before the next.
+    """
+    return httpx.Client(timeout=5.0, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def prepare_all(preparations: Collection[Preparation], *, cwd: Path) -> None:
@@ -385,7 +395,7 @@ def airflow_services(local: Settings) -> list[Service]:
     def beat(part: str) -> Callable[[], datetime | None]:
         def look() -> datetime | None:
             try:
-                told = httpx.get(health, timeout=5.0, trust_env=False).json()
+                told = _asking().get(health).json()
                 return datetime.fromisoformat(told[part][f"latest_{part}_heartbeat"])
             except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
                 return None
@@ -475,7 +485,7 @@ def ray_has_node(
     def look() -> bool:
         try:
             url = f"{local.ray_jobs_url}/nodes?view=summary"
-            nodes = httpx.get(url, headers=headers, timeout=5.0, trust_env=False).json()["data"]["summary"]
+            nodes = _asking().get(url, headers=headers).json()["data"]["summary"]
             return any(node["raylet"]["state"] == "ALIVE" and is_it(node) for node in nodes)
         except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
             return False
