@@ -83,13 +83,13 @@ $(VENV)/.created:
 $(RUN_READY): requirements.txt requirements-hashes.txt pyproject.toml $(VENV)/.created
 	@echo "Installing what Penstock needs into $(VENV) (about 2 GB, 1-3 minutes, once)"
 	@$(INSTALL) --no-deps --require-hashes -r requirements-hashes.txt
-	@$(INSTALL) --quiet -r requirements.txt # adds torch, which has a build for each platform
-	@$(INSTALL) --quiet --no-deps --editable .
+	@$(INSTALL) --quiet "$$(grep '^torch==' requirements.txt)" # has a build for each platform, which may need more
+	@$(INSTALL) --quiet --no-deps --no-build-isolation --editable .
 	@$(COMPILE)
 	@touch $@
 
 $(DEV_READY): requirements-dev.txt $(RUN_READY)
-	@$(INSTALL) --require-hashes -r requirements-dev.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements-dev.txt
 	@$(COMPILE)
 	@touch $@
 
