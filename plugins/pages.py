@@ -106,13 +106,12 @@ def overview(
     may_read: Annotated[Callable[[str], bool], Depends(readable_pipelines)],
 ) -> Response:
     """Every pipeline the user may read, with champion, last verdicts and last published day."""
-    rows = [row for row in wiring.overview(settings) if may_read(str(row.get("pipeline") or row.get("name")))]
     return html_page(
         request,
         "Pipelines",
         "overview.html",
         subtitle="Where every pipeline stands",
-        rows=rows,
+        rows=wiring.overview(settings, may_read),
         airflow_url=settings.airflow_url,
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.core import Settings, load_pipeline, pipeline_names
+from tasks.core import Settings, pipeline_names
 from tasks.core.errors import NotFound, PenstockError
 from tasks.wiring.context import in_short, open_context
 
@@ -42,9 +42,11 @@ _TITLES = {
 }
 
 
-def overview(settings: Settings) -> list[dict[str, Any]]:
-    """One entry a pipeline: champion, newest verdict of each gate and of the monitor, last published day."""
-    return [_overview_line(settings, name) for name in pipeline_names(settings)]
+def overview(
+    settings: Settings, may_read: Callable[[str], bool] = lambda _name: True
+) -> list[dict[str, Any]]:
+    """One entry a pipeline that may be read: champion, newest verdict of each gate and of the monitor, last published day."""
+    return [_overview_line(settings, name) for name in filter(may_read, pipeline_names(settings))]
 
 
 def dag_run_evidence(settings: Settings, dag_id: str, dag_run_id: str) -> list[dict[str, Any]]:
@@ -93,9 +95,10 @@ def new_pipeline(
 def _overview_line(settings: Settings, name: str) -> dict[str, Any]:
     line: dict[str, Any] = {"pipeline": name, "champion": None, "verdicts": [], "published": None}
     try:
-        spec = load_pipeline(settings, name)
+        context = open_context(settings, name)
+        spec = context.spec
         line |= {"description": spec.description, "owner": spec.owner}
-        metadata = open_context(settings, name).metadata
+        metadata = context.metadata
         live = metadata.live(spec)
         if live:
             line["champion"] = {"version": live.version, "at": f"{live.at_utc:%Y-%m-%d %H:%M} UTC"}

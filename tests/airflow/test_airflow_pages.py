@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,7 @@ def evidence(_settings: Settings, dag_id: str, run_id: str) -> list[dict[str, An
     ]
 
 
-def overview(_settings: Settings) -> list[dict[str, Any]]:
+def overview(_settings: Settings, may_read: Callable[[str], bool]) -> list[dict[str, Any]]:
     many = [f"day {number} moved" for number in range(9)]
     verdicts = [
         {"gate": "data", "outcome": "pass", "at": "2024-02-06", "reasons": [EVIL]},
@@ -50,7 +51,9 @@ def overview(_settings: Settings) -> list[dict[str, Any]]:
         "verdicts": verdicts,
         "published": {"last_day": "2024-02-06", "rows": 1200},
     }
-    return [toy, {"pipeline": "secret_plans", "error": "broken"}]
+    return [
+        line for line in (toy, {"pipeline": "secret_plans", "error": "broken"}) if may_read(line["pipeline"])
+    ]
 
 
 def read_report(_settings: Settings, pipeline: str, key: str) -> bytes:

@@ -55,6 +55,7 @@ def test_a_broken_pipeline_is_named_and_hides_no_other(installation: Settings) -
     odd, toy = wiring.overview(installation)
     assert "odd/pipeline.yaml" in odd["error"] and odd["champion"] is None
     assert toy["champion"] and "error" not in toy
+    assert wiring.overview(installation, lambda name: name == "toy") == [toy]
 
 
 def test_a_passed_gate_shows_how_many_checks_and_no_list_of_passes(installation: Settings) -> None:
