@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` shows Penstock at work, `make test` proves it. `make help` lists the rest.
 
 PYTHON ?= python3.11
-JOBS ?= 2
+JOBS ?= 3
 STATE := .penstock
 VENV := $(STATE)/venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ demo: $(RUN_READY) ## the whole chain on 336,776 real flights, through Airflow (
 challengers: $(RUN_READY) ## good and bad models on real flights through the real DAG: which are promoted, which refused and why
 	@$(BIN)/python benchmarks/challengers.py
 
-test: ## every test, the end-to-end one included; folders side by side (JOBS=2)
+test: ## every test, the end-to-end one included; folders side by side (JOBS=3)
 	@$(MAKE) --no-print-directory --jobs=2 lint $(S3_READY)
 	@$(BIN)/pytest -n $(JOBS) --no-loadscope-reorder
 
