@@ -246,26 +246,26 @@ server_idle_timeout = 5
 
 def new_postgres_database(server_url: str, *, like: str = "template1") -> str:
     """The URL of a fresh database on a server that `start_postgres` started: empty, or a copy of the database `like`."""
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.pool import NullPool
-
     name = f"test_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
+    _administer(server_url, f"CREATE DATABASE {name} TEMPLATE {like}")
     return server_url.removesuffix("/postgres") + f"/{name}"
 
 
 def make_postgres_database_anew(url: str, *, like: str) -> None:
     """The database at `url`, which nobody uses, is a copy of the database `like` of its server from now on."""
+    server, _, name = url.rpartition("/")
+    _administer(f"{server}/postgres", f"DROP DATABASE {name}", f"CREATE DATABASE {name} TEMPLATE {like}")
+
+
+def _administer(server_url: str, *statements: str) -> None:
+    """Run statements that no transaction may hold."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.pool import NullPool
 
-    server, _, name = url.rpartition("/")
-    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name}"))
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
+        for statement in statements:
+            connection.execute(text(statement))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

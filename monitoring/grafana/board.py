@@ -14,6 +14,9 @@ Model = dict[str, Any]
 GOOD, NEUTRAL, LOOK, BAD, UNKNOWN = "green", "blue", "orange", "red", "#8e8e8e"
 """Colours by what they ask of whoever is on call. What is not known is grey: nothing that is missing looks well."""
 COLUMNS = 24
+ONE = '{tenant=~"$tenant", pipeline=~"$pipeline"}'
+"""Which series of a metric: those of the tenants and pipelines that are chosen."""
+OWNER = "tenant, pipeline"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from board import BAD, GOOD, LOOK, NEUTRAL, Asked, Model, dashboard, lines, matrix, row, stat
+from board import BAD, GOOD, LOOK, NEUTRAL, ONE, OWNER, Asked, Model, dashboard, lines, matrix, row, stat
 
 OUT = Path(__file__).with_name("penstock.json")
-_ONE = '{tenant=~"$tenant", pipeline=~"$pipeline"}'
-_OWNER = "tenant, pipeline"
-_AGE = f"(time() - penstock_newest_published_day_end_timestamp_seconds{_ONE})"
-_OBJECTIVE = f"on ({_OWNER}) penstock_freshness_objective_seconds"
+_AGE = f"(time() - penstock_newest_published_day_end_timestamp_seconds{ONE})"
+_OBJECTIVE = f"on ({OWNER}) penstock_freshness_objective_seconds"
 _QUOTAS = "(time() - penstock_last_lease_decision_timestamp_seconds) and (penstock_lease_keeper_needed == 1)"
 
 
@@ -24,7 +22,7 @@ def _verdicts(*words: str) -> str:
 
 def _none_of(metric: str, value: int) -> str:
     """One series without labels while there are samples and none has the value; nothing where there are no samples."""
-    return f"count({metric}{_ONE}) unless on () ({metric}{_ONE} == {value})"
+    return f"count({metric}{ONE}) unless on () ({metric}{ONE} == {value})"
 
 
 def _open(severity: str) -> str:
@@ -67,7 +65,7 @@ PANELS = (
         "Gates that refuse",
         "Gates whose newest verdict is a refusal: of data, of a model, of a challenger in the canary.",
         (
-            Asked(f"penstock_gate_refused{_ONE} == 1", "{{pipeline}}: {{gate}}", LOOK),
+            Asked(f"penstock_gate_refused{ONE} == 1", "{{pipeline}}: {{gate}}", LOOK),
             Asked(_none_of("penstock_gate_refused", 1), "none", GOOD),
         ),
         width=4,
@@ -78,7 +76,7 @@ PANELS = (
         "By severity. `penstock alerts list NAME` says which; without alerts.yaml there are none.",
         (
             *(Asked(_open(severity), severity, color) for severity, color in _SEVERITIES),
-            Asked(f"sum(penstock_open_alerts{_ONE}) == 0", "none", GOOD),
+            Asked(f"sum(penstock_open_alerts{ONE}) == 0", "none", GOOD),
         ),
         width=4,
         decimals=0,
@@ -87,7 +85,7 @@ PANELS = (
         "Pipelines that do not load",
         "Their pipeline.yaml is not right, and nothing of them runs. They have no tenant: seen where all tenants are.",
         (
-            Asked(f"penstock_pipeline_loads{_ONE} == 0", "{{pipeline}}", LOOK),
+            Asked(f"penstock_pipeline_loads{ONE} == 0", "{{pipeline}}", LOOK),
             Asked(_none_of("penstock_pipeline_loads", 0), "none", GOOD),
         ),
         width=8,
@@ -119,7 +117,7 @@ PANELS = (
     lines(
         "Share of the last hour outside an objective",
         "freshness: the newest day was older than freshness_hours. success: a run was unpublished for over two hours. The line is where it pages.",
-        (Asked(f"pipeline:penstock_bad:ratio1h{_ONE}", "{{pipeline}} {{objective}}"),),
+        (Asked(f"pipeline:penstock_bad:ratio1h{ONE}", "{{pipeline}} {{objective}}"),),
         unit="percentunit",
         highest=1,
         limit=0.144,
@@ -127,7 +125,7 @@ PANELS = (
     lines(
         "Age of an unpublished run",
         "Of the newest run, while it is planned or scored and not published; from two hours on it misses its objective.",
-        (Asked(f"penstock_unpublished_run_age_seconds{_ONE} / 3600", "{{pipeline}}"),),
+        (Asked(f"penstock_unpublished_run_age_seconds{ONE} / 3600", "{{pipeline}}"),),
         unit="suffix:h",
         at_least=(0, 2.5),
         limit=2,
@@ -136,7 +134,7 @@ PANELS = (
     matrix(
         "Since each step last succeeded",
         "The schedule says how old each may be.",
-        f"min by (pipeline, step) (time() - penstock_last_success_timestamp_seconds{_ONE})",
+        f"min by (pipeline, step) (time() - penstock_last_success_timestamp_seconds{ONE})",
         rows="pipeline",
         columns="step",
         unit="s",
@@ -145,7 +143,7 @@ PANELS = (
     lines(
         "Channels in drift alarm",
         "Of the newest judged day.",
-        (Asked(f"penstock_drift_alarms{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_drift_alarms{ONE}", "{{pipeline}}"),),
         width=8,
         decimals=0,
         at_least=(0, 5),
@@ -153,7 +151,7 @@ PANELS = (
     lines(
         "Realised less expected AUC",
         "Of the newest labelled day; below zero the model is worse than its scores promise.",
-        (Asked(f"penstock_performance_gap{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_performance_gap{ONE}", "{{pipeline}}"),),
         width=8,
         decimals=3,
         lowest=None,
@@ -162,7 +160,7 @@ PANELS = (
     lines(
         "Dead letters",
         "Share of the newest scored run's rows that cannot be scored; from 1 % on it warns.",
-        (Asked(f"penstock_last_run_dead_letter_ratio{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_last_run_dead_letter_ratio{ONE}", "{{pipeline}}"),),
         width=8,
         unit="percentunit",
         at_least=(0, 0.02),
@@ -172,7 +170,7 @@ PANELS = (
     lines(
         "Live version",
         "Number of the version that is live: a step up is a promotion, a step down a rollback.",
-        (Asked(f"penstock_live_version{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_live_version{ONE}", "{{pipeline}}"),),
         width=8,
         decimals=0,
         at_least=(0, 5),
@@ -180,7 +178,7 @@ PANELS = (
     lines(
         "Exposure of a challenger",
         "Share of the entities that get a challenger's predictions.",
-        (Asked(f"penstock_canary_exposure_ratio{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_canary_exposure_ratio{ONE}", "{{pipeline}}"),),
         width=8,
         unit="percentunit",
         highest=1,
@@ -188,7 +186,7 @@ PANELS = (
     lines(
         "Alerts that wait to be sent",
         "Deliveries that are not done: a channel is down, grouped or at its limit.",
-        (Asked(f"penstock_waiting_alert_deliveries{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_waiting_alert_deliveries{ONE}", "{{pipeline}}"),),
         width=8,
         decimals=0,
         at_least=(0, 5),
@@ -197,14 +195,14 @@ PANELS = (
     lines(
         "Rows published",
         "Of the newest publication.",
-        (Asked(f"penstock_last_publication_rows{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_last_publication_rows{ONE}", "{{pipeline}}"),),
         width=8,
         unit="short",
     ),
     lines(
         "Duration",
         "Wall time.",
-        (Asked(f"penstock_last_run_duration_seconds{_ONE}", "{{pipeline}}"),),
+        (Asked(f"penstock_last_run_duration_seconds{ONE}", "{{pipeline}}"),),
         width=8,
         unit="s",
     ),
@@ -212,8 +210,8 @@ PANELS = (
         "Computing time",
         "Of all workers; GPU only where one was used.",
         (
-            Asked(f"penstock_last_run_cpu_seconds{_ONE}", "{{pipeline}} CPU"),
-            Asked(f"penstock_last_run_gpu_seconds{_ONE} > 0", "{{pipeline}} GPU"),
+            Asked(f"penstock_last_run_cpu_seconds{ONE}", "{{pipeline}} CPU"),
+            Asked(f"penstock_last_run_gpu_seconds{ONE} > 0", "{{pipeline}} GPU"),
         ),
         width=8,
         unit="s",

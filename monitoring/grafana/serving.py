@@ -8,18 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from board import BAD, LOOK, NEUTRAL, Asked, Model, dashboard, lines, row, stat
+from board import BAD, LOOK, NEUTRAL, ONE, OWNER, Asked, Model, dashboard, lines, row, stat
 
 OUT = Path(__file__).with_name("penstock-serving.json")
-_ONE = '{tenant=~"$tenant", pipeline=~"$pipeline"}'
-_OWNER = "tenant, pipeline"
-_MODEL = f"{_OWNER}, model_version"
+_MODEL = f"{OWNER}, model_version"
 _QUALITY = 'penstock_serving_model_quality{tenant=~"$tenant", pipeline=~"$pipeline", metric=~"auc|brier"}'
 _WHO = "{{pipeline}} v{{model_version}}"
 
 
 def _rate(name: str, over: str = "$__rate_interval") -> str:
-    return f"rate(penstock_serving_{name}{_ONE}[{over}])"
+    return f"rate(penstock_serving_{name}{ONE}[{over}])"
 
 
 def _quantile(share: float, name: str, by: str = _MODEL, over: str = "$__rate_interval") -> str:
@@ -28,27 +26,29 @@ def _quantile(share: float, name: str, by: str = _MODEL, over: str = "$__rate_in
 
 def _ratio(recorded: str) -> str:
     """A share of all requests as the alert rules have it, and 0 where none of that kind ever was or nobody asks."""
-    return f"(pipeline:{recorded}{_ONE} > 0) or 0 * sum by ({_OWNER}) (penstock_serving_queue_size_requests{_ONE})"
+    return (
+        f"(pipeline:{recorded}{ONE} > 0) or 0 * sum by ({OWNER}) (penstock_serving_queue_size_requests{ONE})"
+    )
 
 
 def _grown(counter: str, over: str) -> str:
     """What a counter grew by, and 0 for a server that never counted."""
-    grown = f"sum by ({_OWNER}) (increase(penstock_serving_{counter}{_ONE}[{over}]))"
-    return f"{grown} or 0 * sum by ({_OWNER}) (penstock_serving_queue_size_requests{_ONE})"
+    grown = f"sum by ({OWNER}) (increase(penstock_serving_{counter}{ONE}[{over}]))"
+    return f"{grown} or 0 * sum by ({OWNER}) (penstock_serving_queue_size_requests{ONE})"
 
 
 PANELS = (
     stat(
         "Replicas",
         "Servers that are scraped.",
-        (Asked(f"count by ({_OWNER}) (penstock_serving_queue_size_requests{_ONE})", "{{pipeline}}"),),
+        (Asked(f"count by ({OWNER}) (penstock_serving_queue_size_requests{ONE})", "{{pipeline}}"),),
         width=4,
         base=NEUTRAL,
     ),
     stat(
         "Latency, p99",
         "From a request's first byte to its answer, in the last five minutes.",
-        (Asked(_quantile(0.99, "request_duration_seconds", _OWNER, "5m"), "{{pipeline}}"),),
+        (Asked(_quantile(0.99, "request_duration_seconds", OWNER, "5m"), "{{pipeline}}"),),
         width=4,
         unit="s",
         decimals=1,
@@ -113,7 +113,7 @@ PANELS = (
     lines(
         "Refused and failed",
         "Requests without a prediction a second, by cause.",
-        (Asked(f"sum by ({_OWNER}, cause) ({_rate('errors_total')})", "{{pipeline}} {{cause}}"),),
+        (Asked(f"sum by ({OWNER}, cause) ({_rate('errors_total')})", "{{pipeline}} {{cause}}"),),
         width=8,
         unit="reqps",
         at_least=(0, 1),
@@ -126,7 +126,7 @@ PANELS = (
         "Share of the places in which requests wait, of the fullest replica.",
         (
             Asked(
-                f"max by ({_OWNER}) (penstock_serving_queue_depth_requests{_ONE} / penstock_serving_queue_size_requests{_ONE})",
+                f"max by ({OWNER}) (penstock_serving_queue_depth_requests{ONE} / penstock_serving_queue_size_requests{ONE})",
                 "{{pipeline}}",
             ),
         ),
@@ -170,7 +170,7 @@ PANELS = (
     lines(
         "Accelerator",
         "How busy the GPU is, as its driver says.",
-        (Asked(f"avg by ({_OWNER}) (penstock_serving_accelerator_utilization_ratio{_ONE})", "{{pipeline}}"),),
+        (Asked(f"avg by ({OWNER}) (penstock_serving_accelerator_utilization_ratio{ONE})", "{{pipeline}}"),),
         width=12,
         unit="percentunit",
         highest=1,
@@ -196,7 +196,7 @@ PANELS = (
     lines(
         "Scores against the validation days",
         "Jensen-Shannon distance of recent scores; 0 is the same distribution. From 0.3 on it warns.",
-        (Asked(f"max by ({_MODEL}) (penstock_serving_prediction_drift_distance{_ONE})", _WHO),),
+        (Asked(f"max by ({_MODEL}) (penstock_serving_prediction_drift_distance{ONE})", _WHO),),
         decimals=2,
         at_least=(0, 0.35),
         limit=0.3,
@@ -216,7 +216,7 @@ PANELS = (
         "Since the end of its training days.",
         (
             Asked(
-                f"(time() - max by ({_MODEL}) (penstock_serving_model_trained_until_timestamp_seconds{_ONE})) / 86400",
+                f"(time() - max by ({_MODEL}) (penstock_serving_model_trained_until_timestamp_seconds{ONE})) / 86400",
                 _WHO,
             ),
         ),
@@ -227,7 +227,7 @@ PANELS = (
     lines(
         "Age of the rows that come",
         "Now minus the newest event time.",
-        (Asked(f"min by ({_MODEL}) (penstock_serving_event_time_lag_seconds{_ONE})", _WHO),),
+        (Asked(f"min by ({_MODEL}) (penstock_serving_event_time_lag_seconds{ONE})", _WHO),),
         width=8,
         unit="s",
         lowest=None,
@@ -237,14 +237,14 @@ PANELS = (
     lines(
         "Answered and not recorded yet",
         "Rows that wait for the audit store; above 20,000 requests are refused.",
-        (Asked(f"sum by ({_OWNER}) (penstock_serving_unrecorded_rows{_ONE})", "{{pipeline}}"),),
+        (Asked(f"sum by ({OWNER}) (penstock_serving_unrecorded_rows{ONE})", "{{pipeline}}"),),
         unit="short",
         stays=False,
     ),
     lines(
         "Explanations left out",
         "A second, because of the load.",
-        (Asked(f"sum by ({_OWNER}) ({_rate('explanations_shed_total')})", "{{pipeline}}"),),
+        (Asked(f"sum by ({OWNER}) ({_rate('explanations_shed_total')})", "{{pipeline}}"),),
         unit="suffix:rows/s",
         at_least=(0, 1),
         stays=False,

@@ -30,15 +30,18 @@ def decided_on(context: Context, first: date, last: date) -> list[Decided]:
         if (item.first_day is None or item.first_day <= last)
         and (item.last_day is None or item.last_day >= first)
     ]
-    both = [*answers_and_releases(context, first, last), *(decided(item) for item in told_once(found))]
+    ours = answers_and_releases(context, read_cases(context.store), first, last)
+    both = [*ours, *(decided(item) for item in told_once(found))]
     return sorted(both, key=lambda item: item.at, reverse=True)[:_SHOWN]
 
 
-def answers_and_releases(context: Context, first: date = date.min, last: date = date.max) -> list[Decided]:
-    """What no decision is kept of: a person's answer to a case, and a hold that the monitor released, about days of a window."""
+def answers_and_releases(
+    context: Context, files: Sequence[CaseFile], first: date = date.min, last: date = date.max
+) -> list[Decided]:
+    """What no decision is kept of: a person's answer to one of these cases, and a hold that the monitor released, about days of a window."""
     answers = [
         _answered(file)
-        for file in read_cases(context.store)
+        for file in files
         if file.answer is not None and file.case.days[0] <= last and file.case.days[-1] >= first
     ]
     releases = [

@@ -42,11 +42,12 @@ def trend_page(settings: Settings, pipeline: str, *, days: int = DAYS) -> str:
     ]
     live = metadata.live(spec)
     acted = [item for item in told_once(stored) if item.action not in (NOTHING, NOTE)][:_ACTED]
-    both = [*answers_and_releases(context), *(decided(item) for item in acted)]
+    files = read_cases(context.store)
+    both = [*answers_and_releases(context, files), *(decided(item) for item in acted)]
     return render_trend(
         shown,
         events,
-        _verdict(newest, read_cases(context.store)) if newest else None,
+        _verdict(newest, files) if newest else None,
         live=live.version if live else None,
         decided=sorted(both, key=lambda item: item.at, reverse=True)[:_ACTED],
     )
