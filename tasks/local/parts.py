@@ -29,6 +29,7 @@ from tasks.core.errors import TerminalError
 from tasks.core.ids import digest_bytes
 from tasks.core.mlflow_login import ADMIN_PASSWORD, PASSWORD, SERVICE_USER, USER, Login
 from tasks.core.settings import Settings
+from tasks.core.spec import pipeline_names
 
 Progress = Callable[[str], None]
 
@@ -432,6 +433,12 @@ def airflow_addresses(local: Settings) -> dict[str, str]:
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(ports["airflow_trigger_log"]),
         "AIRFLOW__LOGGING__TRIGGERER_LOG_SERVER_PORT": str(ports["airflow_trigger_log"]),
     }
+
+
+def airflow_reading(local: Settings) -> dict[str, str]:
+    """How often Airflow reads the DAGs of all pipelines again: as the environment says, else so that it takes a thirtieth of a core."""
+    interval = "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"
+    return {interval: os.environ.get(interval) or str(max(30, 3 * len(pipeline_names(local))))}
 
 
 def make_login(settings: Settings) -> None:

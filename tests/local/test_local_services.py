@@ -286,6 +286,27 @@ def test_a_damaged_airflow_database_is_told_with_the_file_to_remove(settings: Se
     assert not any(state.running for state in survey(settings))
 
 
+@pytest.mark.parametrize("profile", [parts.EMBEDDED, parts.PRODUCTION])
+def test_airflow_reads_many_pipelines_less_often_or_as_often_as_the_environment_says(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    name = "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"
+    settings = replace(settings, project=tmp_path / "many")
+    parts.choose_profile(settings, profile)
+    parts.choose_ports(settings)
+    local = services.local_settings(settings)
+    monkeypatch.delenv(name, raising=False)
+    intervals = []
+    for number in range(12):
+        intervals.append(services._environment(local)[name])
+        folder = local.pipelines_dir / f"p{number}"
+        folder.mkdir(parents=True)
+        (folder / "pipeline.yaml").touch()
+    assert intervals == ["30"] * 11 + ["33"]
+    monkeypatch.setenv(name, "300")
+    assert services._environment(local)[name] == "300"
+
+
 def test_databases_whose_making_was_interrupted_are_made_anew(settings: Settings) -> None:
     parts.choose_ports(settings)
     local = services.local_settings(settings)
