@@ -145,7 +145,8 @@ class MicroBatcher:
         scoring, unfinished = self._scoring_rows, self.admitted_rows - self._finished_rows
         if not unfinished:
             return self.pace.batch_s(rows, time.monotonic())
-        return self.pace.batch_s(scoring) + self.pace.batch_s(unfinished - scoring + rows)
+        behind_s = self.pace.behind_s(unfinished - scoring, rows, self._affordable_rows())
+        return self.pace.batch_s(scoring) + behind_s
 
     def retry_after_s(self) -> int:
         """When it is worth trying again: when what waits now will have been scored."""
@@ -197,18 +198,20 @@ class MicroBatcher:
 
     def _chunks(self, tickets: list[Ticket]) -> Iterator[list[Ticket]]:
         """Whole tickets, together as many rows as are scored in about `batch_s`."""
-        limits = self._limits
         chunk: list[Ticket] = []
         rows = 0
         for ticket in tickets:
-            affordable = min(limits.batch_rows, self.pace.rows_within(limits.batch_s))
-            if chunk and rows + len(ticket.rows) > affordable:
+            if chunk and rows + len(ticket.rows) > self._affordable_rows():
                 yield chunk
                 chunk, rows = [], 0
             chunk.append(ticket)
             rows += len(ticket.rows)
         if chunk:
             yield chunk
+
+    def _affordable_rows(self) -> int:
+        """Most rows of several requests that are scored together."""
+        return min(self._limits.batch_rows, self.pace.rows_within(self._limits.batch_s))
 
     def _score(self, chunk: list[Ticket]) -> int:
         """Answer a chunk; how many rows the models were asked for."""
