@@ -74,11 +74,12 @@ class PredictionIds:
         if not len(millis):
             return cls(np.zeros((0, 2), np.uint64))
         seeds = pc.binary_join_element_wise(pipelines, entities, pa.array(millis).cast(pa.string()), "\x1f")
-        blake2b = hashlib.blake2b
-        tails = b"".join(
-            [blake2b(seed, digest_size=10).digest() for seed in seeds.cast(pa.binary()).to_pylist()]
-        )
-        return cls(_uuid8(millis, np.frombuffer(tails, np.uint8).reshape(-1, 10)))
+        new, tails = hashlib.blake2b(digest_size=10).copy, []  # a copy costs a fifth less than its arguments
+        for seed in seeds.cast(pa.binary()).to_pylist():
+            digest = new()
+            digest.update(seed)
+            tails.append(digest.digest())
+        return cls(_uuid8(millis, np.frombuffer(b"".join(tails), np.uint8).reshape(-1, 10)))
 
     @classmethod
     def concat(cls, parts: Sequence[PredictionIds]) -> PredictionIds:
