@@ -105,11 +105,12 @@ def _copied(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
 
 def _copied_ahead(encoded: Matrix, how: Execution) -> Iterator[tuple[slice, Tensor]]:
     """Two page-locked buffers and two on the device, in turn, and a stream for copies: while the device computes one
-    block, the next one is copied, and a thread fills the buffer of the one after that."""
+    block, the next one is copied, and a thread fills the buffer of the one after that. A single block has one of each."""
     shape, ranges = (how.block_rows, encoded.shape[1]), list(_ranges(0, len(encoded), how.block_rows))
-    staged = [torch.zeros(shape, dtype=torch.float32, pin_memory=True) for _ in range(2)]
-    found = [torch.empty(shape, dtype=torch.float32, device=how.device) for _ in range(2)]
-    copied, computed = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+    buffers = range(min(2, len(ranges)))
+    staged = [torch.empty(shape, dtype=torch.float32, pin_memory=True) for _ in buffers]
+    found = [torch.empty(shape, dtype=torch.float32, device=how.device) for _ in buffers]
+    copied, computed = ([torch.cuda.Event() for _ in buffers] for _ in range(2))
     copies, computes = _copy_stream(how.device), torch.cuda.current_stream(how.device)
     copies.wait_stream(computes)  # the memory of `found` may still be in use by what was computed before
 
