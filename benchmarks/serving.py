@@ -527,18 +527,19 @@ def audited(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
-def overload(seconds: float, repeats: int) -> list[str]:
+def overload(arguments: argparse.Namespace) -> list[str]:
     """Ten times what it can do, with a deadline of one second; capacity is measured before and after each run."""
+    seconds, repeats, layers = arguments.seconds, arguments.repeats, tuple(arguments.layers)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        env, rows = install(root, (2048, 2048, 2048))
+        env, rows = install(root, layers, arguments.gpus)
         bodies = root / "bodies.json"
         bodies.write_text(json.dumps([json.dumps({"rows": rows[at : at + 32]}) for at in range(0, 64, 8)]))
         port = free_port()
         command = [*penstock(port, "--no-audit")[:-3], "--timeout-ms", "1000", "--no-audit"]
         lines = [
             OVERLOAD,
-            f"{repeats} times runs of {seconds:g} s (`--only overload`). Requests of 32 rows for a model with layers 2048, 2048, 2048, and a deadline of 1 s. Capacity is what 16 clients that wait for "
+            f"{repeats} times runs of {seconds:g} s (`--only overload`). Requests of 32 rows for a model with layers {', '.join(map(str, layers))}{' on a GPU' if arguments.gpus else ''}, and a deadline of 1 s. Capacity is what 16 clients that wait for "
             "their answers get, measured before and after each run; then requests come at their own pace.\n",
             "| run | load | capacity/s before, after | requests/s sent | answered in time/s | of capacity | p50 ms | p99 ms | other answers |",
             "|---|---|---|---|---|---|---|---|---|",
@@ -591,7 +592,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.only in (None, "audit"):
         of_audit = "\n".join(audited(arguments)) + "\n"
     if arguments.only in (None, "overload"):
-        overloaded = "\n".join(overload(arguments.seconds, arguments.repeats)) + "\n"
+        overloaded = "\n".join(overload(arguments)) + "\n"
     if arguments.write:
         RESULTS.write_text(side_by_side + of_audit + overloaded)
     print(side_by_side + of_audit + overloaded)
@@ -610,7 +611,12 @@ def main() -> None:
         "--before", type=Path, help="another checkout whose server is measured beside this one's audit"
     )
     one.add_argument("--cases", nargs="+", default=AUDITED, help="of the audit store: CLIENTSxROWS")
-    one.add_argument("--gpus", type=float, default=0, help="of the audit store: score on a GPU")
+    one.add_argument(
+        "--gpus", type=float, default=0, help="of the audit store and the overload: score on a GPU"
+    )
+    one.add_argument(
+        "--layers", type=int, nargs="+", default=[2048, 2048, 2048], help="of the overload's model"
+    )
     one.add_argument("--write", action="store_true", help="write the result file")
     one.set_defaults(call=run)
     one = commands.add_parser("inline")

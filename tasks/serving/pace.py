@@ -79,7 +79,8 @@ class Pace:
         self._at_work = self._known(now)
         # This does not grow old: it would have to be found anew, by ever smaller batches.
         self._least_batch_s = _least_s(
-            [batches.expected(batches.renewed) for batches in self._sizes.values() if batches.known], LEAST_ROWS
+            [batches.expected(batches.renewed) for batches in self._sizes.values() if batches.known],
+            LEAST_ROWS,
         )
         self._all = self._all.plus(max(rows, LEAST_ROWS), spent_s, now)
 
@@ -95,7 +96,11 @@ class Pace:
         charged = max(rows, LEAST_ROWS)
         known = self._at_work if now is None else self._known(now)
         expected_s = _least_s(known, charged)
-        return expected_s if any(rows <= of_rows for of_rows, _ in known) else max(expected_s, charged * _FIRST_ROW_S)
+        return (
+            expected_s
+            if any(rows <= of_rows for of_rows, _ in known)
+            else max(expected_s, charged * _FIRST_ROW_S)
+        )
 
     def behind_s(self, waiting_rows: int, rows: int, most_rows: int) -> float:
         """How long a request of so many rows takes that comes while others wait; at work.

@@ -32,7 +32,9 @@ def test_of_a_size_that_was_seen_the_newest_batches_say_most() -> None:
 
 
 def test_where_a_large_batch_takes_no_longer_than_a_small_one_nobody_is_refused_for_its_rows() -> None:
-    pace = paced((LEAST_ROWS, 0.027), times=500)  # a block of 4,096 rows on a GPU, however few of them are asked for
+    pace = paced(
+        (LEAST_ROWS, 0.027), times=500
+    )  # a block of 4,096 rows on a GPU, however few of them are asked for
     assert pace.batch_s(1_000) == pytest.approx(0.027)
     pace.add(1_000, 0.028, 0.0)
     pace.add(1_000, 0.028, 0.0)
@@ -106,7 +108,9 @@ def test_a_batch_is_as_large_as_fits_its_time_and_doubles_into_what_is_not_known
 
 @pytest.mark.parametrize("batch_s", [0.005, 0.027, 0.175])
 @pytest.mark.parametrize("first", [1, LEAST_ROWS, 512])
-def test_where_rows_cost_nothing_batches_grow_to_all_that_wait_and_stay_so(batch_s: float, first: int) -> None:
+def test_where_rows_cost_nothing_batches_grow_to_all_that_wait_and_stay_so(
+    batch_s: float, first: int
+) -> None:
     pace, rows, now = paced((first, batch_s)), 0, 0.0
     for _ in range(60):
         rows, now = min(512, pace.rows_within(0.02)), now + batch_s
