@@ -111,9 +111,11 @@ class MicroBatcher:
         """Time that the thread has spent on batches so far."""
         # Each counter has one writer, so none needs a lock.
         self.admitted_rows = 0
-        self._finished_rows = 0
-        self._scoring_rows = 0
-        """Of the rows that are not finished, those of the batch under way."""
+        self._admitted = 0
+        """Requests, as the next two are beside their rows."""
+        self._finished = self._finished_rows = 0
+        self._scoring = self._scoring_rows = 0
+        """Of what is not finished, the batch under way."""
         self.unanswered_rows = 0
         """Of the admitted rows, those that are finished with and that the recorder does not get."""
         metrics.size.set(limits.queue_requests)
@@ -129,6 +131,7 @@ class MicroBatcher:
         """Take a request; False when the queue is full or closed. From the event loop's thread."""
         if not self._queue.enqueue(ticket):
             return False
+        self._admitted += 1
         self.admitted_rows += len(ticket.rows)
         return True
 
@@ -145,7 +148,12 @@ class MicroBatcher:
         scoring, unfinished = self._scoring_rows, self.admitted_rows - self._finished_rows
         if not unfinished:
             return self.pace.batch_s(rows, time.monotonic())
-        behind_s = self.pace.behind_s(unfinished - scoring, rows, self._affordable_rows())
+        behind_s = self.pace.behind_s(
+            rows,
+            waiting_rows=unfinished - scoring,
+            waiting_requests=self._admitted - self._finished - self._scoring,
+            most_rows=self._affordable_rows(),
+        )
         return self.pace.batch_s(scoring) + behind_s
 
     def retry_after_s(self) -> int:
@@ -179,7 +187,7 @@ class MicroBatcher:
                 return
             for chunk in self._chunks(tickets):
                 started = time.perf_counter()
-                self._scoring_rows = sum(len(ticket.rows) for ticket in chunk)
+                self._scoring, self._scoring_rows = len(chunk), sum(len(ticket.rows) for ticket in chunk)
                 try:
                     scored_rows = self._score(chunk)
                 except Exception:
@@ -189,8 +197,9 @@ class MicroBatcher:
                     for ticket in left:
                         ticket.error = ticket.error or _internal()
                     self._deliver(left)
+                self._finished += self._scoring
                 self._finished_rows += self._scoring_rows
-                self._scoring_rows = 0
+                self._scoring = self._scoring_rows = 0
                 spent_s = time.perf_counter() - started
                 self.busy_s += spent_s
                 if scored_rows:

@@ -102,18 +102,21 @@ class Pace:
             else max(expected_s, charged * _FIRST_ROW_S)
         )
 
-    def behind_s(self, waiting_rows: int, rows: int, most_rows: int) -> float:
+    def behind_s(self, rows: int, *, waiting_rows: int, waiting_requests: int, most_rows: int) -> float:
         """How long a request of so many rows takes that comes while others wait; at work.
 
         Args:
-            waiting_rows: Of those that wait.
-            rows: 0: how long those take.
+            rows: 0: how long what waits takes.
+            waiting_rows: Of the requests that wait, all together.
             most_rows: Several requests are scored together while they have no more.
         """
         if waiting_rows + rows <= most_rows:
             return self.batch_s(waiting_rows + rows)
-        row_s = self._all.spent_s / self._all.rows if self._all.rows else _FIRST_ROW_S
-        waiting_s = waiting_rows * row_s if waiting_rows > most_rows else self.batch_s(waiting_rows)
+        waiting_s = self.batch_s(waiting_rows)
+        if waiting_rows > most_rows:
+            row_s = self._all.spent_s / self._all.rows if self._all.rows else _FIRST_ROW_S
+            # Each batch has a request at least: one of a thousand rows that waits is one batch.
+            waiting_s = min(waiting_rows * row_s, waiting_requests * waiting_s)
         return waiting_s + self.batch_s(rows)
 
     def rows_within(self, spent_s: float) -> int:

@@ -154,7 +154,7 @@ def test_a_request_that_would_only_be_late_is_refused_before_it_waits(
         assert (first.result().status_code, second.result().status_code) == (200, 200)
 
 
-def test_as_many_rows_as_a_request_may_have_are_let_in_at_first_and_after_lone_rows(
+def test_as_many_rows_as_a_request_may_have_are_let_in_at_first_and_after_few_rows(
     installation: Settings, spec: PipelineSpec, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count(0.0, 0.1)  # whatever a batch has, it seems to take three tenths of a second
@@ -167,9 +167,12 @@ def test_as_many_rows_as_a_request_may_have_are_let_in_at_first_and_after_lone_r
         many = {"rows": [row] * limits.max_rows, "timeout_ms": 30_000}
         assert server._batcher.expected_s(limits.max_rows) < limits.time_margin * limits.default_timeout_s
         assert client.post(PATH, json=many).status_code == 200
-        for _ in range(100):
-            assert client.post(PATH, json={"rows": [row], "timeout_ms": 30_000}).status_code == 200
-        assert client.post(PATH, json=many).status_code == 200
+        for rows in (1, 32):
+            for _ in range(50):
+                body = {"rows": [row] * rows, "timeout_ms": 30_000}
+                assert client.post(PATH, json=body).status_code == 200
+            assert server._batcher.expected_s(limits.max_rows) < limits.time_margin * limits.default_timeout_s
+            assert client.post(PATH, json=many).status_code == 200
 
 
 def test_retry_after_is_how_long_what_waits_now_will_take(

@@ -83,18 +83,30 @@ def test_what_it_knows_of_a_size_grows_old_while_it_scores_others() -> None:
     assert pace.batch_s(1) == pytest.approx(0.005)
 
 
+def behind_s(pace: Pace, rows: int, *, waiting: list[int], most_rows: int = 64) -> float:
+    return pace.behind_s(rows, waiting_rows=sum(waiting), waiting_requests=len(waiting), most_rows=most_rows)
+
+
 def test_what_waits_goes_as_fast_as_the_last_batches_went() -> None:
-    assert 0.0 < Pace().behind_s(10_000, 32, 512) < 1.0, "a guess, before any"
+    assert 0.0 < behind_s(Pace(), 32, waiting=[32] * 300) < 1.0, "a guess, before any"
     pace = paced((64, 0.016), times=50)
-    assert pace.behind_s(6_400, 0, 64) == pytest.approx(1.6)
-    assert pace.behind_s(6_400, 64, 64) == pytest.approx(1.616)
-    assert pace.behind_s(0, 0, 64) == 0.0
+    assert behind_s(pace, 0, waiting=[64] * 100) == pytest.approx(1.6)
+    assert behind_s(pace, 64, waiting=[64] * 100) == pytest.approx(1.616)
+    assert behind_s(pace, 0, waiting=[]) == 0.0
 
 
 def test_a_request_that_is_scored_with_those_that_wait_is_waited_for_once() -> None:
     pace = paced((64, 0.1), (500, 0.1))
-    assert pace.behind_s(400, 100, 512) == pytest.approx(0.1)
-    assert pace.behind_s(400, 200, 512) == pytest.approx(0.2)
+    assert behind_s(pace, 100, waiting=[200, 200], most_rows=512) == pytest.approx(0.1)
+    assert behind_s(pace, 200, waiting=[200, 200], most_rows=512) == pytest.approx(0.2)
+
+
+def test_behind_one_request_of_many_rows_a_lone_row_waits_for_one_batch() -> None:
+    pace = paced((1, 0.027), (1_000, 0.028))
+    for _ in range(200):
+        pace.add(1, 0.027, 0.0)
+    assert behind_s(pace, 1, waiting=[1_000]) == pytest.approx(0.055)
+    assert behind_s(pace, 1, waiting=[1_000, *[1] * 15]) < 0.5
 
 
 def test_a_batch_is_as_large_as_fits_its_time_and_doubles_into_what_is_not_known() -> None:
