@@ -33,7 +33,7 @@ def limit_memory(gib: float, *, field: str) -> None:
         raise ConfigError(
             f"is {gib:g}, and a worker has {has / GIB:.2f} GiB before it loads anything",
             which=field,
-            fix="raise it: a worker with torch needs about 1 GiB, and its rows beside",
+            fix="raise it: this is what Ray and torch alone take (torch's CUDA build half a GiB more than its CPU build); its rows come beside",
         )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > wanted:

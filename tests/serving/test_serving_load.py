@@ -141,7 +141,7 @@ def test_a_request_that_would_only_be_late_is_refused_before_it_waits(
         first = pool.submit(client.post, PATH, json={"rows": rows})
         assert model.entered.wait(60)
         second = pool.submit(client.post, PATH, json={"rows": rows})
-        until(lambda: server._batcher.expected_s() > 0.1)
+        until(lambda: server._batcher.expected_s() > 0.06)
         late = client.post(PATH, json={"rows": rows[:1], "timeout_ms": 100})
         hurried = client.post(PATH, json={"rows": rows[:1], "timeout_ms": 20})
         model.open.set()

@@ -126,9 +126,9 @@ def test_a_worker_that_takes_more_memory_than_its_own_ends_with_limit_and_figure
         asked = toy.training.model_copy(update={"memory_gib_per_worker": gib, "epochs": 1})
         return toy.model_copy(update={"training": asked})
 
-    says = r"needs more memory than its 2 GiB \(training.memory_gib_per_worker\): .*can't allocate memory"
+    says = r"needs more memory than its 3 GiB \(training.memory_gib_per_worker\): .*can't allocate memory"
     with pytest.raises(TerminalError, match=says):
-        fit_on_ray(settings, within(2.0), data, training_id="hungry", **given)
+        fit_on_ray(settings, within(3.0), data, training_id="hungry", **given)
     assert fit_on_ray(settings, within(6.0), data, training_id="fed", **given).history, "so much it may take"
     assert ray.get(neighbour.well.remote()) == before
 
