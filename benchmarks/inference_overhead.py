@@ -49,7 +49,7 @@ from measuring import Usage, measured, python
 
 from tasks.core import PipelineSpec, Settings, Snapshot, load_pipeline, open_store
 from tasks.core.partitions import load_snapshot, read_partition, save_snapshot, write_partition
-from tasks.core.sampling import rows_counted_as_one
+from tasks.core.sampling import CountedRows, rows_counted_as_one
 from tasks.inference import Plan
 from tasks.metadata import MetadataStore
 
@@ -247,7 +247,9 @@ def bare(
                 features = scorer.features(rows)
                 scores = scorer.predict(scorer.encode(features))
                 if profile:
-                    whole = whole.merge(Profile.of(grid, features, scores, one_of=one_of))
+                    whole = whole.merge(
+                        Profile.of(grid, features, scores, counted=CountedRows.among(features, one_of))
+                    )
                 columns = {"score": pa.array(scores)}
                 writer.write_table(_with_identity(columns, rows, spec, facts) if table else pa.table(columns))
 

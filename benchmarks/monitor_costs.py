@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
+import resource
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -14,10 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from monitor_world import HOME, MONITORED, REFERENCE, ROOT, World, days_between, make_world
 from scipy import stats
 
-from tasks.core import Settings, open_store
+from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.partitions import save_snapshot, write_partition
 from tasks.core.records import Snapshot
 from tasks.model import Profile
@@ -30,6 +35,25 @@ RUNS = 5
 DEFAULT, LARGE = (256, 128), (512, 512, 256)
 DAY = date(2013, 8, 15)
 MONTH = (date(2013, 8, 1), date(2013, 8, 31))
+_BY_ITSELF = """
+import pickle, sys, time
+from tasks.inference import publish, run_plan
+from tasks.inference.bundle_model import BundleModel
+
+settings, spec, run_id = pickle.load(sys.stdin.buffer)
+own, spent = BundleModel.profile, []
+
+def timed(*given):
+    began = time.thread_time()
+    found = own(*given)
+    spent.append(time.thread_time() - began)
+    return found
+
+BundleModel.profile = timed
+run_plan(settings, spec, run_id, local=True, audit_table=None)
+publish(settings, spec, run_id)
+print(sum(spent))
+"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,9 @@ def measure_scoring(world: World) -> dict[str, tuple[Scoring, Scoring]]:
         "the same 31 days, each planned, scored and published in a run of its own": _median_runs(
             default, days=days_between(*MONTH), daily=True
         ),
+        "7 of these days, each scored and published by a process of its own, with its start": _median_runs(
+            default, days=days_between(MONTH[0], MONTH[0] + timedelta(days=6)), daily=True, processes=True
+        ),
     }
 
 
@@ -105,6 +132,7 @@ def _median_runs(
     audit: bool = False,
     days: Sequence[date] = (),
     daily: bool = False,
+    processes: bool = False,
     rows: int = SCORED_ROWS,
 ) -> tuple[Scoring, Scoring]:
     """(with every row counted, as it is)."""
@@ -112,7 +140,10 @@ def _median_runs(
         DAY: _large_day(world, rows)
     }
     pairs = [
-        [_scoring(world, tables, audit=audit, every=every, daily=daily) for every in (True, False)]
+        [
+            _scoring(world, tables, audit=audit, every=every, daily=daily, processes=processes)
+            for every in (True, False)
+        ]
         for _ in range(RUNS)
     ]
     every, sampled = (sorted(runs, key=lambda run: run.share)[RUNS // 2] for runs in zip(*pairs, strict=True))
@@ -162,7 +193,13 @@ def _judging(world: World) -> tuple[float, float, float]:
 
 
 def _scoring(
-    world: World, tables: Mapping[date, pa.Table], *, audit: bool, every: bool, daily: bool = False
+    world: World,
+    tables: Mapping[date, pa.Table],
+    *,
+    audit: bool,
+    every: bool,
+    daily: bool = False,
+    processes: bool = False,
 ) -> Scoring:
     """Shards scored and committed by the pipeline's own worker, in this process.
 
@@ -170,6 +207,7 @@ def _scoring(
         tables: Rows to score, by day.
         every: Whether every row is counted, whatever the size of its day.
         daily: Whether each day is a run of its own, of which planning and publishing are timed as well.
+        processes: Whether each run has a process of its own, timed from its start, and without the planning.
     """
     from tasks.inference import plan, publish, run_plan
 
@@ -210,8 +248,13 @@ def _scoring(
 
     audit_table = "tasks.audit:audit_table" if audit else None
     runs: Iterable[str] = map(planned, snapshots)  # each when it is its turn
-    if not daily:
+    if processes or not daily:
         runs = list(runs)  # before the clock runs
+    rows = sum(partition.rows for partition in partitions)
+    if processes:
+        found = [_by_itself(settings, spec, run_id) for run_id in runs]
+        shutil.rmtree(home)
+        return Scoring(rows, sum(run[0] for run in found), sum(run[1] for run in found))
     with _profiling_timed(every=every) as spent:
         began = time.process_time()
         for run_id in runs:
@@ -220,7 +263,18 @@ def _scoring(
                 publish(settings, spec, run_id)
         scoring_s = time.process_time() - began
     shutil.rmtree(home)
-    return Scoring(sum(partition.rows for partition in partitions), scoring_s, spent[0])
+    return Scoring(rows, scoring_s, spent[0])
+
+
+def _by_itself(settings: Settings, spec: PipelineSpec, run_id: str) -> tuple[float, float]:
+    """CPU-seconds of a process that scores and publishes a run, and of them those that profiling takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    given = pickle.dumps((settings, spec, run_id))
+    child = subprocess.run(
+        [sys.executable, "-c", _BY_ITSELF], input=given, stdout=subprocess.PIPE, check=True, cwd=ROOT
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, float(child.stdout)
 
 
 def _known(world: World) -> list[str]:
@@ -243,20 +297,25 @@ def _large_day(world: World, rows: int) -> pa.Table:
 
 @contextmanager
 def _profiling_timed(*, every: bool) -> Iterator[list[float]]:
-    """CPU-seconds that `BundleModel.profile` takes meanwhile."""
+    """CPU-seconds that sampling a batch and `BundleModel.profile` take meanwhile."""
+    from tasks.inference import scoring, shard
     from tasks.inference.bundle_model import BundleModel
 
-    spent, own = [0.0], BundleModel.profile
+    spent = [0.0]
 
-    def timed(self: BundleModel, *given: Any, one_of: int) -> Any:
-        began = time.thread_time()
-        try:
-            return own(self, *given, one_of=1 if every else one_of)
-        finally:
-            spent[0] += time.thread_time() - began
+    def timed(own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return own(*given)
+            finally:
+                spent[0] += time.thread_time() - began
 
-    BundleModel.profile = timed  # type: ignore[method-assign]
-    try:
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        if every:
+            patched.setattr(shard, "counted_among", lambda *_: None)
+        patched.setattr(scoring._Scoring, "_counted", timed(scoring._Scoring._counted))
+        patched.setattr(BundleModel, "profile", timed(BundleModel.profile))
         yield spent
-    finally:
-        BundleModel.profile = own  # type: ignore[method-assign]

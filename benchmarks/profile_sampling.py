@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tasks.core.sampling import rows_counted_as_one
+from tasks.core.sampling import CountedRows, rows_counted_as_one
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.model.profile import Profile, ProfileSpec
 from tasks.monitoring import Monitor
@@ -148,8 +148,8 @@ class Judged:
 def profiles(columns: Columns, grid: ProfileSpec) -> tuple[Profile, Profile]:
     """The day counted (whole, sampled)."""
     table, scores = table_of(columns)
-    one_of = rows_counted_as_one(SPEC, ROWS)
-    return Profile.of(grid, table, scores), Profile.of(grid, table, scores, one_of=one_of)
+    counted = CountedRows.among(table, rows_counted_as_one(SPEC, ROWS))
+    return Profile.of(grid, table, scores), Profile.of(grid, table, scores, counted=counted)
 
 
 def said(signals: DaySignals) -> frozenset[tuple[str, str, str]]:

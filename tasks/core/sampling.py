@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ IntArray = npt.NDArray[np.int64]
 
 LEAST_COUNTED = 1 << 14
 """Rows of a day that are counted at least, where it has as many. Shares of so many have a standard error of 0.4 points at most."""
+_LEAST_COUNTED_AMONG = 256
+"""Rows of a shard that are counted at least. Those beyond the last whole group are stood for by nobody; they are less than one in so many."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,43 @@ class SampledRows:
     """Shape (n,)."""
 
 
+@dataclass(frozen=True, eq=False)
+class CountedPlaces:
+    """Which of some rows are counted, each for `one_of`."""
+
+    one_of: int
+    places: IntArray
+    """Ascending, shape (k,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class CountedRows:
+    """A sample of n rows that are profiled: those that are counted, each for `one_of`."""
+
+    one_of: int
+    places: IntArray
+    """Where they are among the n, ascending, shape (k,)."""
+    features: pa.Table
+    """Theirs alone, shape (k, F)."""
+
+    @classmethod
+    def among(cls, features: pa.Table, one_of: int) -> CountedRows | None:
+        """Those of `counted_among`, of all rows' features; None: all of them."""
+        found = counted_among(features.num_rows, one_of)
+        if found is None:
+            return None
+        return cls(found.one_of, found.places, features.take(pa.array(found.places)))
+
+
 def rows_counted_as_one(spec: PipelineSpec, rows: int) -> int:
-    """For how many rows of a day with `rows` each counted one stands, a power of two; 1: all of them are counted.
+    """For how many rows of a day with `rows` each counted one stands; 1: all of them are counted.
 
-    Between 16,384 and 32,768 rows of a large day are counted, or `drift.min_rows` to twice that where this is more.
+    As many as leave 16,384 rows of a large day to be counted, or `drift.min_rows` where this is more.
     """
-    return 1 << max((rows // max(LEAST_COUNTED, spec.drift.min_rows)).bit_length() - 1, 0)
+    return max(rows // max(LEAST_COUNTED, spec.drift.min_rows), 1)
 
 
+@lru_cache(maxsize=8)
 def one_of_each(n: int, size: int) -> IntArray:
     """Places of one row of each `size` neighbours among `n` rows, ascending, shape (n // size,); the last ones take the rest.
 
@@ -62,7 +94,14 @@ def one_of_each(n: int, size: int) -> IntArray:
     mixed = mix(groups + np.uint64(0x9E3779B97F4A7C15))
     mixed ^= mixed >> np.uint64(31)
     places: IntArray = (groups * np.uint64(size) + mixed % sizes).view(np.int64)
+    places.setflags(write=False)  # the next caller gets the same
     return places
+
+
+def counted_among(rows: int, one_of: int) -> CountedPlaces | None:
+    """Which of `rows` rows are counted where one counts for `one_of` neighbours, or for fewer, so that 256 are; None: all of them."""
+    one_of = min(one_of, rows // _LEAST_COUNTED_AMONG)
+    return CountedPlaces(one_of, one_of_each(rows, one_of)) if one_of > 1 else None
 
 
 def explained_rows(spec: PipelineSpec, rows: SampledRows) -> Mask:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tasks.core.errors import FingerprintMismatch
 from tasks.core.object_store import open_store
+from tasks.core.sampling import CountedRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
 from tasks.inference.records import Plan
@@ -65,12 +66,11 @@ class BundleModel:
         explained: npt.NDArray[np.bool_],
         attributions: npt.NDArray[np.float32],
         rows: pa.Table,
-        *,
-        one_of: int,
+        counted: CountedRows | None,
     ) -> dict[str, Any] | None:
         found = ExplainedRows(explained, attributions, self._selection)
         grid = self._scorer.bundle.profile_spec
-        return Profile.of(grid, features, scores, found, rows, one_of=one_of).to_json()
+        return Profile.of(grid, features, scores, found, rows, counted).to_json()
 
 
 def load_bundle_model(settings: Settings, spec: PipelineSpec, plan: Plan) -> ShardModel:

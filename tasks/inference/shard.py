@@ -31,7 +31,7 @@ from tasks.core.errors import (
 from tasks.core.log_lines import bound
 from tasks.core.object_store import ObjectStore, open_store
 from tasks.core.prediction_ids import PredictionIds
-from tasks.core.sampling import rows_counted_as_one
+from tasks.core.sampling import CountedRows, counted_among, rows_counted_as_one
 from tasks.core.scored import COMPLETENESS_TOLERANCE, ScoredRows
 from tasks.core.settings import Settings
 from tasks.core.spec import PipelineSpec
@@ -288,8 +288,15 @@ class ShardWorker:
         if then is not None:
             self._read_ahead(self.plan.shards[then])
         audited = self._audit_table is not None
+        one_of = rows_counted_as_one(self.spec, self.plan.rows_by_day[task.day])
         batches = score_rows(
-            self.model, self.spec, rows, first_row=task.row_start, dead=dead, explain=audited
+            self.model,
+            self.spec,
+            rows,
+            first_row=task.row_start,
+            dead=dead,
+            explain=audited,
+            counted=counted_among(task.rows, one_of),
         )
         exposed = self.plan.fingerprint.exposed
         if not batches:  # every row failed, within the budget
@@ -301,7 +308,7 @@ class ShardWorker:
             np.concatenate([batch.explained for batch in batches]),
             np.concatenate([batch.attributions for batch in batches]),
             _scored_rows(rows, task, batches),
-            one_of=rows_counted_as_one(self.spec, self.plan.rows_by_day[task.day]),
+            _counted_rows(batches),
         )
         if exposed is None:
             parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]
@@ -468,6 +475,19 @@ def _scored_rows(rows: pa.Table, task: ShardPlan, batches: Sequence[ScoredBatch]
     if sum(len(batch.source_rows) for batch in batches) == rows.num_rows:
         return rows
     return rows.take(pa.array(np.concatenate([batch.source_rows for batch in batches]) - task.row_start))
+
+
+def _counted_rows(batches: Sequence[ScoredBatch]) -> CountedRows | None:
+    """Of all batches, in their order; None: all of their rows."""
+    counted = [batch.counted for batch in batches if batch.counted is not None]
+    if not counted:
+        return None
+    starts = np.cumsum([0, *(len(batch.scores) for batch in batches)])
+    return CountedRows(
+        counted[0].one_of,
+        np.concatenate([of_batch.places + start for of_batch, start in zip(counted, starts, strict=False)]),
+        pa.concat_tables([of_batch.features for of_batch in counted]),
+    )
 
 
 def _refuse_duplicates(ordered: PredictionIds, which: str) -> None:

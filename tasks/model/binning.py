@@ -18,7 +18,7 @@ IntArray = npt.NDArray[np.int64]
 
 SEEN_BITS = 512
 """Marks of a column's distinct values."""
-AT_ONCE = 1 << 15
+AT_ONCE = 3 << 14
 """Values of all columns that are taken at a time, so that what is computed of them stays in the processor's cache."""
 _CELLS = 2048
 _WIDTH = _CELLS + 2
@@ -48,8 +48,9 @@ ROOM = Room()
 class Bins:
     """Finds bins of F columns: `searchsorted(edges, values, side="right")` of each, much faster, with equal results.
 
-    A table over equal cells answers for every cell that holds at most one edge; it is made once for a grid. The cell of a
-    value is a monotone function of it, rounding included, so edges of lower cells are below it and of higher ones above.
+    A table over equal cells says how many edges lie in lower ones, and the next edge is compared; so it answers for every cell that
+    holds at most one edge. It is made once for a grid. The cell of a value is a monotone function of it, rounding included, so
+    edges of lower cells are below it and of higher ones above.
     The last edge, which is next to the largest value of the reference, is compared by itself: else the two would share a cell.
     """
 
@@ -57,20 +58,23 @@ class Bins:
         """Args: edges: Of each column, ascending, finite."""
         inner = [np.asarray(of[:-1], dtype=np.float64) for of in edges]
         sizes = np.array([of.size for of in inner], np.int64)
-        there = np.arange(sizes.max(initial=1)) < sizes[:, None]
-        filled = np.zeros(there.shape)
-        filled[there] = np.concatenate([*inner, []])
+        self.width = int(sizes.max(initial=0)) + 3
+        """Places of a column: its bins, of which the column with most edges has all but one, and a last one that no value takes."""
+        self.starts: IntArray = np.arange(len(inner))[:, None] * self.width
+        """The first place of each column, shape (F, 1)."""
+        there = np.arange(self.width) < sizes[:, None]
+        self._edges = np.full(there.shape, np.inf)
+        self._edges[there] = np.concatenate([*inner, []])
         self._inner = inner
         self._last = np.array([of[-1] if len(of) else np.inf for of in edges])
-        first, last = filled[:, 0], filled[np.arange(len(inner)), np.maximum(sizes, 1) - 1]
-        scale = _scales(first, last, sizes)
-        self._scale, self._first = scale[:, None], np.where(scale > 0, first, 0.0)[:, None]
-        self._start = np.arange(len(inner), dtype=np.float64)[:, None] * _WIDTH + 1
-        cells = self._cells(filled, np.empty(filled.shape))[there].astype(np.int64)
+        start = np.arange(len(inner), dtype=np.float64)[:, None] * _WIDTH
+        self._scale, self._first = _lines(self._edges, sizes, start + 1)
+        self._lowest, self._highest = start, start + _WIDTH - 1
+        cells = self._cells(np.where(there, self._edges, 0.0), np.empty(there.shape))[there].astype(np.int64)
         held = np.bincount(cells, minlength=len(inner) * _WIDTH).reshape(-1, _WIDTH)
-        self._below = (np.cumsum(held, axis=1) - held).reshape(-1)
-        self._only = np.full(held.size, np.nan)  # a comparison with NaN is false: no edge here
-        self._only[cells] = filled[there]
+        # in as few bytes as will do: the table is looked up all over, and should lie in a near cache
+        following = np.cumsum(held, axis=1) - held + self.starts
+        self._following = following.astype(np.min_scalar_type(there.size)).reshape(-1)
         crowd = held > 1
         self._crowd = crowd.reshape(-1)
         self._crowded: IntArray = np.flatnonzero(crowd.any(axis=1))
@@ -79,43 +83,51 @@ class Bins:
         """For this column alone; its tables are not made again, which takes as long as finding thousands of bins."""
         one, tables = slice(column, column + 1), slice(column * _WIDTH, (column + 1) * _WIDTH)
         found = copy(self)
-        found._inner, found._last = self._inner[one], self._last[one]
-        found._scale, found._first, found._start = self._scale[one], self._first[one], self._start[:1]
-        found._below, found._only, found._crowd = self._below[tables], self._only[tables], self._crowd[tables]
+        found.starts = self.starts[:1]
+        found._inner, found._last, found._edges = self._inner[one], self._last[one], self._edges[one]
+        found._scale, found._first = self._scale[one], self._first[one] - self._lowest[one]
+        found._lowest, found._highest = self._lowest[:1], self._highest[:1]
+        found._following = self._following[tables] - self._following.dtype.type(self.starts[column, 0])
+        found._crowd = self._crowd[tables]
         found._crowded = np.zeros(int(column in self._crowded), np.int64)
         return found
 
     def __call__(self, values: FloatArray) -> IntArray:
-        """Bins of finite values, both of shape (F, n); they lie in `ROOM.integers(1)`."""
-        cells, bins = (ROOM.integers(number, values.shape) for number in (0, 1))
-        raw, only = (ROOM.floats(number, values.shape) for number in (0, 1))
-        np.copyto(cells, self._cells(values, raw), casting="unsafe")
+        """`starts` and the bins of finite values, both of shape (F, n); they lie in `ROOM.integers(1)`."""
+        cells, places = (ROOM.integers(number, values.shape) for number in (0, 1))
+        room = ROOM.floats(0, values.shape)
+        np.copyto(cells, self._cells(values, room), casting="unsafe")
         # `clip` where nothing is to clip: without a check, and faster
-        self._below.take(cells, out=bins, mode="clip")
-        self._only.take(cells, out=only, mode="clip")
-        bins += values >= only
+        np.copyto(places, self._following.take(cells, mode="clip"))
+        places += values >= self._edges.take(places, out=room, mode="clip")
         for i in self._crowded:
             several = np.flatnonzero(self._crowd.take(cells[i], mode="clip"))
-            bins[i, several] = np.searchsorted(self._inner[i], values[i, several], side="right")
+            found = np.searchsorted(self._inner[i], values[i, several], side="right")
+            places[i, several] = found + self.starts[i]
         for i in np.flatnonzero(values.max(axis=1, initial=-np.inf) >= self._last):
-            bins[i] += values[i] >= self._last[i]
-        return bins
+            places[i] += values[i] >= self._last[i]
+        return places
 
     def _cells(self, values: FloatArray, out: FloatArray) -> FloatArray:
         """Places in the tables of all columns, one after the other; whole when their fractions are cut off."""
         with np.errstate(over="ignore"):
-            np.subtract(values, self._first, out=out)
-            out *= self._scale
-        np.clip(out, -1, _CELLS, out=out)
-        out += self._start
-        return out
+            np.multiply(values, self._scale, out=out)
+        out += self._first
+        return np.clip(out, self._lowest, self._highest, out=out)
 
 
-def _scales(first: FloatArray, last: FloatArray, sizes: IntArray) -> FloatArray:
-    """Cells by unit; 0, one cell for all values, where there are no two edges or their distance is no usable number."""
+def _lines(edges: FloatArray, sizes: IntArray, start: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What to multiply values by, and what to add, for the first edges to come to `start` and the last ones `_CELLS` after it.
+
+    All values come to `start` where there are no two edges or their distance is no usable number. All have shape (F, 1).
+    """
+    first = edges[:, :1]
+    last = np.take_along_axis(edges, np.maximum(sizes, 1)[:, None] - 1, axis=1)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        scales = _CELLS / (last - first)
-    return np.where((sizes > 1) & np.isfinite(scales), scales, 0.0)
+        scale = _CELLS / (last - first)
+        at = start - first * scale
+    usable = (sizes > 1)[:, None] & np.isfinite(scale) & np.isfinite(at)
+    return np.where(usable, scale, 0.0), np.where(usable, at, start)
 
 
 def mark(marks: Mask, values: FloatArray, left_out: IntArray | None = None) -> None:

@@ -50,10 +50,13 @@ def numbers(features: pa.Table, name: str, room: FloatArray | None = None) -> Fl
 def number_matrix(features: pa.Table, names: Sequence[str]) -> FloatArray:
     """The columns as float64 with NaN for null, shape (len(names), n), never of the table's memory. Raises `DataError` as `numbers` does."""
     columns = [_chunks(features, name) for name in names]
-    if columns and all(column.num_chunks == 1 and column.type == pa.float64() for column in columns):
-        batch = pa.RecordBatch.from_arrays([column.chunk(0) for column in columns], names)
-        found: FloatArray = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy().T
-        return found
+    if columns and features.num_rows and all(column.type == pa.float64() for column in columns):
+        parts = [
+            batch.to_tensor(null_to_nan=True, row_major=False).to_numpy().T
+            for batch in features.select(names).to_batches()
+        ]
+        whole: FloatArray = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        return whole
     found = np.empty((len(names), features.num_rows))
     for name, row in zip(names, found, strict=True):
         numbers(features, name, row)

@@ -7,6 +7,7 @@ repeat are counted once (`occurrences`). Both give the same counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,17 +176,38 @@ def fit_numeric(name: str, values: FloatArray) -> NumericGrid:
     return NumericGrid(name, tuple(edges.tolist()), float(np.median(finite)), scale / 4096)
 
 
-def count_columns(grids: Sequence[NumericGrid], bins: Bins, columns: FloatArray) -> list[NumericCounts]:
+class NumericTables:
+    """What counting needs to know of the grids of F features, made once."""
+
+    def __init__(self, grids: Sequence[NumericGrid]) -> None:
+        self.grids = tuple(grids)
+        self.bins = Bins([grid.edges for grid in grids])
+        self.centre = np.array([[grid.centre] for grid in grids])
+        """Shape (F, 1), as `unit`."""
+        self.unit = np.array([[grid.unit] for grid in grids])
+        self.last = self.bins.starts[:, 0] + np.array([grid.bins - 1 for grid in grids], np.int64)
+        """Place of the last bin of each feature, shape (F,)."""
+
+    def of(self, feature: int) -> NumericTables:
+        """Of this one alone."""
+        one = slice(feature, feature + 1)
+        found = copy(self)
+        found.grids, found.bins = self.grids[one], self.bins.of(feature)
+        found.centre, found.unit = self.centre[one], self.unit[one]
+        found.last = self.last[one] - self.bins.starts[feature]
+        return found
+
+
+def count_columns(tables: NumericTables, columns: FloatArray) -> list[NumericCounts]:
     """Counts of each of F features.
 
     Args:
-        grids: Of the features.
-        bins: Of these grids.
+        tables: Of their grids.
         columns: One of each feature, shape (F, n); NaN is null.
     """
-    sums = _Sums(grids, bins)
-    size = min(_ROWS_AT_ONCE, max(AT_ONCE // max(len(grids), 1), 1))
-    for start in range(0, columns.shape[1] if grids else 0, size):
+    sums = _Sums(tables)
+    size = min(_ROWS_AT_ONCE, max(AT_ONCE // max(len(tables.grids), 1), 1))
+    for start in range(0, columns.shape[1] if tables.grids else 0, size):
         sums.add(columns[:, start : start + size])
     return sums.counts()
 
@@ -193,18 +215,13 @@ def count_columns(grids: Sequence[NumericGrid], bins: Bins, columns: FloatArray)
 class _Sums:
     """Running sums of F features."""
 
-    def __init__(self, grids: Sequence[NumericGrid], bins: Bins) -> None:
-        self._grids, self._bins = grids, bins
-        self._centre = np.array([[grid.centre] for grid in grids])
-        self._unit = np.array([[grid.unit] for grid in grids])
-        sizes = np.array([grid.bins + 1 for grid in grids], np.int64)  # and one for nulls
-        self._ends = np.cumsum(sizes)
-        self._starts = (self._ends - sizes)[:, None]
-        self._histogram = np.zeros(int(sizes.sum()), np.int64)
-        self._n = np.zeros(len(grids), np.int64)
-        self._totals, self._squares = [0] * len(grids), [0] * len(grids)
-        self._low, self._high = np.full(len(grids), np.inf), np.full(len(grids), -np.inf)
-        self._marks = np.zeros(len(grids) * SEEN_BITS + 1, np.bool_)
+    def __init__(self, tables: NumericTables) -> None:
+        self._tables, features = tables, len(tables.grids)
+        self._histogram = np.zeros(features * tables.bins.width, np.int64)
+        self._n = np.zeros(features, np.int64)
+        self._totals, self._squares = [0] * features, [0] * features
+        self._low, self._high = np.full(features, np.inf), np.full(features, -np.inf)
+        self._marks = np.zeros(features * SEEN_BITS + 1, np.bool_)
 
     def add(self, columns: FloatArray) -> None:
         """Args: columns: Shape (F, k), k at least 1 and at most `_ROWS_AT_ONCE`."""
@@ -216,7 +233,9 @@ class _Sums:
         self._n += rows - np.bincount(odd // rows, minlength=len(columns))
         np.minimum(self._low, low, out=self._low)
         np.maximum(self._high, high, out=self._high)
-        self._add_moments(_fixed(values, self._centre, self._unit, ROOM.floats(0, values.shape)))
+        self._add_moments(
+            _fixed(values, self._tables.centre, self._tables.unit, ROOM.floats(0, values.shape))
+        )
         if not self._marks[:-1].all():  # else nothing more can change
             mark(self._marks, values, odd)
 
@@ -232,13 +251,12 @@ class _Sums:
         low = values.min(axis=1)
         flat[odd] = -np.inf
         high = values.max(axis=1)
-        flat[odd] = self._centre[column, 0]
-        places = self._bins(values)
-        places += self._starts
-        last = self._ends[column] - 1
-        places.reshape(-1)[odd] = np.where(
-            np.isnan(raw), last, np.where(raw > 0, last - 1, self._starts[column, 0])
-        )
+        flat[odd] = self._tables.centre[column, 0]
+        bins = self._tables.bins
+        places = bins(values)
+        first, last = bins.starts[column, 0], self._tables.last[column]
+        null = first + bins.width - 1
+        places.reshape(-1)[odd] = np.where(np.isnan(raw), null, np.where(raw > 0, last, first))
         return places, low, high, odd
 
     def _add_moments(self, fixed: FloatArray) -> None:
@@ -254,13 +272,13 @@ class _Sums:
         """Of all that was added."""
         found = []
         marks = _packed(self._marks[:-1].reshape(-1, SEEN_BITS))
-        for i, grid in enumerate(self._grids):
-            histogram = self._histogram[self._starts[i, 0] : self._ends[i]]
+        histograms = self._histogram.reshape(-1, self._tables.bins.width)
+        for i, grid in enumerate(self._tables.grids):
             found.append(
                 NumericCounts(
                     grid,
-                    histogram[:-1],
-                    int(histogram[-1]),
+                    histograms[i, : grid.bins],
+                    int(histograms[i, -1]),
                     int(self._n[i]),
                     self._totals[i],
                     self._squares[i],
@@ -271,34 +289,34 @@ class _Sums:
         return found
 
 
-def count_long(grid: NumericGrid, bins: Bins, column: Occurrences) -> NumericCounts:
+def count_long(tables: NumericTables, column: Occurrences) -> NumericCounts:
     """Counts of one feature: values that repeat with how often they come, the others one by one, or beside them when they are few.
 
     Args:
-        grid: Of the feature.
-        bins: Of this grid.
+        tables: Of its grid.
         column: Its values.
     """
     some = column.counts > 0
     values, times = column.values[some], column.counts[some]
     if not values.size:
-        return count_columns([grid], bins, column.rest[None])[0]
+        return count_columns(tables, column.rest[None])[0]
     if column.rest.size <= _ROWS_AT_ONCE:
         values = np.concatenate([values, column.rest])
-        return _repeated(grid, bins, values, np.concatenate([times, np.ones(column.rest.size, np.int64)]))
-    rest = count_columns([grid], bins, column.rest[None])[0]
-    return rest.merge(_repeated(grid, bins, values, times))
+        return _repeated(tables, values, np.concatenate([times, np.ones(column.rest.size, np.int64)]))
+    rest = count_columns(tables, column.rest[None])[0]
+    return rest.merge(_repeated(tables, values, times))
 
 
-def _repeated(grid: NumericGrid, bins: Bins, values: FloatArray, times: IntArray) -> NumericCounts:
+def _repeated(tables: NumericTables, values: FloatArray, times: IntArray) -> NumericCounts:
     """Counts of values that each come so many times."""
+    grid = tables.grids[0]
     nulls, above, below = (
         int(times[odd].sum()) for odd in (np.isnan(values), values == np.inf, values == -np.inf)
     )
     finite = np.isfinite(values)
     if not finite.all():
         values, times = values[finite], times[finite]
-    places = bins(values[None])[0]
+    places = tables.bins(values[None])[0]
     counts = np.bincount(places, weights=times, minlength=grid.bins).astype(np.int64)
     counts[-1] += above
     counts[0] += below

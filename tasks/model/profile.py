@@ -30,15 +30,15 @@ import pyarrow.compute as pc
 
 from tasks.core.errors import ConfigError, DataError
 from tasks.core.ids import digest_json
-from tasks.core.sampling import one_of_each
+from tasks.core.sampling import CountedRows, one_of_each
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution_sums import CATEGORY_CELLS, NUMERIC_CELLS, AttributionSums, ExplainedRows
-from tasks.model.binning import Bins
 from tasks.model.feature_columns import number_matrix, numbers, texts
 from tasks.model.null_conditions import NullCondition, expected_nulls, null_conditions
 from tasks.model.numeric_counts import (
     NumericCounts,
     NumericGrid,
+    NumericTables,
     count_columns,
     count_long,
     counts_of,
@@ -63,8 +63,6 @@ _SCORE_ONE = 1 << 30
 _BLOCK = 1 << 16
 """Scores summed in floating point at a time: 2**16 of at most 2**30 stay below 2**53."""
 _FIT_ROWS = 400_000
-_LEAST_SAMPLED = 256
-"""Rows that a sample has at least. Rows beyond the last whole group are stood for by nobody; they are less than one in so many."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -145,9 +143,9 @@ class ProfileSpec:
         return (*self.features, *(grid.name for grid in self.pairs), "score")
 
     @cached_property
-    def numeric_bins(self) -> Bins:
-        """Finds the bins of all numeric features at once."""
-        return Bins([grid.edges for grid in self.numeric])
+    def numeric_tables(self) -> NumericTables:
+        """Counts all numeric features at once."""
+        return NumericTables(self.numeric)
 
     @cached_property
     def features(self) -> tuple[str, ...]:
@@ -372,8 +370,7 @@ class Profile:
         scores: npt.ArrayLike,
         explained: ExplainedRows | None = None,
         rows: pa.Table | None = None,
-        *,
-        one_of: int = 1,
+        counted: CountedRows | None = None,
     ) -> Profile:
         """Count rows.
 
@@ -384,8 +381,8 @@ class Profile:
             explained: Which of the rows were explained, and how.
             rows: The source's rows, shape (n, ...), in the same order, of which null conditions may ask columns; without them
                 only features are asked.
-            one_of: Count one of so many neighbours (`sampling.one_of_each`), for all of them; of fewer where less than 256 rows
-                would be counted. Of explained rows as many are summed as rows are counted, or all when they are fewer.
+            counted: The rows that are counted for all (`sampling.counted_among`); without them all are. Of explained rows as many
+                are summed as rows are counted, or all when they are fewer.
 
         Raises:
             DataError: A column is missing or of a wrong type, or the lengths differ.
@@ -404,9 +401,8 @@ class Profile:
                 fix="pass the rows that the features were computed from",
             )
         _check_explained(spec, features, explained)
-        one_of = min(one_of, max(features.num_rows // _LEAST_SAMPLED, 1))
-        if one_of > 1:
-            return _of_sample(spec, features, values, explained, rows, one_of)
+        if counted is not None:
+            return _of_sample(spec, features, values, explained, rows, counted)
         values = values.astype(np.float64, copy=False)
         cells = None
         if explained is not None and explained.explained.any():
@@ -577,7 +573,7 @@ def _count_short(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) 
     if cells is not None:
         for i, (grid, column) in enumerate(zip(spec.numeric, columns, strict=True)):
             cells[i] = _numeric_cells(_cell_edges(grid), column)
-    return count_columns(spec.numeric, spec.numeric_bins, columns)
+    return count_columns(spec.numeric_tables, columns)
 
 
 def _count_long(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) -> list[NumericCounts]:
@@ -585,7 +581,7 @@ def _count_long(spec: ProfileSpec, features: pa.Table, cells: IntArray | None) -
     counted, room, places = [], np.empty(features.num_rows), np.empty(features.num_rows, np.int64)
     for i, grid in enumerate(spec.numeric):
         column = Occurrences.of(numbers(features, grid.name, room), places)
-        counted.append(count_long(grid, spec.numeric_bins.of(i), column))
+        counted.append(count_long(spec.numeric_tables.of(i), column))
         if cells is not None:
             column.each(partial(_numeric_cells, _cell_edges(grid)), cells[i])
     return counted
@@ -597,11 +593,9 @@ def _of_sample(
     scores: npt.NDArray[Any],
     explained: ExplainedRows | None,
     rows: pa.Table | None,
-    one_of: int,
+    counted: CountedRows,
 ) -> Profile:
-    places = one_of_each(features.num_rows, one_of)
-    asked = {column for condition in spec.null_conditions for column, _ in condition.when}
-    known = features.select([name for name in features.column_names if name in asked.union(spec.features)])
+    places, one_of = counted.places, counted.one_of
     which = np.flatnonzero(explained.explained) if explained is not None else np.zeros(0, np.int64)
     why, sums = None, None
     if explained is not None and which.size == features.num_rows:
@@ -609,10 +603,12 @@ def _of_sample(
     elif explained is not None and which.size:
         kept = one_of_each(which.size, max(which.size // max(places.size, 1), 1))
         some = ExplainedRows.every(explained.attributions[kept], explained.selection)
+        known = features.select([name for name in features.column_names if name in spec.features])
         sums = _attribution_sums(spec, known.take(pa.array(which[kept])), some)
+    asked = {column for condition in spec.null_conditions for column, _ in condition.when}
     sources = [name for name in rows.column_names if name in asked] if rows is not None else []
     of_sample = rows.select(sources).take(pa.array(places)) if rows is not None and sources else None
-    sample = Profile.of(spec, known.take(pa.array(places)), scores[places], why, of_sample)
+    sample = Profile.of(spec, counted.features, scores[places], why, of_sample)
     return Profile(
         spec,
         features.num_rows,

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.rows import entity_column, event_micros
-from tasks.core.sampling import SampledRows, explained_rows, rows_counted_as_one
+from tasks.core.sampling import CountedRows, SampledRows, explained_rows, rows_counted_as_one
 from tasks.core.spec import PipelineSpec
 from tasks.model.attribution import Explainer, explained
 from tasks.model.attribution_sums import ANY_ROW, ExplainedRows, explains, selection_of
@@ -60,7 +60,7 @@ def reference_profiles(
             scores[day.day],
             found.get(day.day),
             day.rows,
-            one_of=rows_counted_as_one(spec, day.features.num_rows),
+            CountedRows.among(day.features, rows_counted_as_one(spec, day.features.num_rows)),
         )
         for day in days
     }

@@ -15,6 +15,7 @@ from tasks.core import PipelineSpec
 from tasks.core.prediction_ids import PredictionIds
 from tasks.core.sampling import (
     SampledRows,
+    counted_among,
     explained_rows,
     in_slice,
     one_of_each,
@@ -206,6 +207,15 @@ def test_one_row_of_each_group_of_neighbours_is_chosen_and_the_last_group_takes_
     assert ((places >= 0) & (places < n)).all()
 
 
+def test_a_shard_with_few_rows_counts_256_of_them_and_none_of_fewer_twice():
+    assert counted_among(511, 64) is None and counted_among(50_000, 1) is None
+    few, many = counted_among(1_000, 64), counted_among(50_000, 18)
+    assert few is not None and (few.one_of, few.places.size) == (3, 333)
+    assert many is not None and many.places.tolist() == one_of_each(50_000, 18).tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        many.places[0] = 7  # the next shard gets the same
+
+
 def test_the_chosen_rows_are_in_step_with_nothing_that_repeats():
     places = one_of_each(1 << 20, 16)
     for period in (2, 3, 16, 24, 60, 1_000):
@@ -219,7 +229,7 @@ def test_a_row_of_the_last_rows_may_be_chosen_too():
 
 
 def test_days_are_counted_whole_until_half_of_their_rows_are_enough(toy):
-    rows = {1: 1, 32_767: 1, 32_768: 2, 65_535: 2, 65_536: 4, 10_000_000: 512}
+    rows = {1: 1, 32_767: 1, 32_768: 2, 49_151: 2, 49_152: 3, 300_000: 18, 10_000_000: 610}
     assert {n: rows_counted_as_one(toy, n) for n in rows} == rows
     drift = toy.drift.model_copy(update={"min_rows": 100_000})
     asking = toy.model_copy(update={"drift": drift})

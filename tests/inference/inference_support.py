@@ -14,6 +14,7 @@ import pytest
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.object_store import LocalStore, ObjectInfo, S3Store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
+from tasks.core.sampling import CountedRows
 from tasks.inference import Plan, plan, publish, run_plan
 from tasks.model.user_code import execute
 
@@ -77,10 +78,19 @@ class StubModel:
         return StubAttributions(parts, float(-self.version), np.zeros(len(encoded), np.float32))
 
     def profile(
-        self, features: pa.Table, scores: np.ndarray[Any, Any], *_explained: np.ndarray[Any, Any], one_of: int
+        self,
+        features: pa.Table,
+        scores: np.ndarray[Any, Any],
+        explained: np.ndarray[Any, Any],
+        attributions: np.ndarray[Any, Any],
+        rows: pa.Table,
+        counted: CountedRows | None,
     ) -> dict[str, Any]:
-        score_sum = float(scores.sum(dtype=np.float64))
-        return {"rows": features.num_rows, "score_sum": score_sum, "one_of": one_of}
+        found = {"rows": features.num_rows, "score_sum": float(scores.sum(dtype=np.float64))}
+        if counted is None:
+            return found
+        assert counted.features == features.take(pa.array(counted.places))
+        return found | {"one_of": counted.one_of, "places": counted.places.tolist()}
 
 
 def load_stub(settings: Settings, spec: PipelineSpec, planned: Plan) -> StubModel:

@@ -41,6 +41,7 @@ from tasks.core.errors import (
 )
 from tasks.core.object_store import LocalStore
 from tasks.core.rows import prediction_ids
+from tasks.core.sampling import one_of_each
 from tasks.inference import (
     publish,
     published_days,
@@ -81,6 +82,7 @@ def test_how_many_rows_are_counted_as_one_follows_from_the_day_and_not_from_its_
     settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.core.sampling.LEAST_COUNTED", 25)
+    monkeypatch.setattr("tasks.core.sampling._LEAST_COUNTED_AMONG", 5)
     small = {
         "drift": toy.drift.model_copy(update={"min_rows": 10}),
         "inference": toy.inference.model_copy(update={"shard_rows": 50}),
@@ -94,6 +96,35 @@ def test_how_many_rows_are_counted_as_one_follows_from_the_day_and_not_from_its_
     assert [profile["rows"] for profile in profiles] == [shard.rows for shard in planned.shards]
     assert len(profiles) > 1 and planned.rows == 120
     assert {profile["one_of"] for profile in profiles} == {4}
+
+
+@pytest.mark.parametrize("batch_rows", [7, 1_000])
+def test_rows_are_counted_by_their_place_in_the_shard_whatever_fails_and_however_batches_are_cut(
+    settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    monkeypatch.setattr("tasks.core.sampling.LEAST_COUNTED", 25)
+    monkeypatch.setattr("tasks.core.sampling._LEAST_COUNTED_AMONG", 5)
+    fields = {"shard_rows": 120, "batch_rows": batch_rows, "max_dead_letter_share": 0.1}
+    spec = toy.model_copy(
+        update={
+            "drift": toy.drift.model_copy(update={"min_rows": 10}),
+            "inference": toy.inference.model_copy(update=fields),
+        }
+    )
+    counted = one_of_each(120, 4)
+    first, second, uncounted = int(counted[3]), int(counted[20]), int(counted[9]) + 1
+    assert uncounted not in counted
+    bad = {first: POISON, second: NOT_A_NUMBER, uncounted: NOT_A_NUMBER}
+    planned = plan_stub(settings, spec, scoring_snapshot(settings, spec, days=1, change=with_prices(bad)))
+    assert [shard.rows for shard in planned.shards] == [120]
+    run_stub(settings, spec, planned.run_id)
+    record = read_shard_record(open_store(settings, prefix=spec.prefix), planned.run_id, 0)
+    assert record is not None and record.profile is not None
+    scored = [row for row in range(120) if row not in bad]
+    assert record.profile["rows"] == len(scored) == 117
+    assert [scored[place] for place in record.profile["places"]] == [
+        row for row in counted.tolist() if row not in bad
+    ]
 
 
 def test_files_are_sorted_by_prediction_id_and_split_by_utc_date(

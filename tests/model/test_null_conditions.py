@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.core.errors import ConfigError, DataError
+from tasks.core.sampling import CountedRows
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.model.null_conditions import check_null_conditions, expected_nulls, null_conditions
 from tasks.model.profile import Profile, ProfileSpec
@@ -173,7 +174,7 @@ def test_in_a_sample_the_nulls_to_expect_stand_for_their_neighbours_as_all_count
     features, rows = FEATURES.take(pa.array(places)), ROWS.take(pa.array(places))
     scores = np.full(40_000, 0.5)
     whole = Profile.of(grid, features, scores, rows=rows)
-    sampled = Profile.of(grid, features, scores, rows=rows, one_of=8)
+    sampled = Profile.of(grid, features, scores, rows=rows, counted=CountedRows.among(features, 8))
     exact, found = (profile.expected_nulls["price"] for profile in (whole, sampled))
     assert found % 8 == 0 and abs(found - exact) < 4 * 8 * np.sqrt(exact / 8)
     assert found <= sampled.numeric["price"].nulls

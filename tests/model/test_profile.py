@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tasks.core.errors import ConfigError, DataError
+from tasks.core.sampling import CountedRows
 from tasks.core.spec import PipelineSpec, parse_pipeline
 from tasks.model.attribution_sums import ExplainedRows
 from tasks.model.binning import Bins
@@ -54,6 +55,13 @@ def rows(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
 
 
 GRID = ProfileSpec.fit(rows(5_000)[0], None, SPEC)
+
+
+def sample_of(
+    table: pa.Table, scores: np.ndarray, one_of: int, explained: ExplainedRows | None = None
+) -> Profile:
+    return Profile.of(GRID, table, scores, explained, counted=CountedRows.among(table, one_of))
+
 
 NUMBERS = st.one_of(
     st.none(),
@@ -181,7 +189,9 @@ def test_the_fast_bin_search_agrees_with_searchsorted(edges, scale, seed):
     values = values[np.isfinite(values)]
     expected = np.searchsorted(grid, values, side="right")
     assert np.array_equal(Bins([grid])(values[None])[0], expected)
-    assert np.array_equal(Bins([[0.5, 2.0], grid]).of(1)(values[None])[0], expected)
+    both = Bins([[0.5, 2.0], grid])
+    assert np.array_equal(both(np.stack([values, values]))[1] - both.starts[1], expected)
+    assert np.array_equal(both.of(1)(values[None])[0], expected)
 
 
 def test_a_feature_with_few_values_gets_one_bin_for_each():
@@ -420,7 +430,7 @@ def test_rows_chosen_in_two_ways_are_marked_whatever_the_order():
 
 def test_a_sample_stands_for_all_rows_in_every_channel_and_says_how_many_were_counted():
     table, scores = rows(40_000, seed=3)
-    whole, sampled = Profile.of(GRID, table, scores), Profile.of(GRID, table, scores, one_of=4)
+    whole, sampled = Profile.of(GRID, table, scores), sample_of(table, scores, 4)
     assert (sampled.rows, sampled.counted, sampled.each) == (40_000, 10_000, 4.0)
     for channel in GRID.channels:
         exact, found = whole.histogram(channel), sampled.histogram(channel)
@@ -443,7 +453,7 @@ def test_samples_of_any_step_merge_to_their_rows_without_bias():
             for i, (n, one_of) in enumerate([(9_000, 8), (3_000, 1), (6_100, 2)])
         ]
         rng.shuffle(parts)
-        merged = Profile.merged(GRID, [Profile.of(GRID, *part, one_of=one_of) for part, one_of in parts])
+        merged = Profile.merged(GRID, [sample_of(*part, one_of) for part, one_of in parts])
         exact = Profile.merged(GRID, [Profile.of(GRID, *part) for part, _ in parts])
         assert (merged.rows, merged.counted) == (18_100, 1_125 + 3_000 + 3_050)
         assert 18_100 - merged.histogram("city").sum() < 8 + 2
@@ -456,22 +466,22 @@ def test_samples_of_any_step_merge_to_their_rows_without_bias():
 
 def test_the_same_rows_are_sampled_again_and_a_sampled_profile_survives_json():
     table, scores = rows(20_000, seed=5)
-    sampled = Profile.of(GRID, table, scores, one_of=8)
+    sampled = sample_of(table, scores, 8)
     raw = json.loads(json.dumps(sampled.to_json(), allow_nan=False))
     assert (raw["version"], raw["rows"], raw["counted"]) == (2, 20_000, 2_500)
-    assert Profile.from_json(GRID, raw) == sampled == Profile.of(GRID, table, scores, one_of=8)
+    assert Profile.from_json(GRID, raw) == sampled == sample_of(table, scores, 8)
     assert Profile.from_json(GRID, raw).counted == 2_500
 
 
 def test_a_profile_of_all_rows_is_written_as_releases_without_samples_read_it():
-    raw = Profile.of(GRID, *rows(1_000), one_of=1).to_json()
+    raw = sample_of(*rows(1_000), 1).to_json()
     assert raw["version"] == 1 and "counted" not in raw
     assert Profile.from_json(GRID, raw).counted == 1_000
 
 
 @pytest.mark.parametrize(("n", "counted"), [(100, 100), (511, 511), (512, 256), (5_000, 5_000 // 19)])
 def test_of_a_short_shard_at_least_256_rows_are_counted(n, counted):
-    profile = Profile.of(GRID, *rows(n), one_of=64)
+    profile = sample_of(*rows(n), 64)
     assert (profile.rows, profile.counted) == (n, counted)
     assert n - profile.histogram("city").sum() < n / 256
 
@@ -479,11 +489,9 @@ def test_of_a_short_shard_at_least_256_rows_are_counted(n, counted):
 def test_a_sample_of_a_large_table_needs_the_columns_and_shapes_that_the_whole_needs():
     table, scores = rows(2_000)
     with pytest.raises(DataError, match="feature city: is missing"):
-        Profile.of(GRID, table.drop_columns(["city"]), scores, one_of=2)
+        sample_of(table.drop_columns(["city"]), scores, 2)
     with pytest.raises(DataError, match="have shape"):
-        Profile.of(
-            GRID, table, scores, ExplainedRows(np.ones(2_000, bool), np.ones((5, 4), np.float32)), one_of=2
-        )
+        Profile.of(GRID, table, scores, ExplainedRows(np.ones(2_000, bool), np.ones((5, 4), np.float32)))
 
 
 @pytest.mark.parametrize(("share", "summed"), [(1.0, 2_500), (0.2, 2_000), (0.05, 500)])
@@ -492,7 +500,7 @@ def test_of_explained_rows_as_many_are_summed_as_rows_are_counted_or_all_when_th
     mask = np.arange(10_000) % round(1 / share) == 0
     values = np.random.default_rng(2).normal(1, 1, (int(mask.sum()), 4)).astype(np.float32)
     whole = Profile.of(GRID, table, scores, ExplainedRows(mask, values)).attributions
-    found = Profile.of(GRID, table, scores, ExplainedRows(mask, values), one_of=4).attributions
+    found = sample_of(table, scores, 4, ExplainedRows(mask, values)).attributions
     assert whole is not None and found is not None
     assert found.rows == summed and found.selection == whole.selection
     assert found.means == pytest.approx(whole.means, abs=4 / np.sqrt(summed))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.core.errors import DataError
+from tasks.core.sampling import CountedRows
 from tasks.model.profile import PairCounts, PairGrid, Profile, ProfileSpec
 from tasks.monitoring import DaySignals, Monitor, measure_day, measure_days
 from tasks.monitoring.contract import _empty
@@ -319,10 +320,14 @@ def test_association_is_zero_for_independent_columns_and_whole_for_equal_ones():
     ) == bits([5, 4, 3, 6])
 
 
+def sample_of(table: pa.Table, scores: np.ndarray, one_of: int) -> Profile:
+    return Profile.of(shop.GRID, table, scores, counted=CountedRows.among(table, one_of))
+
+
 def test_a_day_of_which_a_sample_was_counted_is_judged_as_one_of_so_many_rows_and_says_so():
     table = shop.rows(shop.MONITORED, n=40_000)
     scores = shop.probabilities(table)
-    whole, sampled = (Profile.of(shop.GRID, table, scores, one_of=one_of) for one_of in (1, 16))
+    whole, sampled = (sample_of(table, scores, one_of) for one_of in (1, 16))
     assert sampled.rows == whole.rows and sampled.counted == whole.rows // 16
     found = [
         measure_day(shop.SPEC, MONITOR, day=shop.MONITORED, profile=profile, history={})
@@ -343,7 +348,7 @@ def test_what_chance_may_do_to_a_share_follows_from_the_rows_counted():
         table = shop.rows(
             day, n=40_000, change=lambda t, _: shop.with_column(t, "city", ["Ulm"] * t.num_rows)
         )
-        profile = Profile.of(shop.GRID, table, shop.probabilities(table), one_of=one_of)
+        profile = sample_of(table, shop.probabilities(table), one_of)
         found = measure_day(shop.SPEC, MONITOR, day=day, profile=profile, history={}).findings
         return next(item.limit for item in found if item.check == "unseen")
 
@@ -358,9 +363,7 @@ def test_what_sampling_adds_to_a_distance_is_what_is_taken_out_before_the_smalle
     added, found = [], []
     for day in days:
         table = shop.rows(day, n=20_000)
-        whole, sampled = (
-            Profile.of(shop.GRID, table, shop.probabilities(table), one_of=one_of) for one_of in (1, 16)
-        )
+        whole, sampled = (sample_of(table, shop.probabilities(table), one_of) for one_of in (1, 16))
         assert added_by_sampling(whole, before, "price") == 0
         moved = [channel_distances(profile, before)["price"] ** 2 for profile in (whole, sampled)]
         found.append(moved[1] - moved[0])
@@ -373,7 +376,7 @@ def test_a_sampled_day_without_any_value_is_seen_as_empty_though_its_last_rows_s
     table = table.slice(0, table.num_rows // 16 * 16 - 3)
     scores = shop.probabilities(table)
     nothing = shop.with_column(table, "price", np.full(table.num_rows, np.nan))
-    whole, sampled = (Profile.of(shop.GRID, nothing, scores, one_of=one_of) for one_of in (1, 16))
+    whole, sampled = (sample_of(nothing, scores, one_of) for one_of in (1, 16))
     assert sampled.numeric["price"].nulls < sampled.rows == whole.rows
     assert _empty(sampled, "price") and _empty(whole, "price")
     assert not _empty(sampled, "visits")
