@@ -101,7 +101,7 @@ class Follower:
         live = Live(wanted if complete else Exposure(wanted.champion), champion, challenger)
         self._applied = wanted if complete else None
         if live != self._live:
-            self._live = live
+            self._live, self._quality_at = live, 0.0
             self._swap(live)
 
     def _model(self, wanted: Deployed) -> ServedModel | None:

@@ -7,7 +7,7 @@ fixed set. So the number of series does not grow with traffic or with time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,6 @@ class ModelMetrics:
         self.busy = whole.busy.labels(*labels)
         self.fallbacks = whole.fallbacks.labels(*labels)
         self.input_rows = whole.input_rows.labels(*labels)
-        self.event_lag = whole.event_lag.labels(*labels)
-        self.drift = whole.drift.labels(*labels)
-        self.live_since = whole.live_since.labels(*labels)
-        self.trained_until = whole.trained_until.labels(*labels)
         self.differences = whole.shadow_difference.labels(*labels)
         self.recent = np.zeros((2, 0), np.int64)
         """Score histograms of the last window and of the one that is filling."""
@@ -69,6 +65,7 @@ class ServingMetrics:
         self.registry = CollectorRegistry()
         self.owner = (tenant, pipeline)
         self._models: dict[int, ModelMetrics] = {}
+        self._loaded: frozenset[int] = frozenset()
         self._lock = threading.Lock()
 
         def make(kind: type[Any], name: str, text: str, labels: tuple[str, ...], **more: Any) -> Any:
@@ -176,7 +173,30 @@ class ServingMetrics:
         self.lost = make(
             Counter, "unrecordable_rows", "Answered rows that the audit store refused for good.", _OWNER
         ).labels(*self.owner)
+        self._states = (self.event_lag, self.drift, self.live_since, self.trained_until, self.quality)
         self._causes: dict[tuple[int, str], Any] = {}
+
+    def loaded(self, models: Sequence[tuple[ServedModel, datetime]]) -> None:
+        """Show the state of these versions, a shadow's too, and no more that of others: what one was like last is not how it is.
+
+        What was counted of the others stays, as a rate needs it.
+
+        Args:
+            models: Each with the moment since which it does so.
+        """
+        with self._lock:
+            kept = frozenset(model.deployed.version for model, _ in models)
+            for version in self._loaded - kept:
+                self._hide_state(version)
+            for version in (
+                kept - self._loaded
+            ) & self._models.keys():  # it is back: its scores of then are not those of now
+                self._models[version].recent = np.zeros_like(self._models[version].recent)
+            self._loaded = kept
+            for model, since in models:
+                labels = (*self.owner, str(model.deployed.version))
+                self.live_since.labels(*labels).set(since.timestamp())
+                self.trained_until.labels(*labels).set(model.trained_until.timestamp())
 
     def of(self, model: ServedModel) -> ModelMetrics:
         """The series of a version, made at its first use; the one that was made first goes when there are too many."""
@@ -187,8 +207,6 @@ class ServingMetrics:
         with self._lock:
             if number not in self._models:
                 made = ModelMetrics(self, (*self.owner, str(number)))
-                made.live_since.set(model.deployed.live_since.timestamp())
-                made.trained_until.set(model.trained_until.timestamp())
                 made.recent = np.zeros((2, len(model.reference_scores)), np.int64)
                 self._models[number] = made
                 while len(self._models) > KEPT_VERSIONS:
@@ -208,22 +226,21 @@ class ServingMetrics:
         mine = self.of(model)
         mine.input_rows.inc(profile.rows)
         if newest_event_lag_s is not None:
-            mine.event_lag.set(newest_event_lag_s)
+            self._show(self.event_lag, model, newest_event_lag_s)
         for name, kind, count in _anomalies(profile):
             if count:
                 self.input_values.labels(*mine.labels, name, kind).inc(count)
         mine.recent[1] += profile.score.counts
         scores = mine.recent.sum(axis=0)
         if scores.sum() >= LEAST_ROWS:
-            mine.drift.set(jensen_shannon(model.reference_scores, scores))
+            self._show(self.drift, model, jensen_shannon(model.reference_scores, scores))
         if mine.recent[1].sum() >= WINDOW_ROWS:
             mine.recent = np.stack([mine.recent[1], np.zeros_like(mine.recent[1])])
 
     def measured(self, model: ServedModel, values: Mapping[str, float]) -> None:
         """Show what the metadata store knows of a version's quality."""
-        labels = self.of(model).labels
         for name, value in values.items():
-            self.quality.labels(*labels, name).set(value)
+            self._show(self.quality, model, value, name)
 
     def accelerator_used(self, share: float) -> None:
         """Show how busy the GPU is."""
@@ -232,6 +249,18 @@ class ServingMetrics:
     def text(self) -> bytes:
         """What `/metrics` answers."""
         return generate_latest(self.registry)
+
+    def _show(self, gauge: Gauge, model: ServedModel, value: float, *more: str) -> None:
+        """Of a version that is loaded: rows that another one answered may be counted after it went."""
+        version = model.deployed.version
+        with self._lock:
+            if version in self._loaded:
+                gauge.labels(*self.owner, str(version), *more).set(value)
+
+    def _hide_state(self, version: int) -> None:
+        labels = dict(zip(_MODEL, (*self.owner, str(version)), strict=True))
+        for gauge in self._states:
+            gauge.remove_by_labels(labels)
 
     def _forget(self, version: int) -> None:
         labels = dict(zip(_MODEL, self._models.pop(version).labels, strict=True))
@@ -246,7 +275,7 @@ class ServingMetrics:
                 self.fallbacks,
                 self.input_values,
             ),
-            *(self.input_rows, self.event_lag, self.drift, self.live_since, self.trained_until, self.quality),
+            self.input_rows,
             self.shadow_difference,
         ):
             metric.remove_by_labels(labels)

@@ -11,6 +11,7 @@ import uuid
 from tasks.core.clock import utc_now
 from tasks.serving.batching import MicroBatcher, Ticket
 from tasks.serving.entities import EntityFollower, FoundRow, Newest
+from tasks.serving.exposure import Exposure
 from tasks.serving.following import Follower, Live
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
@@ -260,17 +261,25 @@ class ModelServer:
     def _swap(self, live: Live) -> None:
         before, self.live = self.live, live
         self.metrics.share.set(0.0 if live.exposure.shadow else live.exposure.share)
-        for model, deployed in (
-            (live.champion, live.exposure.champion),
-            (live.challenger, live.exposure.challenger),
-        ):
-            if model is not None and deployed is not None:
-                self.metrics.of(model).live_since.set(deployed.live_since.timestamp())
+        self.metrics.loaded(
+            [
+                (model, deployed.live_since)
+                for model, deployed in (
+                    (live.champion, live.exposure.champion),
+                    (live.challenger, live.exposure.challenger),
+                )
+                if model is not None and deployed is not None
+            ]
+        )
         log.info(
             "Version %d answers%s%s",
             live.exposure.champion.version,
-            f", {live.exposure.share:.1%} by version {live.challenger.deployed.version}"
-            if live.challenger
-            else "",
+            "" if live.challenger is None else _beside(live.exposure, live.challenger.deployed.version),
             f"; before: version {before.exposure.champion.version}" if before else "",
         )
+
+
+def _beside(exposure: Exposure, challenger: int) -> str:
+    if exposure.shadow:
+        return f"; version {challenger} scores copies"
+    return f", {exposure.share:.1%} of the entities by version {challenger}"

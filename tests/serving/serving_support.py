@@ -130,14 +130,19 @@ def until(condition: Any, *, timeout_s: float = 60, every_s: float = 0.01) -> No
 
 def metric(client: httpx.Client, name: str, **labels: str) -> float:
     """The sum of a metric's samples with these labels; 0 without one."""
+    return sum(samples(client, name, **labels))
+
+
+def samples(client: httpx.Client, name: str, **labels: str) -> list[float]:
+    """The values of a metric's samples with these labels."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    return sum(
+    return [
         sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    ]
 
 
 def deployed(version: int, bundles: Bundles) -> Deployed:

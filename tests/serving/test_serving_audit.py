@@ -253,6 +253,7 @@ def test_versions_that_came_and_went_leave_no_series_behind(
         metrics.of(model).predictions.inc()
         metrics.of(model).duration.observe(0.1)
         metrics.refused("expired", version)
+        metrics.loaded([(model, model.deployed.live_since)])
         metrics.measured(model, {"auc": 0.7})
         sizes.append(len(metrics.text().splitlines()))
     assert len(set(sizes[KEPT_VERSIONS:])) == 1

@@ -23,6 +23,7 @@ from serving_support import (
     metric,
     put_live,
     running,
+    samples,
     serving,
     toy_rows,
     until,
@@ -184,6 +185,44 @@ def test_a_split_is_that_of_the_canary_s_slice_sticky_and_changed_while_running(
         until(
             lambda: metric(client, "penstock_serving_model_quality", model_version="1", metric="auc") == 0.6
         )
+
+
+def test_what_a_version_was_like_last_is_not_shown_once_it_is_not_loaded_any_more(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    champion, challenger = deployed(1, bundles), deployed(2, bundles)
+    source = Split(Exposure(champion, challenger, 1.0))
+    rows = json_rows(toy_rows(installation))
+    server = split_server(installation, spec, source)
+    states = {
+        f"penstock_serving_{name}"
+        for name in (
+            "prediction_drift_distance",
+            "event_time_lag_seconds",
+            "model_quality",
+            "model_live_since_timestamp_seconds",
+            "model_trained_until_timestamp_seconds",
+        )
+    }
+
+    def states_of(version: str) -> set[str]:
+        return {name for name in states if samples(client, name, model_version=version)}
+
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for _ in range(2):
+            ask_all(client, rows)
+        until(lambda: states_of("2") == states)
+        assert "penstock_serving_prediction_drift_distance" not in states_of("1"), "it has answered nobody"
+        source.exposure = Exposure(champion)
+        until(lambda: not states_of("2"))
+        assert metric(client, "penstock_serving_predictions_total", model_version="2") == 240
+        server.metrics.measured(ServedBundle(installation, spec, challenger), {"auc": 0.9})
+        assert not states_of("2"), "what comes late does not bring it back"
+        source.exposure = Exposure(champion, challenger, 1.0)
+        until(lambda: "penstock_serving_model_quality" in states_of("2"))
+        ask_all(client, rows)
+        until(lambda: metric(client, "penstock_serving_input_rows_total", model_version="2") == 360)
+        assert "penstock_serving_prediction_drift_distance" not in states_of("2"), "120 rows are too few"
 
 
 def test_a_challenger_that_cannot_be_loaded_leaves_all_traffic_to_the_champion(
