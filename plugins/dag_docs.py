@@ -42,7 +42,7 @@ STEPS: dict[str, str] = {
     "score_run": "Scores the shards on Ray, in a job of its own, and explains the predictions. Committed shards are "
     "skipped, so a retry does only what is missing.",
     "publish_run": "Adds all files of the run to the predictions table in one Delta transaction. A second publish "
-    "does nothing. Starts monitoring through the predictions asset.",
+    "does nothing, unless the run was planned anew because its days came again as they had been. Starts monitoring through the predictions asset.",
     "verify_run": "Reads the published run back and compares counts and digests with the shards' records.",
     "measure_window": "Merges the profiles written at scoring time and measures contract, drift and volume by day.",
     "join_labels": "Joins labels that have become known to predictions and measures realised performance.",

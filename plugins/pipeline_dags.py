@@ -187,7 +187,10 @@ def score_dag(spec: PipelineSpec) -> DAG:
             plan = _step(spec, "plan", "plan_scoring", {"snapshot_id": validate.output["snapshot_id"]})
             run = {"run_id": plan.output["run_id"]}
             score = _ray(spec, "score", "score_run", run)
-            publish = _step(spec, "publish", "publish_run", run, outlets=[predictions_asset(spec)])
+            back = {"take_back_from": plan.output["takes_back_from"]}
+            publish = _step(
+                spec, "publish", "publish_run", {**run, **back}, outlets=[predictions_asset(spec)]
+            )
             verify = _step(spec, "verify", "verify_run", run)
         chain(snapshot, validate, plan, score, publish, verify)
     return dag

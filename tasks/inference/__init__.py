@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         published_days,
         published_records,
         read_predictions,
+        superseding_runs,
         visible_rows,
     )
     from tasks.inference.records import Exposed, Plan, Published, RunExposure, RunReport, ShardRecord
@@ -57,6 +58,7 @@ _HOME = {
     "sweep_orphans": "maintenance",
     "vacuum": "maintenance",
     "verify": "verification",
+    "superseding_runs": "publishing",
     "visible_rows": "publishing",
 }
 
@@ -87,6 +89,7 @@ __all__ = [
     "replay",
     "run_plan",
     "status",
+    "superseding_runs",
     "sweep_orphans",
     "tombstone",
     "vacuum",

@@ -53,6 +53,7 @@ def publish(
     run_id: str,
     *,
     replace_newer: bool = False,
+    take_back_from: Collection[str] = (),
     clock: Clock = utc_now,
 ) -> Published:
     """Publish a run whose shards are all committed: its rows appear at once, those they replace vanish.
@@ -68,6 +69,8 @@ def publish(
         replace_newer: Also replace rows of runs that were planned later, and bring back a run that another
             one superseded, for example after a rollback. Shards that were scored again since the run was
             published take the place of what they held.
+        take_back_from: Bring a run back that these runs superseded, as long as nobody else holds its days: of days that were
+            delivered anew and then as they had been before, their first run is right again.
         clock: The time.
 
     Raises:
@@ -80,8 +83,10 @@ def publish(
     """
     store = open_store(settings, prefix=spec.prefix)
     marker = read_published(store, run_id)
-    if marker is not None and not replace_newer:
+    rivals = None if replace_newer or marker is None else frozenset(take_back_from)
+    if marker is not None and rivals is not None and not (rivals and _holders(store, marker) <= rivals):
         return replace(marker, already_published=True)
+    again = replace_newer or rivals is not None
     planned = read_plan(store, run_id)
     records = read_shard_records(store, run_id, [task.shard for task in planned.shards])
     if len(records) < len(planned.shards):
@@ -99,15 +104,15 @@ def publish(
         if view is None or view.transaction_version(application_id(run_id)) is None:
             _refuse_missing(store, PREDICTIONS, files)
             _refuse_unfit(store, files, audit_files, view)
-        _publish_audit(store, run_id, audit_files, again=replace_newer)
+        _publish_audit(store, run_id, audit_files, again=again)
         if planned.fingerprint.replay_of is None:
-            superseded = _publish_predictions(store, planned, files, replace_newer=replace_newer)
+            superseded = _publish_predictions(store, planned, files, again=again, rivals=rivals)
         else:
-            _publish_replay(store, planned, files, again=replace_newer)
+            _publish_replay(store, planned, files, again=again)
     elif planned.fingerprint.replay_of is None:
         raise DataError("has no scored row", which=f"run {run_id}", fix="see its dead letters")
     published = _published(store, planned, records, superseded, clock)
-    return _mark(store, published, overwrite=replace_newer)
+    return _mark(store, published, overwrite=again)
 
 
 @dataclass(frozen=True)
@@ -312,12 +317,22 @@ def _rescored(
 
 
 def _publish_predictions(
-    store: ObjectStore, planned: Plan, files: tuple[TableFile, ...], *, replace_newer: bool
+    store: ObjectStore,
+    planned: Plan,
+    files: tuple[TableFile, ...],
+    *,
+    again: bool,
+    rivals: frozenset[str] | None,
 ) -> tuple[LiveFile, ...]:
-    """Add the run's files and remove those they supersede; returns the removed ones."""
+    """Add the run's files and remove those they supersede; returns the removed ones.
+
+    Args:
+        again: Also when they were there before, and in the place of runs that were planned later.
+        rivals: With `again`, only these runs' files; None: anybody's.
+    """
     application = application_id(planned.run_id)
     families = {planned.run_id: list(files)}
-    if replace_newer:
+    if again:
         families |= _published_replays(store, planned)
     days = set(planned.days)
     removed: tuple[LiveFile, ...] = ()
@@ -325,7 +340,7 @@ def _publish_predictions(
     def decide(view: TableView) -> Change | None:
         nonlocal removed
         version = view.transaction_version(application)
-        if version is not None and not replace_newer:
+        if version is not None and not again:
             return None
         wanted = tuple(
             file
@@ -341,7 +356,9 @@ def _publish_predictions(
             for file in view.files
             if file.path not in own and file.name is not None and file.name.day in days
         )
-        if replace_newer:
+        if rivals is not None and not _roots(store, others) <= rivals:
+            return None  # somebody else has published these days meanwhile
+        if again:
             _refuse_missing(store, PREDICTIONS, new)
         else:
             _refuse_newer(store, planned, others)
@@ -373,6 +390,26 @@ def _publish_predictions(
         points=("before-delta-commit", "after-delta-commit"),
     )
     return removed
+
+
+def superseding_runs(settings: Settings, spec: PipelineSpec, run_id: str) -> tuple[str, ...]:
+    """Runs that hold days of a published run in its place; none while it is not published, or holds them all."""
+    store = open_store(settings, prefix=spec.prefix)
+    marker = read_published(store, run_id)
+    return () if marker is None else tuple(sorted(_holders(store, marker)))
+
+
+def _holders(store: ObjectStore, marker: Published) -> frozenset[str]:
+    """The runs, without this one, that hold its days now."""
+    view = table_view(store, PREDICTIONS)
+    days = set(marker.days)
+    files = [file for file in view.files if file.name and file.name.day in days] if view else []
+    return _roots(store, files) - {marker.run_id}
+
+
+def _roots(store: ObjectStore, files: Collection[LiveFile]) -> frozenset[str]:
+    """Whose files they are; a replay's are those of the run that it repairs."""
+    return frozenset(roots_of(store, {file.name.run_id for file in files if file.name}).values())
 
 
 def roots_of(store: ObjectStore, run_ids: Collection[str]) -> dict[str, str]:
@@ -482,8 +519,7 @@ def _mark(store: ObjectStore, published: Published, *, overwrite: bool) -> Publi
 
 def _refuse_newer(store: ObjectStore, planned: Plan, others: tuple[LiveFile, ...]) -> None:
     # A replay is as old as the run that it repairs: it must not outlive that run's successor.
-    roots = roots_of(store, {file.name.run_id for file in others if file.name})
-    for run in sorted(set(roots.values())):
+    for run in sorted(_roots(store, others)):
         try:
             other = read_plan(store, run)
         except NotFound:

@@ -78,12 +78,14 @@ def plan_scoring(
     """Pin the champion, and an exposed challenger, and cut the snapshot into shards; equal work is the same run (I1).
 
     With `expose` false all rows are the champion's, whatever is exposed; `despite_hold` plans rows that are published already.
+    `takes_back_from` names the runs that have superseded this one since it was published, as when days come again as they had been
+    before a bad delivery: given to `publish_run`, it takes its days back from them.
 
     Raises:
         TerminalError: A data fault holds the pipeline, and these are not its days; or its tenant's budget does not suffice.
         TransientError: What the tenant has under way may need the rest of its budget.
     """
-    from tasks.inference import plan
+    from tasks.inference import plan, superseding_runs
 
     context = open_context(settings, pipeline)
     warning = ""
@@ -124,6 +126,7 @@ def plan_scoring(
         "first_day": planned.days[0].isoformat(),
         "last_day": planned.days[-1].isoformat(),
         "model_version": live.version,
+        "takes_back_from": list(superseding_runs(settings, context.spec, planned.run_id)),
     }
     if warning:
         result["budget"] = warning
@@ -174,20 +177,24 @@ def publish_run(
     *,
     run_id: str,
     replace_newer: bool = False,
+    take_back_from: Sequence[str] | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
     """Add a finished run to the predictions table in one transaction (I3); a repeat changes nothing.
 
-    With `replace_newer` the run takes its days back from runs that were planned later.
+    With `replace_newer` the run takes its days back from all runs that were planned later, with `take_back_from` from these. Where it
+    was published before and stays so, `superseded_by` names who holds days of it now.
 
     Raises:
         TerminalError: The run's model version was barred since it was planned, and it is not published yet.
     """
-    from tasks.inference import publish
+    from tasks.inference import publish, superseding_runs
 
     context = open_context(settings, pipeline)
     _refuse_barred(context, run_id)
-    published = publish(settings, context.spec, run_id, replace_newer=replace_newer)
+    published = publish(
+        settings, context.spec, run_id, replace_newer=replace_newer, take_back_from=take_back_from or ()
+    )
     record = published.to_json()
     context.metadata.record_publication(
         context.spec,
@@ -205,6 +212,8 @@ def publish_run(
         "last_day": published.days[-1].isoformat(),
         "table": context.store.url("tables/predictions"),
     }
+    if published.already_published and (others := superseding_runs(settings, context.spec, run_id)):
+        result["superseded_by"] = list(others)
     context.evidence(dag_run, "publication", result)
     return result
 

@@ -94,6 +94,33 @@ def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation
     assert measured["days"] == 4
 
 
+def test_a_day_that_comes_again_as_it_was_before_a_bad_delivery_has_its_first_rows_again(
+    installation: Settings,
+) -> None:
+    spec = load_pipeline(installation, "toy")
+    rows = published_rows(installation)
+    (first,) = set(MetadataStore.open(installation).published_days(spec).values())
+    original = (installation.pipelines_dir / "toy" / "source.py").read_text()
+    bad = deliver_again(installation)["run_id"]
+    assert published_rows(installation) != rows
+
+    (installation.pipelines_dir / "toy" / "source.py").write_text(original)
+    back = score(installation, first_day="2024-02-05", last_day="2024-02-08")
+    assert (back["run_id"], back["superseded_runs"], back["already_published"]) == (first, [bad], False)
+    assert published_rows(installation) == rows
+    assert set(MetadataStore.open(installation).published_days(spec).values()) == {first}
+    assert wiring.step("verify_run")(installation, "toy", run_id=first)["ok"]
+    assert score(installation, first_day="2024-02-05", last_day="2024-02-08")["superseded_runs"] == [bad]
+    publish = wiring.step("publish_run")
+
+    # What was asked for before somebody else published the day does not take it from them when it is repeated.
+    publish(installation, "toy", run_id=bad, replace_newer=True)
+    told = publish(installation, "toy", run_id=first, take_back_from=["another"])
+    assert told["already_published"] and told["superseded_by"] == [bad]
+    assert published_rows(installation) != rows
+    assert MetadataStore.open(installation).published_days(spec)[date(2024, 2, 8)] == bad
+
+
 def test_rows_of_an_earlier_run_are_brought_back_and_the_record_says_whose_days_they_are(
     installation: Settings,
 ) -> None:

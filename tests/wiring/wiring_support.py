@@ -218,7 +218,9 @@ def score_snapshot(settings: Settings, snapshot_id: str) -> dict[str, Any]:
     """The same from a clean snapshot on."""
     planned = wiring.step("plan_scoring")(settings, "toy", snapshot_id=snapshot_id)
     wiring.step("score_run")(settings, "toy", run_id=planned["run_id"], local=True)
-    published = wiring.step("publish_run")(settings, "toy", run_id=planned["run_id"])
+    published = wiring.step("publish_run")(
+        settings, "toy", run_id=planned["run_id"], take_back_from=planned["takes_back_from"]
+    )
     return {**published, "model_version": planned["model_version"]}
 
 
