@@ -77,7 +77,7 @@ def keep_cases(
             open_id = file.case_id
         known = [file, *(other for other in known if other.case_id != file.case_id)]
     _close_ended(context, decision, known, keep=open_id)
-    _note_ended_holds(context, known)
+    _note_missed_releases(context, known)
     return open_id
 
 
@@ -100,7 +100,16 @@ def accept_released(context: Context, hold: ScoringHold) -> None:
     for case_id in open_case_ids(context, hold):
         said = Answer(ACCEPT, hold.released_by or "", hold.release_reason or "")
         answer_case(context.store, context.spec, case_id, said)
-        _note_released(context, case_id, hold)
+    note_released(context, hold)
+
+
+def note_released(context: Context, hold: ScoringHold) -> None:
+    """Into the logs of the answered cases of a hold: that it is over. One that is open is closed for it."""
+    from tasks.monitoring.cases import read_cases
+
+    for file in read_cases(context.store):
+        if file.answer is not None and hold.hold_id in file.case.holds:
+            _note_released(context, file.case_id, hold)
 
 
 def list_cases(settings: Settings, pipeline: str) -> dict[str, Any]:
@@ -507,13 +516,19 @@ def _said(answer: str, actor: str, reason: str, until: str | None) -> Answer:
     return said
 
 
-def _note_ended_holds(context: Context, files: Sequence[CaseFile]) -> None:
-    """Into the log of a case whose answer left its hold: that the hold is over."""
+def _note_missed_releases(context: Context, files: Sequence[CaseFile]) -> None:
+    """Of holds that an answer left: what a process that died between a release and its note has not written."""
     from tasks.monitoring.answers import INCIDENT
     from tasks.monitoring.mitigation import scoring_holds
 
-    left = [file for file in files if file.answer is not None and file.answer.answer == INCIDENT]
-    if any(file.case.holds and not file.done for file in left):
+    left = [
+        file
+        for file in files
+        if file.answer is not None
+        and file.answer.answer == INCIDENT
+        and len(file.done) < len(file.case.holds)
+    ]
+    if left:
         over = {hold.hold_id: hold for hold in scoring_holds(context.store) if not hold.open}
         for file in left:
             for hold_id in file.case.holds:
@@ -524,7 +539,8 @@ def _note_ended_holds(context: Context, files: Sequence[CaseFile]) -> None:
 def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:
     from tasks.monitoring.cases import note_done
 
-    note_done(context.store, case_id, f"the hold of {day_span(hold.days[0], hold.days[-1])} was released")
+    days = day_span(hold.days[0], hold.days[-1])
+    note_done(context.store, case_id, f"hold {hold.hold_id}, of {days}, was released")
 
 
 def _nothing(reason: str) -> dict[str, Any]:

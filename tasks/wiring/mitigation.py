@@ -160,6 +160,7 @@ def _hold(context: Context, decision: Decision) -> dict[str, Any]:
 def _release_cured(context: Context) -> list[ScoringHold]:
     """Release the monitor's holds whose days were all measured since, without a fault."""
     from tasks.monitoring.mitigation import ACTOR, release_scoring, scoring_holds
+    from tasks.wiring.cases import note_released
 
     over = []
     for hold in scoring_holds(context.store):
@@ -169,6 +170,7 @@ def _release_cured(context: Context) -> list[ScoringHold]:
         if all(day in signals and not signals[day].faults for day in hold.days):
             reason = "its days were measured again, without a fault"
             over.append(release_scoring(context.store, hold.hold_id, actor=ACTOR, reason=reason))
+            note_released(context, over[-1])
     return over
 
 

@@ -11,6 +11,7 @@ from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, days_of, monitore
 from tasks import wiring
 from tasks.core import Settings
 from tasks.core.errors import ConfigError, NotFound, TerminalError
+from tasks.monitoring.mitigation import release_scoring
 from tasks.wiring.context import open_context
 
 _FLIPPED = LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n"
@@ -69,7 +70,8 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     assert not step(after_second, "scoring_status")["held"]
     shown = step(after_second, "show_case", case_id=held["case_id"])
     span = " to ".join(dict.fromkeys((held["days"][0], held["days"][-1])))
-    assert shown["done"] == [f"the hold of {span} was released"] and "still open" not in shown["headline"]
+    assert shown["done"] == [f"hold {held['hold_id']}, of {span}, was released"]
+    assert "still open" not in shown["headline"]
     assert [line["kind"] for line in shown["log"]] == ["opened", "answered", "done"]
     quiet = step(after_second, "mitigate_window", **days_of(run), as_of=LATER)
     assert (quiet["outcome"], quiet["case_id"]) == ("nothing", "")
@@ -89,21 +91,53 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     assert [item["status"] for item in cases(after_second)] == ["open", "answered"]
 
 
-def test_a_case_that_was_an_incident_says_when_its_hold_is_over(
+def test_a_case_that_was_an_incident_says_when_each_of_its_holds_is_over(
+    after_second: Settings, second: Chain
+) -> None:
+    def over(hold: str) -> str:
+        return f"hold {hold}, of 2024-02-10, was released"
+
+    def measured(old: str, new: str) -> dict[str, Any]:
+        source(after_second, old, new)
+        run = score(after_second, first_day="2024-02-10", last_day="2024-02-10")
+        return monitored(after_second, days_of(run))
+
+    source(after_second, PRICE, BROKEN)
+    window = days_of(score(after_second))
+    held = monitored(after_second, window)
+    case_id = held["case_id"]
+    assert answer(after_second, case_id, "incident")["released"] == []
+    assert step(after_second, "show_case", case_id=case_id)["done"] == []
+    assert measured(BROKEN, PRICE)["released"] == [held["hold_id"]]
+    assert step(after_second, "show_case", case_id=case_id)["done"] == [over(held["hold_id"])]
+    assert "hold released" in wiring.trend_page(after_second, "toy", days=30)
+
+    again = measured(PRICE, BROKEN)
+    assert again["outcome"] == "held" and again["hold_id"] != held["hold_id"]
+    assert measured(BROKEN, PRICE)["released"] == [again["hold_id"]]
+    assert step(after_second, "show_case", case_id=case_id)["done"] == [
+        over(held["hold_id"]),
+        over(again["hold_id"]),
+    ]
+
+    third = measured(PRICE, BROKEN)
+    store = open_context(after_second, "toy").store
+    release_scoring(store, third["hold_id"], actor="monitor", reason="by a process that died here")
+    assert len(step(after_second, "show_case", case_id=case_id)["done"]) == 2
+    step(after_second, "mitigate_window", **window, as_of=LATER)
+    assert step(after_second, "show_case", case_id=case_id)["done"][2:] == [over(third["hold_id"])]
+
+
+def test_a_hold_that_a_person_releases_is_noted_in_its_case_at_once(
     after_second: Settings, second: Chain
 ) -> None:
     source(after_second, PRICE, BROKEN)
     held = monitored(after_second, days_of(score(after_second)))
-    assert answer(after_second, held["case_id"], "incident")["released"] == []
-    assert step(after_second, "show_case", case_id=held["case_id"])["done"] == []
-    source(after_second, BROKEN, PRICE)
-    cured = monitored(
-        after_second, days_of(score(after_second, first_day="2024-02-10", last_day="2024-02-10"))
-    )
-    assert cured["released"] == [held["hold_id"]]
+    answer(after_second, held["case_id"], "incident")
+    step(after_second, "release_held_scoring", hold_id=held["hold_id"], actor="bob", reason="it was a sale")
     shown = step(after_second, "show_case", case_id=held["case_id"])
-    assert shown["done"] == ["the hold of 2024-02-10 was released"]
-    assert "hold released" in wiring.trend_page(after_second, "toy", days=30)
+    assert shown["done"] == [f"hold {held['hold_id']}, of 2024-02-10, was released"]
+    assert shown["answer"] == "ada answered incident: looked at it"
 
 
 def test_a_confirmed_shift_is_the_new_normal_of_its_channel_alone(
