@@ -86,11 +86,10 @@ class FeatureCode:
         columns += [self._categorical(name, table[name]) for name in spec.categorical]
         return pa.table(columns, names=list(spec.names))
 
-    def check_names(self, rows: pa.Table, spec: FeatureSpec) -> str:
-        """Whether features(rows) returns the columns that `pipeline.yaml` lists, tried on rows that no gate has seen.
+    def error_on(self, rows: pa.Table, spec: FeatureSpec) -> str:
+        """What features(rows) raises on rows that no gate has seen, and where; empty when it raises nothing, and its columns are right.
 
-        Returns what it raised on them and where, as the rows may be at fault: then nothing is known yet, and `compute` will say
-        it of rows that passed. Empty when it did not raise.
+        The rows may be at fault: then nothing is known of its columns yet, and `compute` will say it of rows that passed.
 
         Raises:
             PipelineCodeError: A column is left out or added; the closest name is said.

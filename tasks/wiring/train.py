@@ -59,7 +59,7 @@ def snapshot_training(
         )
     require_suite(settings, context.spec)
     snapshot = take_snapshot(settings, context.spec, kind="training", window=window(first, last))
-    features_raise = check_names(context, snapshot)
+    features_raise = try_features(context, snapshot)
     result = {
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
@@ -78,7 +78,7 @@ def snapshot_training(
     return result
 
 
-def check_names(context: Context, snapshot: Snapshot) -> str:
+def try_features(context: Context, snapshot: Snapshot) -> str:
     """Try features.py and null conditions on the first rows of a training snapshot; returns what features.py raised on them, or nothing.
 
     Raises:
@@ -92,7 +92,7 @@ def check_names(context: Context, snapshot: Snapshot) -> str:
     rows = read_partition(context.store, snapshot.partitions[0]).slice(0, _TRIED_ROWS)
     known_then = [name for name in rows.column_names if name not in spec.label.known_afterwards]
     code = FeatureCode.from_file(pipeline_folder(context.settings, spec.name) / "features.py")
-    raised = code.check_names(rows.select(known_then), spec.features)
+    raised = code.error_on(rows.select(known_then), spec.features)
     check_null_conditions(spec, rows.select(known_then))
     return raised
 

@@ -91,11 +91,11 @@ def test_a_broken_contract_names_the_file_and_what_is_wrong(body: str, says: str
 
 def test_names_are_checked_on_rows_of_which_features_may_raise(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(PipelineCodeError, match=r"did you mean C\?"):
-        code("return rows.rename_columns(['a', 'C'])").check_names(ROWS, SPEC)
+        code("return rows.rename_columns(['a', 'C'])").error_on(ROWS, SPEC)
     other_types = code("return pa.table({'a': rows['c'], 'c': rows['c']})")
-    assert other_types.check_names(ROWS, SPEC) == ""
+    assert other_types.error_on(ROWS, SPEC) == ""
     assert not caplog.messages
-    raised = code("return rows['nowhere']").check_names(ROWS, SPEC)
+    raised = code("return rows['nowhere']").error_on(ROWS, SPEC)
     assert (
         raised.startswith("features.py:4: features(rows) raised KeyError") and "correct that line" in raised
     )

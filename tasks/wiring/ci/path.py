@@ -19,7 +19,7 @@ from tasks.wiring.ci.production import Champion
 from tasks.wiring.ci.records import INFORM, Checks, Skip, exit_code
 from tasks.wiring.ci.sample import DEFAULT_DAYS, FEWEST_DAYS, Sample, choose_days, days_for_rows
 from tasks.wiring.context import Context, window
-from tasks.wiring.train import check_names, split_windows
+from tasks.wiring.train import split_windows, try_features
 
 if TYPE_CHECKING:
     from tasks.evaluation import Evaluation
@@ -153,7 +153,7 @@ class _Trial:
             kind="training",
             window=window(self.sample.train_first_day, self.sample.last_day),
         )
-        check_names(self.context, self.snapshot)
+        try_features(self.context, self.snapshot)
         return (
             f"{self.snapshot.rows:,} rows of {len(self.snapshot.days)} days, {self.sample.train_first_day} to "
             f"{self.sample.last_day}; judged from {self.sample.validation_first_day}"
