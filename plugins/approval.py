@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
+from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowSkipException
 
 from plugins.errors import as_airflow_errors
@@ -61,15 +62,7 @@ class PromotionApproval(ApprovalOperator):
         kwargs.setdefault("defaults", ApprovalOperator.REJECT)
         kwargs.setdefault("multiple_outputs", True)
         # Airflow hands the DAG's own fields down as `params`, so a default would never be used.
-        kwargs["params"] = {
-            "reason": Param(
-                "",
-                type=["null", "string"],
-                maxLength=400,
-                title="Reason",
-                description="Goes into the deployment log with your name.",
-            )
-        }
+        kwargs["params"] = _fields()
         super().__init__(assigned_users=assigned_users(approvers), **kwargs)
         self.pipeline = pipeline
         self.version = version
@@ -91,6 +84,8 @@ class PromotionApproval(ApprovalOperator):
             raise AirflowSkipException(why)
         url = run_page_url(settings, ti.dag_id, ti.run_id)
         self.body = approval_body(evidence, self.gate, self.canary, url)
+        # Airflow has written the run's own reason into the field of that name: the answer's is not known yet.
+        self.params = ParamsDict(_fields())
         return super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
@@ -115,6 +110,19 @@ class PromotionApproval(ApprovalOperator):
                 )
         answer = super().execute_complete(context, event)
         return {**answer, "actor": actor, "reason": reason}
+
+
+def _fields() -> dict[str, Param]:
+    """What whoever answers may fill in."""
+    return {
+        "reason": Param(
+            "",
+            type=["null", "string"],
+            maxLength=400,
+            title="Reason",
+            description="Goes into the deployment log with your name.",
+        )
+    }
 
 
 def approval_body(

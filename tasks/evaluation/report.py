@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.core import Finding, PipelineSpec, Verdict
+from tasks.core.day_span import day_span
 from tasks.core.report_style import page
 from tasks.evaluation.charts import Axes, forest
 from tasks.evaluation.check_report import model_section
@@ -89,7 +90,7 @@ def render_evaluation(
     )
     subtitle = (
         f"model {evaluation.candidate_digest[:12]} on {evaluation.validation_days} days, "
-        f"{evaluation.validation_first_day} to {evaluation.validation_last_day}"
+        f"{day_span(evaluation.validation_first_day, evaluation.validation_last_day)}"
     )
     return page(f"Evaluation of {spec.name}", body, subtitle)
 
@@ -436,7 +437,7 @@ def _provenance(evaluation: Evaluation, verdict: Verdict) -> str:
         "Feature version": f"<code>{escape(evaluation.feature_version)}</code>",
         "Train days": f"{evaluation.train_first_day} to {evaluation.train_last_day}, "
         f"{evaluation.train_rows:,} labelled rows",
-        "Validation days": f"{evaluation.validation_first_day} to {evaluation.validation_last_day}, "
+        "Validation days": f"{day_span(evaluation.validation_first_day, evaluation.validation_last_day)}, "
         f"{evaluation.rows:,} labelled rows; {evaluation.unlabelled_rows:,} without an outcome left out",
         "Bootstrap": f"{evaluation.bootstrap_samples:,} resamples of days, seed {evaluation.bootstrap_seed}",
         "Measured": escape(evaluation.created_at_utc),

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from tasks.core.day_span import day_span
 from tasks.core.report_style import page
 from tasks.core.spec import PipelineSpec
 from tasks.model.profile import FloatArray, IntArray, Profile
@@ -109,7 +110,7 @@ def render_report(
     return page(
         f"Monitoring of {spec.name}",
         body,
-        f"{decision.first_day} to {decision.last_day}" + (f" · {model}" if model else ""),
+        day_span(decision.first_day, decision.last_day) + (f" · {model}" if model else ""),
     )
 
 

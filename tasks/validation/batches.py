@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from tasks.core.day_span import day_span
 from tasks.core.object_store import ObjectStore
 from tasks.core.partitions import read_partition
 from tasks.core.records import PartitionFile, Snapshot
@@ -36,7 +37,7 @@ class Batch:
 
     @property
     def name(self) -> str:
-        return self.first_day if self.first_day == self.last_day else f"{self.first_day} to {self.last_day}"
+        return day_span(self.first_day, self.last_day)
 
     def table(self) -> pa.Table:
         """All rows; positions follow the parts in order."""

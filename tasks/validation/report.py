@@ -6,6 +6,7 @@ from datetime import date
 from html import escape
 from typing import Any
 
+from tasks.core.day_span import day_span
 from tasks.core.report_style import page
 from tasks.validation.suite import SEVERITIES
 from tasks.validation.wording import number, percent
@@ -39,7 +40,7 @@ def render(evidence: dict[str, Any]) -> str:
         _quarantine(evidence),
         _provenance(evidence),
     ]
-    days = f"{snapshot['first_day']} to {snapshot['last_day']}" if snapshot["first_day"] else "no days"
+    days = day_span(snapshot["first_day"], snapshot["last_day"]) if snapshot["first_day"] else "no days"
     return page(
         f"Data validation of {evidence['pipeline']}",
         "\n".join(part for part in body if part),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
+from tasks.core.day_span import day_span
 from tasks.wiring.context import Context, open_context
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def approval_evidence(
         if live
         else None,
         "validation": f"{evaluation.rows:,} labelled rows of {evaluation.validation_days} days, "
-        f"{evaluation.validation_first_day} to {evaluation.validation_last_day}",
+        f"{day_span(evaluation.validation_first_day, evaluation.validation_last_day)}",
         "metrics": _metrics(evaluation),
         "slices": _slices(evaluation, context.spec.gates.slice_min_rows),
         "monitor": _monitor(context),
@@ -101,11 +102,11 @@ def _slices(evaluation: Evaluation, least_rows: int) -> list[dict[str, str]]:
 
 
 def _monitor(context: Context) -> list[dict[str, str]]:
-    from tasks.wiring.decided import told_once
+    from tasks.wiring.decided import decided_days, told_once
 
     return [
         {
-            "days": f"{found.first_day} to {found.last_day}",
+            "days": decided_days(found),
             "verdict": found.verdict,
             "action": found.action.replace("_", " "),
             "reasons": "; ".join(found.reasons[:3]),

@@ -74,7 +74,7 @@ def decided(item: StoredDecision) -> Decided:
     """A decision of the monitor, or what it did about one, as it is shown."""
     return Decided(
         at=f"{item.decided_at_utc:%Y-%m-%d %H:%M}",
-        days=_span(item.first_day, item.last_day),
+        days=decided_days(item),
         verdict=item.verdict,
         action=item.action,
         actor=item.actor,
@@ -111,5 +111,7 @@ def _answered(file: CaseFile) -> Decided:
     )
 
 
-def _span(first: date | None, last: date | None) -> str:
+def decided_days(item: StoredDecision) -> str:
+    """The days that a decision is about, in words; empty when it is about none."""
+    first, last = item.first_day, item.last_day
     return "" if first is None or last is None else day_span(first, last)

@@ -95,6 +95,8 @@ def new_pipeline(
 def _overview_line(settings: Settings, name: str) -> dict[str, Any]:
     line: dict[str, Any] = {"pipeline": name, "champion": None, "verdicts": [], "published": None}
     try:
+        from tasks.wiring.decided import decided_days
+
         context = open_context(settings, name)
         spec = context.spec
         line |= {"description": spec.description, "owner": spec.owner}
@@ -114,7 +116,7 @@ def _overview_line(settings: Settings, name: str) -> dict[str, Any]:
             ]
         line["verdicts"] += [
             {
-                "gate": f"monitor, {found.first_day} to {found.last_day}",
+                "gate": ", ".join(filter(None, ("monitor", decided_days(found)))),
                 "outcome": found.verdict,
                 "at": f"{found.decided_at_utc:%Y-%m-%d %H:%M}",
                 "reasons": list(found.reasons)[:5],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -319,6 +319,23 @@ def test_nobody_is_asked_about_the_version_that_is_live(installed: Settings, wir
     wiring.approval_evidence = lambda *_, **__: {**EVIDENCE, "champion": live}
     with pytest.raises(AirflowSkipException, match="version 3 is live already, since 2024-01-01 10:00 UTC"):
         approval().execute(context_of())
+
+
+def test_the_reason_of_an_answer_is_not_that_of_the_run(
+    installed: Settings, wiring: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.standard.operators import hitl
+    from airflow.sdk.exceptions import TaskDeferred
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **kwargs: asked.update(kwargs))
+    wiring.approval_evidence = lambda *_, **__: EVIDENCE
+    operator = approval()
+    operator.params["reason"] = "a holiday went by"  # as Airflow does with the run's configuration
+    with pytest.raises(TaskDeferred):
+        operator.execute({**context_of(), "task_instance": SimpleNamespace(id="7")})
+    assert asked["params"]["reason"]["value"] == ""
+    assert asked["params"]["reason"]["description"] == "Goes into the deployment log with your name."
 
 
 def answer(chosen: str, user: dict[str, str] | None, reason: str = "") -> dict[str, Any]:

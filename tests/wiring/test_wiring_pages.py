@@ -49,6 +49,25 @@ def test_the_overview_names_what_a_waiver_let_pass(installation: Settings) -> No
     assert judged["reasons"] == [f"[fail] calibration: 0.12 > 0.1 ({waived.waived})"]
 
 
+def test_a_decision_about_one_day_or_none_is_told_as_such(installation: Settings) -> None:
+    store, spec = MetadataStore.open(installation), load_pipeline(installation, "toy")
+    day = date(2024, 2, 9)
+    for first, last, days in ((day, day, "2024-02-09"), (None, None, "")):
+        store.record_decision(
+            spec, action="note", verdict="noise", reasons=["a"], first_day=first, last_day=last
+        )
+        (line,) = wiring.overview(installation)
+        assert line["verdicts"][-1]["gate"] == (f"monitor, {days}" if days else "monitor")
+        evaluated = store.verdicts(spec, gate="evaluation", limit=1)[0].verdict
+        told = wiring.approval_evidence(
+            installation,
+            "toy",
+            version=1,
+            evaluation_key=evaluated.report_key.removesuffix("/report.html") + "/evidence.json",
+        )
+        assert told["monitor"][0]["days"] == days
+
+
 def test_a_broken_pipeline_is_named_and_hides_no_other(installation: Settings) -> None:
     (installation.pipelines_dir / "odd").mkdir()
     (installation.pipelines_dir / "odd" / "pipeline.yaml").write_text("name: odd\n")
