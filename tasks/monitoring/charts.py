@@ -34,11 +34,13 @@ def line_chart(
     fmt: Format,
     height: int = 190,
     marks: Mapping[date, str] | None = None,
+    since: date | None = None,
 ) -> str:
     """A line of daily values over its calibrated band; `label` is read out by screen readers.
 
     Args:
         marks: Days before which something changed, with what it was: a dashed line with a title.
+        since: The day that a full line stands before.
     """
     known = [v for p in points for v in (p.value, p.expected, *(p.band or ())) if v is not None]
     if not known:
@@ -68,6 +70,8 @@ def line_chart(
                 f'<line class="axis" style="stroke-dasharray:5 3" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" '
                 f'y2="{height - _BOTTOM}"><title>{escape(marks[day])}</title></line>'
             )
+        if day == since:
+            parts.append(_border(_LEFT + (_WIDTH - _LEFT - _RIGHT) * i / len(days), _TOP, height - _BOTTOM))
     for run in _runs([p.band for p in points]):
         top = [f"{x(i):.1f},{y(points[i].band[1]):.1f}" for i in run]  # type: ignore[index]
         bottom = [f"{x(i):.1f},{y(points[i].band[0]):.1f}" for i in reversed(run)]  # type: ignore[index]
@@ -97,9 +101,18 @@ def line_chart(
 
 
 def heatmap(
-    days: Sequence[date], rows: Sequence[tuple[str, Sequence[float | None]]], *, watch: float, alarm: float
+    days: Sequence[date],
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    *,
+    watch: float,
+    alarm: float,
+    since: date | None = None,
 ) -> str:
-    """Channels by days: pale below `watch`, ochre from there, red from `alarm` on; hatched where not judged."""
+    """Channels by days: pale below `watch`, ochre from there, red from `alarm` on; grey where not judged.
+
+    Args:
+        since: The day that a full line stands before.
+    """
     left, cell_h = 196, 18
     width = (_WIDTH - left - _RIGHT) / max(len(days), 1)
     height = _TOP + cell_h * len(rows) + _BOTTOM
@@ -124,6 +137,9 @@ def heatmap(
                 f'<rect class="{style}" fill-opacity="{opacity:.2f}" {place}>'
                 f"<title>{escape(name)}, {days[c]}: z {value:.1f}</title></rect>"
             )
+    parts += [
+        _border(left + i * width - 0.5, _TOP, height - _BOTTOM) for i, day in enumerate(days) if day == since
+    ]
     parts += [_day_label(left + (i + 0.5) * width, height, day) for i, day in _label_days(days)]
     parts.append("</svg>")
     return "".join(parts)
@@ -169,6 +185,12 @@ def paired_bars(
 
 def _open(height: float, label: str, width: int = _WIDTH) -> str:
     return f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">'
+
+
+def _border(x: float, top: float, bottom: float) -> str:
+    return (
+        f'<line class="axis" style="stroke-width:2" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom:.0f}"/>'
+    )
 
 
 def _short(name: str, size: int) -> str:

@@ -469,8 +469,8 @@ def _stale(
                         check="stale",
                         severity=FAULT,
                         channel=channel,
-                        detail=f"only {new:.0%} of the values of {channel} are not those of {other}; "
-                        f"on reference days at least {least:.0%} are new",
+                        detail=f"{new:.0%} of the values of {channel} are new beside those of {other}; "
+                        f"on reference days at least {least:.0%} are",
                         value=new,
                         limit=0.5 * least,
                     )

@@ -72,15 +72,17 @@ _NEXT_STEPS = {
         "If it stays and labels agree with the scores, retrain so that it becomes the reference.",
     ),
     FAULT: (
-        "Ask the owner of the feed; scoring of other days and promotions wait until then.",
-        "Deliver the days again and score them again; published rows of those days are replaced.",
+        "Ask the owner of the feed; scoring of other days and promotions wait meanwhile.",
+        "When the days are delivered again, run {pipeline}.score for exactly these days: their published rows are replaced, and the run of "
+        "{pipeline}.monitor that follows ends the hold.",
         "Right as they are? Answer the case with Accept, New normal or Mute. Nulls that come again for a reason which another "
         "column shows belong in drift.null_when of pipeline.yaml.",
         "Do not retrain on these days and do not change the model: it is not the cause.",
     ),
     DAMAGE: (
-        "Compare with the previous champion on the same labelled days; roll back if it is better there.",
-        "Replay the golden rows: if scores changed, features or encoding differ from training.",
+        "Read in the case how the version before does on the same labelled days: roll back if it is better there.",
+        "Look at what the model is given (units, codes, joins upstream): it still computes what it did at training, as each worker "
+        "replays its golden rows before it scores.",
         "If labels themselves changed meaning, retrain on recent days.",
     ),
 }
@@ -139,7 +141,7 @@ def decide(
         reasons=tuple([*beside, *because] if raised != action else [*because, *beside]),
         next_steps=(
             *_read_otherwise(verdict, ordered),
-            *_NEXT_STEPS[verdict],
+            *(step.format(pipeline=spec.name) for step in _NEXT_STEPS[verdict]),
             *(step for found in operations for step in found.next_steps),
         ),
         days=tuple(days),

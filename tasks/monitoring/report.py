@@ -14,7 +14,7 @@ from tasks.core.report_style import page
 from tasks.core.spec import PipelineSpec
 from tasks.model.profile import FloatArray, IntArray, Profile
 from tasks.monitoring.causes import DEPLOYMENT, FEATURE_VERSION, RUN_REPLACED, SCHEMA, Cause, Change
-from tasks.monitoring.charts import Point, heatmap, line_chart, paired_bars
+from tasks.monitoring.charts import Format, Point, heatmap, line_chart, paired_bars
 from tasks.monitoring.decision import ALERT, ASK, BLIND, DAMAGE, DRIFT, HEALTHY, HOLD, NOISE, NOTE, NOTHING
 from tasks.monitoring.decision import FAULT as FAULT_VERDICT
 from tasks.monitoring.leaning import CHANNEL
@@ -48,9 +48,10 @@ _ACTIONS = {
     NOTHING: "Nothing is done.",
     NOTE: "It is noted here; nobody is disturbed.",
     ALERT: "The owner is alerted.",
-    HOLD: "Scoring should be held until the data is repaired; the model stays.",
+    HOLD: "Scoring and promotions are held until the data is repaired, or a person answers; the model stays.",
     ASK: "The champion is compared with the version before: within its limits it is rolled back, else a person is asked.",
 }
+_OF_A_DAY = {**_ACTIONS, HOLD: "A reason to hold scoring until the data is repaired; the model stays."}
 _STATES = {
     "measured": "pass",
     "immature": "skip",
@@ -66,6 +67,7 @@ def render_report(
     *,
     decision: Decision,
     signals: Sequence[DaySignals],
+    before: Sequence[DaySignals] = (),
     performances: Sequence[DayPerformance] = (),
     gaps: Sequence[PerformanceSignal] = (),
     profiles: Mapping[date, Profile] | None = None,
@@ -79,6 +81,8 @@ def render_report(
     """The whole HTML document; works offline, in light and dark.
 
     Args:
+        before: Of days before the window: they are in the charts, where one day alone says little, and in nothing else.
+        performances: Of all of these days; so are the gaps.
         profiles: Profiles by day of the window and of the days it was compared with; with `monitor`, whose
             reference days are added, they make the pictures of what moved.
         model: What scored the days, for example `version 3 (4f2a...)`.
@@ -88,6 +92,7 @@ def render_report(
         decided: The decisions that were kept about these days, newest first.
     """
     ordered = sorted(signals, key=lambda s: s.day)
+    drawn = [*sorted(before, key=lambda s: s.day), *ordered]
     by_day = {p.day: p for p in performances}
     gap_by_day = {g.day: g for g in gaps}
     known = {**(monitor.baseline.days if monitor else {}), **(profiles or {})}
@@ -96,8 +101,8 @@ def render_report(
             _verdict(decision),
             causes_section(causes),
             _cards(ordered, by_day, gap_by_day),
-            _series(ordered, by_day, gap_by_day, _marks(changes)),
-            _drift(spec, ordered),
+            _series(drawn, by_day, gap_by_day, _marks(changes), since=ordered[0].day if before else None),
+            _drift(spec, ordered, drawn),
             _moved(spec, ordered, known),
             _contract(ordered),
             _performance(ordered, by_day, gap_by_day),
@@ -171,6 +176,8 @@ def _series(
     performances: Mapping[date, DayPerformance],
     gaps: Mapping[date, PerformanceSignal],
     marks: Mapping[date, str],
+    *,
+    since: date | None,
 ) -> str:
     days = [s.day for s in signals]
     scores = [
@@ -207,27 +214,31 @@ def _series(
                 title=title,
             )
         )
-    dashed = [day for day in days if day in marks]
-    lead = (
-        '<p class="note">Dashed lines: something changed with this day; see &ldquo;What changed&rdquo;.</p>'
-        if dashed
-        else ""
-    )
+    lines = []
+    if since:
+        lines.append("Right of the full line: the days of this report; left of it, those before.")
+    if any(day in marks for day in days):
+        lines.append("Dashed lines: something changed with this day; see &ldquo;What changed&rdquo;.")
+    lead = f'<p class="note">{" ".join(lines)}</p>' if lines else ""
+
+    def chart(points: Sequence[Point], label: str, fmt: Format, height: int = 190) -> str:
+        return line_chart(days, points, label=label, fmt=fmt, height=height, marks=marks, since=since)
+
     return (
         f"<h2>Scores, volume, performance</h2>{lead}"
         + _figure(
-            line_chart(days, scores, label="Mean score by day", fmt=lambda v: f"{v:.2f}", marks=marks),
+            chart(scores, "Mean score by day", lambda v: f"{v:.2f}"),
             "Nine normal days in ten fall into the band around the last four same weekdays; "
             "a red dot is a score histogram in alarm.",
             "Mean score by day",
         )
         + _figure(
-            line_chart(days, volume, label="Rows by day", fmt=lambda v: f"{v:,.0f}", height=150, marks=marks),
+            chart(volume, "Rows by day", lambda v: f"{v:,.0f}", 150),
             "Dotted: the median of the last four same weekdays.",
             "Rows by day",
         )
         + _figure(
-            line_chart(days, quality, label="AUC by day", fmt=lambda v: f"{v:.2f}", marks=marks),
+            chart(quality, "AUC by day", lambda v: f"{v:.2f}"),
             "Dotted: the AUC that the scores imply before labels come; the band is three "
             "usual gaps around it. Red dots are days in alarm.",
             "AUC by day, once labels are known",
@@ -251,29 +262,36 @@ def _mark(signal: DaySignals, *checks: str) -> str:
     return "bad" if FAULT in found else "caution" if found else ""
 
 
-def _drift(spec: PipelineSpec, signals: Sequence[DaySignals]) -> str:
+def _drift(spec: PipelineSpec, signals: Sequence[DaySignals], drawn: Sequence[DaySignals]) -> str:
     judged = [s for s in signals if s.drift]
     if not judged:
         said = sorted({statement for s in signals for statement in s.statements})
         return "<h2>Drift by channel</h2>" + "".join(f'<p class="note">{escape(text)}</p>' for text in said)
-    z = {s.day: {c.channel: c.z for c in s.drift} for s in signals}
+    z = {s.day: {c.channel: c.z for c in s.drift} for s in drawn}
     channels = [c.channel for c in judged[0].drift]
     channels.sort(key=lambda name: -max(z[s.day][name] for s in judged))
-    rows = [(name, [z[s.day].get(name) for s in signals]) for name in channels]
+    rows = [(name, [z[s.day].get(name) for s in drawn]) for name in channels]
     legend = (
         '<div class="legend"><span><i></i>as on reference days</span>'
         f'<span><i class="caution"></i>z above {spec.drift.z_persistent:g}: counts on two of three days</span>'
         f'<span><i class="bad"></i>z above {spec.drift.z_alarm:g}: alarm</span>'
         '<span><i class="muted"></i>not judged</span></div>'
     )
-    picture = heatmap([s.day for s in signals], rows, watch=spec.drift.z_persistent, alarm=spec.drift.z_alarm)
+    picture = heatmap(
+        [s.day for s in drawn],
+        rows,
+        watch=spec.drift.z_persistent,
+        alarm=spec.drift.z_alarm,
+        since=signals[0].day if len(drawn) > len(signals) else None,
+    )
     return (
         "<h2>Drift by channel</h2>"
         + legend
         + _figure(
             picture,
             "How far each channel's histogram is from the last four same weekdays, or its mean from what the other features "
-            "suggest, in units of how far it is on normal days. Largest at the top.",
+            "suggest, in units of how far it is on normal days. Largest at the top"
+            f"{', by the days of this report' if len(drawn) > len(signals) else ''}.",
         )
     )
 
@@ -368,7 +386,7 @@ def _contract(signals: Sequence[DaySignals]) -> str:
     rows = [
         f'<tr class="{"fail" if f.severity == FAULT else "warn"}"><td class="nowrap">{s.day}</td>'
         f'<td><span class="badge {"fail" if f.severity == FAULT else "warn"}">{f.severity}</span></td>'
-        f"<td>{escape(f.check)}</td><td>{escape(f.detail)}</td></tr>"
+        f"<td>{escape(f.check)}</td><td class='prose'>{escape(f.detail)}</td></tr>"
         for s in signals
         for f in s.findings
     ]
@@ -378,7 +396,7 @@ def _contract(signals: Sequence[DaySignals]) -> str:
             "repeated feeds and volume stayed within what the reference days do.</p>"
         )
     return (
-        '<h2>Contract with training</h2><div class="scroll"><table><thead><tr><th>Day</th><th>Severity</th>'
+        '<h2>Contract with training</h2><div class="scroll"><table class="stack"><thead><tr><th>Day</th><th>Severity</th>'
         f"<th>Check</th><th>Finding</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -428,7 +446,7 @@ def _performance(
 def _decided(decision: Decision, decided: Sequence[Decided]) -> str:
     rows = [
         f'<tr><td class="nowrap">{d.day}</td><td><span class="badge {_LOOK[d.verdict][0]}">{escape(_LOOK[d.verdict][1])}</span></td>'
-        f"<td class='prose'>{escape(_ACTIONS[d.action])}"
+        f"<td class='prose'>{escape(_OF_A_DAY[d.action])}"
         + (
             f'<span class="note">same incident as {d.incident}</span>'
             if d.incident and d.incident != d.day
@@ -439,10 +457,11 @@ def _decided(decision: Decision, decided: Sequence[Decided]) -> str:
         if d.verdict != HEALTHY
     ]
     quiet = sum(d.verdict == HEALTHY for d in decision.days)
-    parts = [
-        "<h2>What was decided, and why</h2>",
-        f"<p>{quiet} of {len(decision.days)} days were healthy and asked for nothing.</p>",
-    ]
+    parts = ["<h2>What was decided, and why</h2>"]
+    if len(decision.days) > 1:
+        parts.append(f"<p>{quiet} of {len(decision.days)} days were healthy and asked for nothing.</p>")
+    elif quiet:
+        parts.append("<p>The day was healthy and asked for nothing.</p>")
     if rows:
         parts.append(
             '<h3>Day by day</h3><div class="scroll"><table class="stack"><thead><tr><th>Day</th><th>Verdict</th><th>Action</th>'

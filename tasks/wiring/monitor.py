@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DRAWN = timedelta(days=27)
+"""A report's charts show so many days before its last one, when its window is shorter."""
+
 
 def measure_window(
     settings: Settings,
@@ -208,7 +211,8 @@ def report_window(
         context.spec,
         decision=decision,
         signals=signals_of(context, first, last),
-        performances=[one for one in history.performances if one.day >= first],
+        before=signals_of(context, last - _DRAWN, first - timedelta(days=1)),
+        performances=history.performances,
         gaps=history.gaps,
         profiles={day: profile for _, by_day, *_ in scorers for day, profile in by_day.items()},
         monitor=Monitor.of(context.spec, newest.profile_spec, newest.reference_profiles),

@@ -112,4 +112,27 @@ def test_the_report_says_what_is_done_about_a_fault():
     html = render(
         shop.window(3, faulty={2: lambda t, rng: shop.with_column(t, "wind", np.full(t.num_rows, 7.0))})
     )
-    assert "Scoring should be held" in html
+    assert "Scoring and promotions are held until" in html
+    assert f"run {shop.SPEC.name}.score for exactly these days" in html
+
+
+def test_the_charts_of_one_day_have_the_days_before_it_and_nothing_else_counts_them():
+    profiles = shop.window(15)
+    signals = measure_days(
+        shop.SPEC, MONITOR, profiles=profiles, first_day=min(profiles), last_day=max(profiles)
+    )
+    last = signals[-1]
+    decision = decide(shop.SPEC, [last])
+
+    def drawn(**more):
+        return render_report(shop.SPEC, decision=decision, signals=[last], monitor=MONITOR, **more)
+
+    alone, beside = drawn(), drawn(before=signals[:-1])
+    assert "Right of the full line" in beside and "Right of the full line" not in alone
+    for title, each in (("Rows by day", 1), ("z of every channel on every day", len(last.drift))):
+        picture = re.search(f'aria-label="{title}".*?</svg>', beside, re.S).group()
+        assert sum(f"{signal.day}:" in picture for signal in signals) == 15
+        assert picture.count("<title>") == 15 * each
+        assert picture.count('class="axis" style="stroke-width:2"') == 1
+    assert 'Days</span><span class="value">1<' in beside
+    assert str(signals[0].day) not in beside.partition("Contract with training")[2]
