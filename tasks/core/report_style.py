@@ -154,7 +154,7 @@ dl.tiles dt { color: var(--soft); font-size: 12.5px; }
 dl.tiles dd { margin: 0; font-size: 14.5px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .nowrap { white-space: nowrap; } td.prose { overflow-wrap: anywhere; min-width: 16em; }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line); color: var(--faint); font-size: 12.5px; }
-@media (max-width: 640px) { .card .value { font-size: 18px; } figure { overflow-x: auto; } figure svg { min-width: 560px; } .figures figure svg { min-width: 0; } .scroll table:not(.stack) td:last-child:not(.num, .nowrap) { min-width: 15em; } table.stack thead { display: none; } table.stack :is(tbody, tr, td) { display: block; }
+@media (max-width: 640px) { .card .value { font-size: 18px; } figure { overflow-x: auto; } figure svg { min-width: 560px; } figure.days { direction: rtl; } figure.days > * { direction: ltr; } .figures figure svg { min-width: 0; } .scroll table:not(.stack) td:last-child:not(.num, .nowrap) { min-width: 15em; } table.stack thead { display: none; } table.stack :is(tbody, tr, td) { display: block; }
 table.stack tr { padding: 7px 0; border-bottom: 1px solid var(--line); } table.stack td { padding: 3px 14px; border: 0; } table.stack td:empty { display: none; } table.stack td.prose { min-width: 0; }
 .page { padding: 24px 14px 40px; } h1 { font-size: 22px; } dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: 8px; } }
 @media print { :root { color-scheme: light; } .page { max-width: none; padding: 0; } .scroll { overflow: visible; } tr, figure, .card { break-inside: avoid; } }

@@ -226,18 +226,18 @@ def _series(
 
     return (
         f"<h2>Scores, volume, performance</h2>{lead}"
-        + _figure(
+        + _by_day(
             chart(scores, "Mean score by day", lambda v: f"{v:.2f}"),
             "Nine normal days in ten fall into the band around the last four same weekdays; "
             "a red dot is a score histogram in alarm.",
             "Mean score by day",
         )
-        + _figure(
+        + _by_day(
             chart(volume, "Rows by day", lambda v: f"{v:,.0f}", 150),
             "Dotted: the median of the last four same weekdays.",
             "Rows by day",
         )
-        + _figure(
+        + _by_day(
             chart(quality, "AUC by day", lambda v: f"{v:.2f}"),
             "Dotted: the AUC that the scores imply before labels come; the band is three "
             "usual gaps around it. Red dots are days in alarm.",
@@ -500,8 +500,17 @@ def _method(spec: PipelineSpec, monitor: Monitor | None, model: str, signals: Se
 
 
 def _figure(picture: str, caption: str, title: str = "") -> str:
+    return f"<figure>{_inside(picture, caption, title)}</figure>"
+
+
+def _by_day(picture: str, caption: str, title: str) -> str:
+    """A figure of which a narrow screen shows the newest days first."""
+    return f'<figure class="days">{_inside(picture, caption, title)}</figure>'
+
+
+def _inside(picture: str, caption: str, title: str) -> str:
     head = f"<h3>{escape(title)}</h3>" if title else ""
-    return f"<figure>{head}{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"{head}{picture}<figcaption>{escape(caption)}</figcaption>"
 
 
 def _number(value: float | None) -> str:

@@ -274,4 +274,4 @@ def _events(events: Sequence[TrendEvent]) -> str:
 
 
 def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    return f'<figure class="days">{picture}<figcaption>{caption}</figcaption></figure>'

@@ -134,5 +134,6 @@ def test_the_charts_of_one_day_have_the_days_before_it_and_nothing_else_counts_t
         assert sum(f"{signal.day}:" in picture for signal in signals) == 15
         assert picture.count("<title>") == 15 * each
         assert picture.count('class="axis" style="stroke-width:2"') == 1
+    assert beside.count('<figure class="days">') == 3, "a phone shows their newest days first"
     assert 'Days</span><span class="value">1<' in beside
     assert str(signals[0].day) not in beside.partition("Contract with training")[2]
