@@ -66,7 +66,7 @@ _SEVERITY = (HEALTHY, BLIND, NOISE, DRIFT, FAULT, DAMAGE)
 _NEXT_STEPS = {
     HEALTHY: (),
     BLIND: ("Check that the days were scored, and that the reference days of the model have enough rows.",),
-    NOISE: ("Nothing to do. The channel is named below in case it comes back.",),
+    NOISE: ("Nothing to do. The channel is named in case it comes back.",),
     DRIFT: (
         "Look at the features that moved most and find the event behind them (season, holiday, storm, new partner).",
         "If it stays and labels agree with the scores, retrain so that it becomes the reference.",

@@ -187,7 +187,7 @@ def _decisions(days: Sequence[TrendDay]) -> str:
 
 def _charts(days: Sequence[TrendDay]) -> str:
     dates = [day.day for day in days]
-    score = [Point(day.score_mean, day.score_band, mark="bad" if _outside(day) else "") for day in days]
+    score = [Point(day.score_mean, day.score_band, mark="caution" if _outside(day) else "") for day in days]
     quality = [
         Point(
             day.auc,
@@ -213,7 +213,7 @@ def _charts(days: Sequence[TrendDay]) -> str:
             "Mean score",
             score,
             2,
-            "The band is where the mean of such a day is expected; red is outside of it.",
+            "Nine such days in ten fall into the band; a large dot is outside of it, which alone says nothing.",
         ),
         (
             "AUC",

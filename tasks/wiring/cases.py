@@ -134,7 +134,10 @@ def all_cases(settings: Settings, pipelines: Sequence[str]) -> list[dict[str, An
 def show_case(
     settings: Settings, pipeline: str, *, case_id: str, dag_run: str | None = None
 ) -> dict[str, Any]:
-    """A case with its evidence, its log and what each answer does. `nothing_to_do` when nobody need answer any more."""
+    """A case with its evidence, its log and what each answer does. `nothing_to_do` when nobody need answer any more.
+
+    It has next steps while it waits for an answer, or its answer left a hold.
+    """
     from tasks.monitoring.cases import read_case
 
     context = open_context(settings, pipeline)
@@ -144,7 +147,7 @@ def show_case(
         **in_short(file),
         "pipeline": pipeline,
         "reasons": list(case.reasons),
-        "next_steps": list(case.next_steps),
+        "next_steps": list(case.next_steps) if _waits(file) else [],
         "causes": [dict(cause) for cause in case.causes],
         "days": [day.isoformat() for day in case.days],
         "signals": list(case.signals),
@@ -495,6 +498,11 @@ def _close_ended(context: Context, decision: Decision, files: list[CaseFile], *,
             close_case(context.store, file.case_id, words)
 
 
+def _waits(file: CaseFile) -> bool:
+    """Whether an answer is missing, or the end of a hold."""
+    return file.status == "open" or (file.status == "answered" and len(file.done) < len(file.case.holds))
+
+
 def _event_words(event: CaseEvent) -> str:
     from tasks.monitoring.cases import in_words
 
@@ -540,7 +548,7 @@ def _note_released(context: Context, case_id: str, hold: ScoringHold) -> None:
     from tasks.monitoring.cases import note_done
 
     days = day_span(hold.days[0], hold.days[-1])
-    note_done(context.store, case_id, f"hold {hold.hold_id}, of {days}, was released")
+    note_done(context.store, case_id, f"the hold of {days} was released ({hold.hold_id})")
 
 
 def _nothing(reason: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_accepting_a_fault_lets_scoring_go_on_and_the_next_faulty_day_asks_anew(
     assert not step(after_second, "scoring_status")["held"]
     shown = step(after_second, "show_case", case_id=held["case_id"])
     span = " to ".join(dict.fromkeys((held["days"][0], held["days"][-1])))
-    assert shown["done"] == [f"hold {held['hold_id']}, of {span}, was released"]
+    assert shown["done"] == [f"the hold of {span} was released ({held['hold_id']})"]
     assert "still open" not in shown["headline"]
     assert [line["kind"] for line in shown["log"]] == ["opened", "answered", "done"]
     quiet = step(after_second, "mitigate_window", **days_of(run), as_of=LATER)
@@ -95,7 +95,7 @@ def test_a_case_that_was_an_incident_says_when_each_of_its_holds_is_over(
     after_second: Settings, second: Chain
 ) -> None:
     def over(hold: str) -> str:
-        return f"hold {hold}, of 2024-02-10, was released"
+        return f"the hold of 2024-02-10 was released ({hold})"
 
     def measured(old: str, new: str) -> dict[str, Any]:
         source(after_second, old, new)
@@ -107,9 +107,11 @@ def test_a_case_that_was_an_incident_says_when_each_of_its_holds_is_over(
     held = monitored(after_second, window)
     case_id = held["case_id"]
     assert answer(after_second, case_id, "incident")["released"] == []
-    assert step(after_second, "show_case", case_id=case_id)["done"] == []
+    shown = step(after_second, "show_case", case_id=case_id)
+    assert shown["done"] == [] and "toy.score for exactly these days" in shown["next_steps"][1]
     assert measured(BROKEN, PRICE)["released"] == [held["hold_id"]]
-    assert step(after_second, "show_case", case_id=case_id)["done"] == [over(held["hold_id"])]
+    shown = step(after_second, "show_case", case_id=case_id)
+    assert (shown["done"], shown["next_steps"]) == ([over(held["hold_id"])], [])
     assert "hold released" in wiring.trend_page(after_second, "toy", days=30)
 
     again = measured(PRICE, BROKEN)
@@ -136,7 +138,7 @@ def test_a_hold_that_a_person_releases_is_noted_in_its_case_at_once(
     answer(after_second, held["case_id"], "incident")
     step(after_second, "release_held_scoring", hold_id=held["hold_id"], actor="bob", reason="it was a sale")
     shown = step(after_second, "show_case", case_id=held["case_id"])
-    assert shown["done"] == [f"hold {held['hold_id']}, of 2024-02-10, was released"]
+    assert shown["done"] == [f"the hold of 2024-02-10 was released ({held['hold_id']})"]
     assert shown["answer"] == "ada answered incident: looked at it"
 
 
