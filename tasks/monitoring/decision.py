@@ -56,7 +56,8 @@ MERGE_DAYS = 7
 
 STILL_OPEN = "still open"
 """How a headline says so, in brackets."""
-_MUST_DECIDE = "A person must decide."
+MUST_DECIDE = "A person must decide."
+"""How it says that the monitor may not, unless it then does so within its limits."""
 
 LABELS_BACK_DAYS = 35
 """How far back labels that come late are taken in, and a labelled day speaks of the present."""
@@ -355,7 +356,7 @@ def _moved(alarms: Sequence[ChannelDrift]) -> str:
 
 def once_answered(headline: str) -> str:
     """A headline without what it says only while nobody has answered."""
-    return headline.replace(f" ({STILL_OPEN})", "").replace(f" {_MUST_DECIDE}", "")
+    return headline.replace(f" ({STILL_OPEN})", "").replace(f" {MUST_DECIDE}", "")
 
 
 def _headline(
@@ -391,7 +392,7 @@ def _headline(
             else " The model is not the cause."
         ),
         DAMAGE: f"On {when} the model ranked worse than its own scores promise ({state})."
-        + ("" if known else f" {_MUST_DECIDE}"),
+        + ("" if known else f" {MUST_DECIDE}"),
     }[verdict]
 
 

@@ -15,7 +15,19 @@ from tasks.core.spec import PipelineSpec
 from tasks.model.profile import FloatArray, IntArray, Profile
 from tasks.monitoring.causes import DEPLOYMENT, FEATURE_VERSION, RUN_REPLACED, SCHEMA, Cause, Change
 from tasks.monitoring.charts import Format, Point, heatmap, line_chart, paired_bars
-from tasks.monitoring.decision import ALERT, ASK, BLIND, DAMAGE, DRIFT, HEALTHY, HOLD, NOISE, NOTE, NOTHING
+from tasks.monitoring.decision import (
+    ALERT,
+    ASK,
+    BLIND,
+    DAMAGE,
+    DRIFT,
+    HEALTHY,
+    HOLD,
+    MUST_DECIDE,
+    NOISE,
+    NOTE,
+    NOTHING,
+)
 from tasks.monitoring.decision import FAULT as FAULT_VERDICT
 from tasks.monitoring.leaning import CHANNEL
 from tasks.monitoring.measure import Monitor
@@ -133,8 +145,10 @@ def _verdict(decision: Decision) -> str:
         f"<p>{escape(decision.next_steps[0])}</p>" if len(decision.next_steps) == 1 else f"<ol>{steps}</ol>"
     )
     advice = f"<h3>What to do</h3>{only}" if steps else ""
+    # What the monitor does about damage, it decides after this page: whether a person has to is said by the action.
+    headline = decision.headline.replace(f" {MUST_DECIDE}", "")
     return (
-        f'<div class="verdict {look}"><h2>{title}</h2><p>{escape(decision.headline)} '
+        f'<div class="verdict {look}"><h2>{title}</h2><p>{escape(headline)} '
         f"<strong>{_ACTIONS[decision.action]}</strong></p>{shown}</div>{advice}"
     )
 
@@ -496,7 +510,19 @@ def _method(spec: PipelineSpec, monitor: Monitor | None, model: str, signals: Se
         "<h2>How this was measured</h2><dl class='facts'>"
         + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
         + "</dl>"
+        + _stated(signals)
     )
+
+
+def _stated(signals: Sequence[DaySignals]) -> str:
+    """What is to be known of days that were judged: what keeps a day from being judged is a reason of the decision."""
+    items = [
+        f"<li>{s.day}: {escape(statement)}</li>" for s in signals if s.judged for statement in s.statements
+    ]
+    listed = f"<ul>{''.join(items)}</ul>"
+    if len(items) > _SHOWN_REASONS:
+        listed = f"<details><summary>Said of {len(items)} days</summary>{listed}</details>"
+    return listed if items else ""
 
 
 def _figure(picture: str, caption: str, title: str = "") -> str:
