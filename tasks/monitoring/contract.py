@@ -28,6 +28,8 @@ from tasks.monitoring.drift import (
 from tasks.monitoring.signals import FAULT, WARN, ContractFinding
 
 _LOOK_BACK_DAYS = 35
+_TIMES = 9.0
+"""From this change of volume on, it is told as a multiple."""
 _STALE_DAYS = 7
 _LEAST_NEW = 0.1
 """A feature that on some reference day has a smaller share of new values than this repeats itself by nature."""
@@ -207,6 +209,13 @@ def _expected_rows(day: date, known: Mapping[date, Profile]) -> float | None:
     return float(np.median([known[other].rows for other in pool])) if len(pool) >= 2 else None
 
 
+def _told(change: float) -> str:
+    """A change of volume, up to the word before what it is compared with."""
+    if change >= _TIMES:
+        return f"{change + 1:,.0f} times"
+    return f"{abs(change):.0%} {'more' if change > 0 else 'fewer'} than"
+
+
 def _volume(
     spec: PipelineSpec, day: date, profile: Profile, expected: float | None, confirmed: Sequence[int]
 ) -> list[ContractFinding]:
@@ -227,8 +236,7 @@ def _volume(
             check="volume",
             severity=FAULT if abs(change) > 1.5 * tolerance + 3 / np.sqrt(expected) else WARN,
             channel="",
-            detail=f"{rows:,} rows, {abs(change):.0%} {'more' if change > 0 else 'fewer'} than the "
-            f"{expected:,.0f} of the last {day:%A}s",
+            detail=f"{rows:,} rows, {_told(change)} the {expected:,.0f} of the last {day:%A}s",
             value=change,
             limit=tolerance,
         )

@@ -84,7 +84,8 @@ _NEXT_STEPS = {
         "Read in the case how the version before does on the same labelled days: roll back if it is better there.",
         "Look at what the model is given (units, codes, joins upstream): it still computes what it did at training, as each worker "
         "replays its golden rows before it scores.",
-        "If labels themselves changed meaning, retrain on recent days.",
+        "If labels themselves changed meaning, retrain on recent days. If they were wrong and are repaired, run {pipeline}.monitor for their "
+        "days: labels that are there are read again only then.",
     ),
 }
 
@@ -338,6 +339,8 @@ def _damage(gap: PerformanceSignal | None) -> str:
         if gap.alarm == "once"
         else f"CUSUM {gap.cusum:.1f} over several days, above 4"
     )
+    if gap.gap >= 0:
+        return f"AUC on labels is {gap.gap:.3f} above what the scores promise, but {gap.usual - gap.gap:.3f} less than usual ({how})."
     return f"AUC on labels is {-gap.gap:.3f} below what the scores promise ({how})."
 
 

@@ -29,6 +29,8 @@ CUSUM_H = 4.0
 Z_ALARM = 4.0
 MIN_COVERAGE = 0.5
 MIN_REFERENCE_DAYS = 7
+_ERROR_OF_MEDIAN = 1.2533
+"""Standard error of the median of n normal values, in their spread over the square root of n."""
 _SMALLEST_CLASS = 10
 _SETTLED_AFTER = timedelta(days=7)
 
@@ -65,11 +67,17 @@ def performance(
     conflicts = len(conflicting)
     n, positives = truth.size, int(truth.sum())
 
+    against = ""
+    if conflicts:
+        against = f"; {conflicts:,} predictions with contradicting labels were left out, for example {conflicting[0]}"
+
     def unmeasured(state: str, statement: str) -> DayPerformance:
         return DayPerformance(day, state, statement, rows, n, positives, duplicates, conflicts)
 
     if n == 0 or n < MIN_COVERAGE * rows:
-        return unmeasured("missing", f"Only {n:,} of {rows:,} predictions have a label; due since {due}.")
+        return unmeasured(
+            "missing", f"Only {n:,} of {rows:,} predictions have a label; due since {due}{against}."
+        )
     if n < spec.drift.min_rows:
         return unmeasured(
             "too_few",
@@ -83,12 +91,10 @@ def performance(
     implied = expected_auc(values)
     losses = (values - truth) ** 2
     extra = f"; {duplicates:,} labels came twice" if duplicates else ""
-    if conflicts:
-        extra += f"; {conflicts:,} predictions with contradicting labels were left out, for example {conflicting[0]}"
     return DayPerformance(
         day=day,
         state="measured",
-        statement=f"{n:,} of {rows:,} predictions have a label{extra}.",
+        statement=f"{n:,} of {rows:,} predictions have a label{extra}{against}.",
         scored_rows=rows,
         labelled_rows=n,
         positives=positives,
@@ -200,19 +206,22 @@ def judge_gaps(
     for quality improvement", on winsorised sums.
     """
     usual = [p for p in reference if p.state == "measured" and p.gap is not None]
-    centre, spread = 0.0, None
+    centre, spread, sure_to = 0.0, None, 1e-4
     if len(usual) >= MIN_REFERENCE_DAYS:
         gaps = np.array([p.gap for p in usual], dtype=np.float64)
         errors = np.array([p.auc_se for p in usual], dtype=np.float64)
         centre = float(np.median(gaps))
         mad = 1.4826 * float(np.median(np.abs(gaps - centre)))
-        spread = float(np.sqrt(max(mad**2 - float(np.median(errors)) ** 2, 0.0)))
+        typical = float(np.median(errors))
+        spread = float(np.sqrt(max(mad**2 - typical**2, 0.0)))
+        sure_to = _ERROR_OF_MEDIAN * float(np.hypot(typical, spread)) / float(np.sqrt(len(usual)))
     signals: list[PerformanceSignal] = []
     cusum = 0.0
     for day in sorted(history, key=lambda p: p.day):
         if day.state != "measured" or day.gap is None or day.expected_auc is None:
             continue
-        error = max(day.auc_se or 0.0, 1e-4)
+        # Of a day with many more rows than those of validation, the usual gap is known less well than its own.
+        error = max(day.auc_se or 0.0, sure_to)
         scale = float(np.hypot(error, error if spread is None else spread))
         z = (day.gap - centre) / scale
         cusum = min(max(0.0, cusum - max(z, -Z_ALARM) - CUSUM_K), 2 * CUSUM_H)
@@ -224,6 +233,7 @@ def judge_gaps(
                 z=round(z, 4),
                 cusum=round(cusum, 4),
                 alarm="once" if z < -Z_ALARM else "cusum" if cusum > CUSUM_H and z < 0 else None,
+                usual=round(centre, 4),
                 band=(max(middle - 3 * scale, 0.0), min(middle + 3 * scale, 1.0)),
             )
         )

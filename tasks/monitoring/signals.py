@@ -154,6 +154,8 @@ class PerformanceSignal(JsonRecord):
     """`once` (z beyond 4), `cusum` or None."""
     band: tuple[float, ...]
     """(low, high) of the AUC expected on this day."""
+    usual: float = 0.0
+    """The gap that is usual, by the days of validation."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class OperationFinding(JsonRecord):
     """Something about the operation around the model; it never changes the verdict on data or model."""
 
     kind: str
-    """`labels late`, `freshness`, `scoring cost`, `clock`, `columns` or `late labels taken in`."""
+    """`labels late`, `freshness`, `scoring cost`, `clock`, `columns`, `late labels taken in` or `days without predictions`."""
     severity: str
     """`nothing`, `note` or `alert`: the action that it asks for at least."""
     statement: str

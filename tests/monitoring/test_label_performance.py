@@ -10,13 +10,14 @@ import monitored_shop as shop
 import numpy as np
 import pyarrow as pa
 import pytest
+from decision_support import day as decision_day
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from tasks.core.errors import DataError
-from tasks.monitoring import DayPerformance, expected_auc, judge_gaps, performance
+from tasks.monitoring import DayPerformance, decide, expected_auc, judge_gaps, performance
 from tasks.monitoring.performance import auc_with_error
 
 DAY = date(2024, 5, 1)
@@ -173,6 +174,34 @@ def test_whatever_bad_days_count_the_first_alarm_is_that_of_the_plain_sum(zs):
     alarms = [g.alarm is not None for g in found]
     assert any(alarms) == any(plain)
     assert not any(alarms) or alarms.index(True) == plain.index(True)
+
+
+def test_a_day_of_many_more_rows_is_judged_no_finer_than_the_usual_gap_is_known():
+    """Seven validation days of few rows leave the usual gap uncertain by more than a large day's own error."""
+    few = replace(measure(*drawn()), auc_se=0.08, expected_auc=0.74)
+    usual = [
+        replace(few, auc=0.74 + gap) for gap in (0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18)
+    ]  # 0.1 in the middle
+    large = replace(few, scored_rows=200_000, labelled_rows=200_000, auc_se=0.002)
+    (near, far, same) = judge_gaps(
+        [
+            replace(large, day=DAY, auc=0.80),
+            replace(large, day=DAY + timedelta(days=1), auc=0.60),
+            replace(few, day=DAY + timedelta(days=2), auc=0.80),
+        ],
+        usual,
+    )
+    assert near.alarm is None and near.z > -2 and near.usual == 0.1
+    assert far.alarm == "once"
+    assert same.z == pytest.approx((0.06 - 0.1) / np.hypot(0.08, 0.0), abs=0.001), (
+        "the usual size is as it was"
+    )
+    words = decide(
+        shop.SPEC,
+        [decision_day(0)],
+        gaps=[replace(near, alarm="cusum", cusum=5.0)],
+    ).reasons
+    assert any("0.060 above what the scores promise, but 0.040 less than usual" in reason for reason in words)
 
 
 def test_the_cusum_comes_back_when_the_cause_is_gone():
