@@ -84,6 +84,10 @@ class DataError(TerminalError):
     """Input data cannot be used: a missing column, an empty or truncated partition, one-class labels."""
 
 
+class NoRows(DataError):
+    """The source has no row of the days that were asked for."""
+
+
 class DataGateFailed(TerminalError):
     """A critical expectation failed, or validation could not be trusted: nothing downstream may run."""
 

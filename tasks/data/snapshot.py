@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.core.clock import Clock, iso_utc, utc_now
-from tasks.core.errors import DataError
+from tasks.core.errors import NoRows
 from tasks.core.object_store import open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
 from tasks.core.records import Snapshot
@@ -126,10 +126,20 @@ def _checked_days(raw: pa.Table, spec: PipelineSpec, kind: str, window: Window) 
         require_columns(rows.column_names, spec.label.outcome_columns, spec)
     before = window.first_day - timedelta(days=1)
     by_day = split_days(rows, spec, Window(first_day=before, last_day=window.last_day))
+    elsewhere = rows.num_rows - sum(part.num_rows for part in by_day.values())
+    if elsewhere:
+        log.warning(
+            "%s: %s rows of the source are of other days than %s to %s by %s, and are left out.",
+            spec.name,
+            f"{elsewhere:,}",
+            window.first_day,
+            window.last_day,
+            spec.event_time,
+        )
     refuse_redelivery({day: delivery_digest(part) for day, part in by_day.items()}, spec)
     by_day.pop(before, None)
     if not by_day:
-        raise DataError(
+        raise NoRows(
             f"has no rows for {window.first_day}..{window.last_day}",
             which=f"{spec.name} source {spec.source.uri}",
             fix="ask for days that the source has, or find out why nothing was delivered",

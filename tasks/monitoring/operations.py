@@ -7,7 +7,7 @@ moment come in as records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -24,6 +24,7 @@ COST = "scoring cost"
 CLOCK = "clock"
 COLUMNS = "columns"
 TAKEN_IN = "late labels taken in"
+ABSENT = "days without predictions"
 
 STATED = "nothing"
 NOTED = "note"
@@ -53,6 +54,9 @@ LATE_STEPS = (
 COST_STEPS = (
     "Compare the run with one before on its page in Airflow: rows, shards, node, model version.",
     "A new version or new feature code may cost this; if not, look at the machines and at the store.",
+)
+ABSENT_STEPS = (
+    "The first task of the scoring run names days without rows. Rows that come later are scored by the next run by itself.",
 )
 STALE_STEPS = (
     "Did the scoring DAG run, fail, or wait for a pool? Is scoring held for a data fault?",
@@ -112,7 +116,7 @@ def labels_late(
                 severity=ALERTED,
                 statement=(f"{broken} " if broken else "")
                 + f"Labels are late: of the last {len(tail)} due days ({first} to {last}) "
-                + (f"{share:.0%} of predictions have one. " if share else "none has come. ")
+                + (f"{share:.0%} of predictions have one. " if share else f"{_none(tail)}. ")
                 + before,
                 since=first,
                 value=float(len(tail)),
@@ -127,7 +131,12 @@ def labels_late(
         OperationFinding(
             kind=LABELS,
             severity=NOTED,
-            statement=f"Labels of {_listed([p.day for p in recent])} were due and have not come.",
+            statement=f"Labels of {_listed([p.day for p in recent])} were due and "
+            + (
+                "have not come, or contradict each other."
+                if any(p.conflicting_labels for p in recent)
+                else "have not come."
+            ),
             since=recent[0].day,
             value=float(len(recent)),
             limit=float(LATE_DAYS),
@@ -162,6 +171,39 @@ def label_evidence(spec: PipelineSpec, performances: Sequence[DayPerformance]) -
     if (lag := usual_lag(spec, performances)) is not None:
         found["label days late"] = float(lag)
     return found
+
+
+def days_absent(published: Collection[date], *, first: date, last: date) -> OperationFinding | None:
+    """A note of days without predictions inside a window, or between it and the newest published day before it, at most a week back.
+
+    A day is left out when its weekday had none in four weeks either, as on weekends; of a pipeline's first week each is named.
+
+    Args:
+        published: Days that have predictions.
+        first: Of the window.
+        last: The same.
+    """
+    known = set(published)
+    before = max((day for day in known if day < first), default=first - timedelta(days=1))
+    start = max(before + timedelta(days=1), first - timedelta(days=RECENT_DAYS))
+    every = (start + timedelta(days=n) for n in range((last - start).days + 1))
+    young = last - min(known, default=last) < timedelta(days=RECENT_DAYS)
+    absent = [
+        day
+        for day in every
+        if day not in known and (young or any(day - timedelta(weeks=n) in known for n in range(1, 5)))
+    ]
+    if not absent:
+        return None
+    return OperationFinding(
+        kind=ABSENT,
+        severity=NOTED,
+        statement=f"No predictions are published of {_listed(absent)}: the source had no row of "
+        f"{'it' if len(absent) == 1 else 'them'}, or {'it was' if len(absent) == 1 else 'they were'} not scored.",
+        since=absent[0],
+        value=float(len(absent)),
+        next_steps=ABSENT_STEPS,
+    )
 
 
 def freshness(
@@ -328,6 +370,15 @@ def taken_in(corrected: Sequence[tuple[date, str, str]]) -> OperationFinding | N
         statement=f"Labels that came late changed the verdict on earlier days: {said}{more}.",
         since=min(day for day, _, _ in corrected),
         value=float(len(corrected)),
+    )
+
+
+def _none(days: Sequence[DayPerformance]) -> str:
+    against = sum(p.conflicting_labels for p in days)
+    return (
+        f"none is clear: those of {against:,} predictions contradict each other"
+        if against
+        else "none has come"
     )
 
 

@@ -127,18 +127,22 @@ def parse_moment(text: str, name: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def days_without_rows(first: date, last: date, present: Sequence[date]) -> str:
+def days_without_rows(first: date, last: date, present: Sequence[date], before: Sequence[date] = ()) -> str:
     """The days of a window, both included, that the source gave no row of: `2: 2024-01-03, 2024-01-04`; empty when there is none.
 
-    A source may leave days out by nature, as weekends; one that was not delivered looks the same, so it is said.
+    `before` are days of earlier windows that it gave no row of either. A source may leave days out by nature, as weekends; one that was not delivered looks the same, so it is said.
     """
     every = (first + timedelta(days=n) for n in range((last - first).days + 1))
     there = set(present)
-    missing = [day.isoformat() for day in every if day not in there]
-    if not missing:
+    return listed_days([*before, *(day for day in every if day not in there)])
+
+
+def listed_days(days: Sequence[date]) -> str:
+    """`2: 2024-01-03, 2024-01-04`, the first few of many; empty of none."""
+    if not days:
         return ""
-    more = ", ..." if len(missing) > _DAYS_NAMED else ""
-    return f"{len(missing)}: {', '.join(missing[:_DAYS_NAMED])}{more}"
+    more = ", ..." if len(days) > _DAYS_NAMED else ""
+    return f"{len(days)}: {', '.join(map(str, days[:_DAYS_NAMED]))}{more}"
 
 
 def window(first_day: date, last_day: date) -> Window:

@@ -122,9 +122,11 @@ def _operations(
     fresh = operations.freshness(
         max(published, default=None), now=now, objective_hours=own.freshness_hours if own else None
     )
+    absent = operations.days_absent(published, first=first, last=last)
     return [
         *(operations.labels_late(spec, performances, as_of=asked) if asked else ()),
         *([fresh] if fresh else ()),
+        *([absent] if absent else ()),
         *operations.scoring_cost(runs[: upto + 1]),
         *operations.clock_skew(list(published), runs[-3:], now=now),
         *_other_columns(context, first, last),

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
 from tasks.core.clock import iso_utc
-from tasks.core.errors import DataError, ServiceUnavailable, TerminalError
+from tasks.core.errors import DataError, NoRows, ServiceUnavailable, TerminalError
 from tasks.wiring.admission import admission
 from tasks.wiring.audit_online import fold_for_upkeep
 from tasks.wiring.budget import release_budget, reserve_budget
-from tasks.wiring.context import Context, days_without_rows, open_context, parse_day, window
+from tasks.wiring.context import Context, days_without_rows, listed_days, open_context, parse_day, window
 from tasks.wiring.mitigation import refuse_held
 from tasks.wiring.storage import look_at_storage
 
 if TYPE_CHECKING:
+    from tasks.core.spec import Window
     from tasks.inference import Exposed
     from tasks.registry import Deployment
 
@@ -33,7 +35,7 @@ def snapshot_scoring(
     last_day: str | None = None,
     dag_run: str | None = None,
 ) -> dict[str, Any]:
-    """Freeze the days to score; without days, the oldest that are not published yet.
+    """Freeze the days to score; without days, the oldest that are not published yet and have a row.
 
     Days before the first champion's evaluation ended are never chosen by themselves: they were trained on.
     """
@@ -43,21 +45,33 @@ def snapshot_scoring(
     context = open_context(settings, pipeline)
     context.require_champion()
     first, last = parse_day(first_day, "first_day"), parse_day(last_day, "last_day")
-    if first is None and last is None:
-        days = _unpublished_days(context)
-        if not days:
-            result: dict[str, Any] = {"nothing_to_do": True, "reason": "every day of the source is published"}
-            context.evidence(dag_run, "snapshot", result)
-            return result
-        first, last = days[0], days[-1]
-    chosen = window(first or last, last or first)  # type: ignore[arg-type]
-    require_suite(settings, context.spec)
-    snapshot = take_snapshot(settings, context.spec, kind="scoring", window=chosen)
-    result = {
+    asked = first or last
+    windows = [window(asked, last or asked)] if asked else _unpublished_windows(context)
+    if windows:
+        require_suite(settings, context.spec)
+    empty: list[date] = []
+    for chosen in windows:
+        try:
+            snapshot = take_snapshot(settings, context.spec, kind="scoring", window=chosen)
+        except NoRows:
+            empty += _days_of(chosen)
+            # That nothing new came has to be known; a hole among days that are published must not keep newer ones from being scored.
+            if asked or (chosen is windows[-1] and empty[-1] > max(_published(context), default=date.min)):
+                raise
+        else:
+            break
+    else:
+        reason = "every day of the source is published"
+        if empty:
+            reason += f", without those that have no row ({listed_days(empty)})"
+        nothing: dict[str, Any] = {"nothing_to_do": True, "reason": reason}
+        context.evidence(dag_run, "snapshot", nothing)
+        return nothing
+    result: dict[str, Any] = {
         "snapshot_id": snapshot.snapshot_id,
         "rows": snapshot.rows,
         "days": len(snapshot.days),
-        "days_without_rows": days_without_rows(chosen.first_day, chosen.last_day, snapshot.days),
+        "days_without_rows": days_without_rows(chosen.first_day, chosen.last_day, snapshot.days, empty),
         "first_day": snapshot.days[0].isoformat(),
         "last_day": snapshot.days[-1].isoformat(),
         "nothing_to_do": False,
@@ -437,8 +451,11 @@ def _refuse_problems(run_id: str, problems: Sequence[str]) -> None:
         )
 
 
-def _unpublished_days(context: Context) -> list[date]:
-    """The oldest days of the source after the first champion's snapshot that have no published predictions."""
+def _unpublished_windows(context: Context) -> list[Window]:
+    """The days of the source after the first champion's snapshot that have no published predictions, oldest first.
+
+    A window has no published day inside it, and at most `inference.max_days_per_run` days of the source.
+    """
     from tasks.data import source_days
     from tasks.registry import history
     from tasks.registry import version as registered
@@ -447,14 +464,25 @@ def _unpublished_days(context: Context) -> list[date]:
     seen_until = context.snapshot(registered(context.settings, context.spec, first.version).snapshot_id).days[
         -1
     ]
-    published = context.metadata.published_days(context.spec)
-    days = [
-        day
-        for day in source_days(context.settings, context.spec)
-        if day > seen_until and day not in published
-    ][: context.spec.inference.max_days_per_run]
-    if not days:
-        return []
-    # A window has no holes: stop before the first published day inside it.
-    last = next((day for day in sorted(published) if days[0] < day), None)
-    return [day for day in days if last is None or day < last]
+    holders = _published(context)
+    published = sorted(holders)
+    found: list[list[date]] = []
+    for day in source_days(context.settings, context.spec):
+        if day <= seen_until or day in holders:
+            continue
+        place = bisect(published, day)
+        same = bool(found) and len(found[-1]) < context.spec.inference.max_days_per_run
+        if same and place == bisect(published, found[-1][-1]):
+            found[-1].append(day)
+        else:
+            found.append([day])
+    return [window(days[0], days[-1]) for days in found]
+
+
+def _published(context: Context) -> dict[date, str]:
+    return context.metadata.published_days(context.spec)
+
+
+def _days_of(chosen: Window) -> list[date]:
+    count = (chosen.last_day - chosen.first_day).days + 1
+    return [chosen.first_day + timedelta(days=n) for n in range(count)]

@@ -107,7 +107,9 @@ def test_an_answer_is_kept_with_the_name_of_who_is_logged_in(site: TestClient, o
     assert done.status_code == 303 and done.headers["location"].endswith(f"{HERE}?done=accept")
     shown = site.get(f"{HERE}?done=accept").text
     assert "Answered: Accept" in shown and "airflow:ada answered accept: it is right" in shown
-    assert f"penstock monitoring revoke toy {FAULT} --reason" in shown and "What the playbook says" not in shown
+    assert (
+        f"penstock monitoring revoke toy {FAULT} --reason" in shown and "What the playbook says" not in shown
+    )
     assert "What is to be done?" not in shown
     assert wiring.case_status(opened, "toy", case_id=FAULT)["actor"] == "airflow:ada"
     late = answer(site, answer="incident")

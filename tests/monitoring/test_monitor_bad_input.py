@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 
 import monitored_shop as shop
@@ -160,7 +161,17 @@ def test_labels_that_contradict_themselves_everywhere_are_no_labels_and_say_so()
     found = performance(shop.SPEC, day=DAY, scored=scored, labels=both, as_of=DAY + timedelta(days=1))
     assert (found.state, found.labelled_rows, found.conflicting_labels) == ("missing", 0, 400)
     (late,) = labels_late(shop.SPEC, [found], as_of=DAY + timedelta(days=1))
-    assert late.severity == "note"
+    assert late.severity == "note" and late.statement.endswith("have not come, or contradict each other.")
+    assert "400 predictions with contradicting labels were left out" in found.statement
+    three = [replace(found, day=DAY + timedelta(days=n)) for n in range(3)]
+    (late,) = labels_late(shop.SPEC, three, as_of=DAY + timedelta(days=3))
+    assert "none is clear: those of 1,200 predictions contradict each other" in late.statement
+
+
+def test_many_times_the_rows_are_told_as_a_multiple():
+    found, _ = answered(shop.profile(DAY, n=100_000))
+    assert found.action == "hold_scoring"
+    assert any("rows, 122 times the 800 of the last" in reason for reason in found.reasons), found.reasons
 
 
 def test_a_day_without_scored_rows_has_no_performance_and_no_crash():

@@ -26,6 +26,7 @@ from tasks.monitoring.alerts import Alert, fold
 from tasks.monitoring.operations import (
     RunCost,
     clock_skew,
+    days_absent,
     freshness,
     label_evidence,
     labels_late,
@@ -283,3 +284,28 @@ def test_when_labels_came_is_kept_from_look_to_look():
     assert (there.first_asked, there.labelled_on, there.as_of) == (at(1), at(4), at(4))
     assert there.taken_in_later
     assert usual_lag(shop.SPEC, [there] * 5) == 3
+
+
+def test_a_day_without_predictions_is_noted_unless_its_weekday_never_has_any() -> None:
+    first = date(2024, 1, 1)  # a Monday
+    every = [first + timedelta(days=n) for n in range(42)]
+    workdays = [day for day in every if day.weekday() < 5]
+    window = {"first": date(2024, 2, 5), "last": date(2024, 2, 9)}
+    assert days_absent(workdays, **window) is None, "it has no weekends"
+    assert days_absent(every, **window) is None
+    inside = days_absent([day for day in every if day != date(2024, 2, 7)], **window)
+    before = days_absent([day for day in workdays if day != date(2024, 2, 2)], **window)
+    assert (
+        inside
+        and before
+        and (inside.severity, inside.since, before.since)
+        == (
+            "note",
+            date(2024, 2, 7),
+            date(2024, 2, 2),
+        )
+    )
+    assert "No predictions are published of 2024-02-02: the source had no row of it" in before.statement
+    assert days_absent(every[:1] + every[2:5], first=every[2], last=every[4]) is not None
+    long_ago = days_absent([*every[:14], *every[35:]], **window)
+    assert long_ago is not None and long_ago.value == 7.0, "a week back at most"

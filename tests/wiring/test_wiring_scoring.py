@@ -11,7 +11,7 @@ from wiring_support import contents, edit, pipeline_file, score
 
 from tasks import wiring
 from tasks.core import Settings, load_pipeline
-from tasks.core.errors import ConfigError, NotFound
+from tasks.core.errors import ConfigError, NoRows, NotFound
 from tasks.inference import read_predictions
 from tasks.metadata import MetadataStore
 
@@ -92,6 +92,44 @@ def test_a_day_delivered_again_with_other_rows_supersedes_the_first(installation
         installation, "toy", first_day="2024-02-05", last_day="2024-02-08"
     )
     assert measured["days"] == 4
+
+
+def test_a_day_without_rows_keeps_no_later_day_from_being_scored_and_is_scored_when_it_has_some(
+    installation: Settings,
+) -> None:
+    folder = installation.pipelines_dir / "toy" / "source.py"
+    original = folder.read_text().replace("'2024-02-25'", "'2024-02-15'")
+    empty = "    return pa.concat_tables([_day(day).slice(0, 0 if day == date(2024, 2, 12) else None) for day in days])"
+    broken = original.replace("    return pa.concat_tables([_day(day) for day in days])", empty)
+    assert broken != original
+    folder.write_text(broken)
+    assert days_of(score(installation)) == ("2024-02-09", "2024-02-11")
+    assert days_of(score(installation)) == ("2024-02-13", "2024-02-15"), "the hole is passed over"
+    window = {"first_day": "2024-02-13", "last_day": "2024-02-15"}
+    wiring.step("measure_window")(installation, "toy", **window)
+    decided = wiring.step("decide_window")(installation, "toy", **window)
+    assert decided["action"] == "note"
+    assert any("No predictions are published of 2024-02-12" in reason for reason in decided["reasons"])
+    done = wiring.step("snapshot_scoring")(installation, "toy")
+    assert done["nothing_to_do"] and "without those that have no row (1: 2024-02-12)" in done["reason"]
+    with pytest.raises(NoRows, match=r"2024-02-12\.\.2024-02-12"):
+        score(installation, first_day="2024-02-12", last_day="2024-02-12")
+
+    folder.write_text(broken.replace("'2024-02-15'", "'2024-02-18'"))
+    more = wiring.step("snapshot_scoring")(installation, "toy")
+    assert (*days_of(more), more["days_without_rows"]) == ("2024-02-16", "2024-02-18", "1: 2024-02-12")
+    folder.write_text(original)
+    assert days_of(score(installation)) == ("2024-02-12", "2024-02-12")
+
+
+def test_a_run_that_finds_no_row_of_any_new_day_fails(installation: Settings) -> None:
+    folder = installation.pipelines_dir / "toy" / "source.py"
+    none = "    return pa.concat_tables([_day(day) for day in days]).slice(0, 0)"
+    folder.write_text(
+        folder.read_text().replace("    return pa.concat_tables([_day(day) for day in days])", none)
+    )
+    with pytest.raises(NoRows, match="has no rows for"):
+        wiring.step("snapshot_scoring")(installation, "toy")
 
 
 def test_a_day_that_comes_again_as_it_was_before_a_bad_delivery_has_its_first_rows_again(
