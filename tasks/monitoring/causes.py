@@ -152,6 +152,8 @@ class _Trouble:
     days: tuple[date, ...]
     signals: tuple[DaySignals, ...]
     """Of these days."""
+    went_on: bool = False
+    """Of damage that begins with another model: the one before was in alarm too, and more than half as far off."""
 
     @property
     def findings(self) -> tuple[ContractFinding, ...]:
@@ -326,7 +328,9 @@ def _damage_model(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     change = moved[-1]
     case = facts.case(MODEL, f"the model: {change.words}", trouble)
     case.add(3, change.told, *moved)
-    if trouble.since <= change.day <= trouble.first_alarm:
+    if trouble.went_on:
+        case.add(-3, f"the model before {trouble.since} ranked worse than it promised too")
+    elif trouble.since <= change.day <= trouble.first_alarm:
         case.add(2, f"performance fell exactly with it, on {trouble.since}")
     _inputs_stayed(case, trouble, 2)
     if trouble.inputs:
@@ -410,7 +414,9 @@ def _damage_labels(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
         case.add(-2, f"not all rows are worse: {concentrated[0].name} is, and the others are not")
     _inputs_stayed(case, trouble, 2)
     moved = facts.at(trouble.since, *_OURS, until=trouble.first_alarm, blur=BLUR)
-    if moved:
+    if trouble.went_on:
+        case.add(1, f"the model before {trouble.since} ranked worse than it promised too")
+    elif moved:
         case.add(-2, f"something of ours changed then: {moved[-1].told}")
     else:
         case.add(1, "neither another model nor other feature code began to score then")
@@ -534,12 +540,12 @@ def damage_since(
 
     The start is the day after the CUSUM was last at zero before the first alarm: the usual estimate of when a
     lasting change happened. A day that alarms by itself is a jump: of the days before it only those are part that were half
-    as far off, since chance alone leaves the CUSUM of whole days above zero. Alarms at most seven days apart are one damage.
+    as far off, since chance alone leaves the CUSUM of whole days above zero. Alarms of one model at most seven days apart are one damage.
 
     Args:
         gaps: The performance chart.
         last: Later days are left out.
-        restarts: First days of another model; the chart of each model begins anew, and so does the way back.
+        restarts: First days of another model; the chart of each model begins anew, and so does its damage.
 
     Source: Page (1954), "Continuous inspection schemes".
     """
@@ -549,7 +555,8 @@ def damage_since(
         return ()
     first = alarms[-1]
     for number in reversed(alarms[:-1]):
-        if (known[first].day - known[number].day).days > MERGE_DAYS:
+        earlier, later = known[number].day, known[first].day
+        if (later - earlier).days > MERGE_DAYS or any(earlier < day <= later for day in restarts):
             break
         first = number
     jump = known[first].alarm == "once"
@@ -571,7 +578,16 @@ def _damage(
     if not days or days[-1] < decision.first_day:
         return None
     first_alarm = min(gap.day for gap in gaps if gap.alarm and days[0] <= gap.day <= days[-1])
-    return _Trouble(days[0], first_alarm, days[-1], days, tuple(by_day[day] for day in days if day in by_day))
+    signals = tuple(by_day[day] for day in days if day in by_day)
+    went_on = days[0] in restarts and _was_worse(gaps, days)
+    return _Trouble(days[0], first_alarm, days[-1], days, signals, went_on)
+
+
+def _was_worse(gaps: Sequence[PerformanceSignal], days: Sequence[date]) -> bool:
+    """Whether alarms of the week before these days were more than half as far off as these days are."""
+    before = [gap.gap for gap in gaps if gap.alarm and 0 < (days[0] - gap.day).days <= MERGE_DAYS]
+    now = [gap.gap for gap in gaps if gap.day in days]
+    return bool(before) and 2 * sum(before) / len(before) < sum(now) / len(now)
 
 
 def _trouble(decision: Decision, by_day: dict[date, DaySignals], days: Sequence[date]) -> _Trouble | None:

@@ -150,6 +150,36 @@ def test_damage_that_starts_with_another_champion_is_that_model():
     assert any("no input moved" in text for text in first.speaks_for)
 
 
+def bad_before(z: float) -> list[PerformanceSignal]:
+    """Another model's damage on the three days before that of `BAD`."""
+    return [gap(i, z=z, cusum=5 + i, alarm="cusum") for i in range(3)] + list(BAD[3:])
+
+
+def test_damage_of_the_model_before_does_not_date_that_of_a_worse_one_back():
+    signals = [day(i) for i in range(5)]
+    performances = [measured(i, auc=0.7 if i < 3 else 0.3) for i in range(5)]
+    first, *_ = causes(
+        signals, performances=performances, gaps=bad_before(-2.0), changes=[change("deployment", 3)]
+    )
+    assert (first.kind, first.since, first.changes) == ("model", at(3), ("deployment 1",))
+    assert any("performance fell exactly with it" in text for text in first.speaks_for)
+
+
+def test_a_model_that_took_over_from_one_as_bad_is_not_what_is_suspected():
+    signals = [day(i) for i in range(5)]
+    performances = [measured(i, auc=0.6) for i in range(5)]
+    first, *rest = causes(
+        signals,
+        performances=performances,
+        gaps=bad_before(-6.0),
+        slices=labelled(lambda c, d: True),
+        changes=[change("deployment", 3)],
+    )
+    assert first.kind == "labels"
+    assert f"the model before {at(3)} ranked worse than it promised too" in first.speaks_for
+    assert all("fell exactly with it" not in text for cause in rest for text in cause.speaks_for)
+
+
 def test_a_waived_finding_of_that_model_speaks_for_it():
     changes = [change("waiver", 0, "ada let 'slices' pass"), change("deployment", 3)]
     first, *_ = damaged(changes=changes)
