@@ -360,7 +360,7 @@ def _damage_feature_code(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
 
 def _damage_feed(trouble: _Trouble, facts: _Facts) -> Iterable[_Case]:
     faulty = [signal for signal in trouble.signals if signal.faults]
-    if not faulty:
+    if not faulty or 2 * len(faulty) < len(trouble.days):
         return
     channels = _unique(f.channel for signal in faulty for f in signal.faults if f.channel)
     case = facts.case(FEED, "the data, which is at fault on the same days", trouble, channels)

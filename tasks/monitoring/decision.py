@@ -375,6 +375,7 @@ def _headline(
     affected = [day.day for day in days if day.verdict == verdict] or [fallback]
     when = _dates(affected)
     hurt = [day.day for day in days if day.verdict == DAMAGE]
+    both = [day for day in affected if day in {gap.day for gap in gaps if gap.alarm}]
     known = set(affected) <= quiet
     state = "answered" if known else STILL_OPEN if is_open else "over by the end of the window"
     measured = sum(p.state == "measured" for day, p in performances.items() if days[0].day <= day)
@@ -392,6 +393,8 @@ def _headline(
         + (
             f" Besides, on {_dates(hurt)} the model ranked worse than its scores promise."
             if hurt
+            else f" On {_dates(both)} the model ranked worse than its scores promise too, which the data may explain."
+            if both
             else " The model is not the cause."
         ),
         DAMAGE: f"On {when} the model ranked worse than its own scores promise ({state})."

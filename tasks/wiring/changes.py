@@ -36,8 +36,8 @@ class _Scored:
     """Days in the order of the data, with the run that scored each first, and those that took their place."""
 
     first: dict[date, ScoringRun]
-    again: tuple[tuple[date, ScoringRun, datetime], ...]
-    """(day, run, when it was published)."""
+    again: tuple[tuple[date, ScoringRun, datetime, ScoringRun], ...]
+    """(day, run, when it was published, the run that held the day until then)."""
 
     def day_of(self, moment: datetime) -> date | None:
         """The first day that was scored after `moment`."""
@@ -63,7 +63,7 @@ def changes_of(context: Context, first_day: date, last_day: date) -> list[Change
         *_schemas(context, scored, start),
         *_trainings(context, scored, since),
         *_placed(context, scored),
-        *_scored_again(scored),
+        *_scored_again(context, scored),
     ]
     return sorted(
         (change for change in found if start <= change.day <= last_day),
@@ -74,6 +74,7 @@ def changes_of(context: Context, first_day: date, last_day: date) -> list[Change
 def _scored(context: Context, last_day: date) -> _Scored:
     runs = {run.run_id: run for run in context.metadata.runs(context.spec, limit=_RUNS)}
     first: dict[date, ScoringRun] = {}
+    holder: dict[date, ScoringRun] = {}
     again = []
     for publication in reversed(context.metadata.publications(context.spec, limit=_RUNS)):
         run = runs.get(publication.run_id)
@@ -83,9 +84,10 @@ def _scored(context: Context, last_day: date) -> _Scored:
             if day > last_day:
                 continue
             if day in first and first[day].run_id != run.run_id:
-                again.append((day, run, publication.published_at_utc))
+                again.append((day, run, publication.published_at_utc, holder[day]))
             else:
                 first[day] = run
+            holder[day] = run
     return _Scored(dict(sorted(first.items())), tuple(again))
 
 
@@ -243,23 +245,32 @@ def _placed(context: Context, scored: _Scored) -> Iterator[Change]:
         )
 
 
-def _scored_again(scored: _Scored) -> Iterator[Change]:
-    from tasks.monitoring.causes import RUN_REPLACED, Change
+def _scored_again(context: Context, scored: _Scored) -> Iterator[Change]:
+    """Days that another run holds since; where its model is another one, that is a deployment to these days."""
+    from tasks.metadata.records import POINTER_KINDS
+    from tasks.monitoring.causes import DEPLOYMENT, RUN_REPLACED, Change
 
     days: dict[str, list[date]] = {}
-    for day, run, _ in scored.again:
+    for day, run, *_ in scored.again:
         days.setdefault(run.run_id, []).append(day)
-    for day, run, at in scored.again:
+    moves = context.metadata.history(context.spec, kinds=POINTER_KINDS, limit=_EVENTS) if days else []
+    for day, run, at, before in scored.again:
         mine = sorted(days[run.run_id])
         if day != mine[0]:
             continue
         span = f"{mine[0]} was" if len(mine) == 1 else f"{len(mine)} days from {mine[0]} to {mine[-1]} were"
+        words = f"{span} scored again, by version {run.model_version}"
+        if run.bundle_digest == before.bundle_digest:
+            yield Change(f"run {run.run_id[:12]}", RUN_REPLACED, mine[0], at.isoformat(), words)
+            continue
+        event = _move(moves, run)
         yield Change(
             id=f"run {run.run_id[:12]}",
-            kind=RUN_REPLACED,
+            kind=DEPLOYMENT,
             day=mine[0],
             at_utc=at.isoformat(),
-            words=f"{span} scored again, by version {run.model_version}",
+            words=f"{words}, version {before.model_version} before",
+            detail=_told(event) if event else "",
         )
 
 

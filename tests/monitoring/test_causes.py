@@ -230,6 +230,14 @@ def test_faulty_days_come_before_everything_that_they_explain():
     assert any(cause.what.startswith("Besides") for cause in found)
 
 
+def test_one_faulty_day_among_many_damaged_ones_explains_nothing():
+    signals = [day(i, faults=(("nulls", "price"),) if i == 4 else ()) for i in range(5)]
+    gaps = [gap(i, z=-6, cusum=5, alarm="once") for i in range(5)]
+    performances = [measured(i, auc=0.6) for i in range(5)]
+    found = causes(signals, performances=performances, gaps=gaps)
+    assert "on the same days" not in " ".join(cause.what for cause in found)
+
+
 def test_drift_that_begins_with_another_model_is_the_model_when_only_the_score_moved():
     signals = [day(0), day(1), day(2, moved=("score",)), day(3, moved=("score",))]
     assert causes(signals, changes=[change("deployment", 2)])[0].kind == "model"

@@ -77,6 +77,9 @@ def test_a_data_fault_holds_scoring_and_names_no_model_change():
 def test_a_data_fault_explains_worse_performance_so_nobody_is_asked_to_roll_back():
     found = decided([day(0), day(1, fault="units changed")], [labels(1)], [gap(1, "once")])
     assert found.days[1].verdict == "data fault" and found.action == "hold_scoring"
+    same = decided([day(3, fault="half of price is null")], [labels(3)], [gap(3, "once")])
+    assert "the model ranked worse than its scores promise too, which the data may explain" in same.headline
+    assert "not the cause" not in same.headline
 
 
 def test_a_fault_that_is_over_alerts_but_does_not_hold_scoring():

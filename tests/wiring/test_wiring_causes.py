@@ -116,6 +116,23 @@ def test_days_that_are_scored_again_are_a_change(installation: Settings) -> None
     assert again.day == date(2024, 2, 10) and "2024-02-10 was scored again" in again.words
 
 
+def test_days_that_another_model_scored_again_changed_their_model(after_second: Settings) -> None:
+    run = score(after_second)
+    live = step(after_second, "live_model")
+    other = live["previous_version"]
+    step(after_second, "promote_model", version=other, actor="eve", reason="it has the better AUC")
+    score(after_second, first_day=run["first_day"], last_day=run["last_day"])
+    context = open_context(after_second, "toy")
+    first = date.fromisoformat(run["first_day"])
+    found = changes_of(context, first, date.fromisoformat(run["last_day"]))
+    assert not [change for change in found if change.kind == "run_replaced"]
+    again = [change for change in found if change.kind == "deployment"][-1]
+    assert again.day == first and again.words.endswith(
+        f"scored again, by version {other}, version {live['version']} before"
+    )
+    assert "by eve: it has the better AUC" in again.detail
+
+
 def test_a_column_that_the_source_gains_is_a_change(installation: Settings) -> None:
     source(installation, '"device": device,', '"device": device, "shop": ["x"] * n,')
     run = score(installation)
