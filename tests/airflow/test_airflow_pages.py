@@ -89,6 +89,25 @@ def viewer(client: TestClient) -> TestClient:
     return log_in(client, "VIEWER")
 
 
+@pytest.mark.parametrize(
+    ("gate", "outcome", "colour"),
+    [
+        ("monitor, 2024-02-06", "data fault", "fail"),
+        ("monitor, 2024-02-06", "drift, no damage seen", "warn"),
+        ("monitor, 2024-02-06", "healthy", "pass"),
+        ("data", "fail", "fail"),
+        ("evaluation", "fail", "pass"),
+    ],
+)
+def test_the_overview_is_red_where_what_is_live_is_in_trouble(
+    viewer: TestClient, gate: str, outcome: str, colour: str
+) -> None:
+    line = overview(None, lambda name: name == "toy")[0]  # type: ignore[arg-type]
+    line["verdicts"] = [{"gate": gate, "outcome": outcome, "at": "2024-02-06", "reasons": ["why"]}]
+    viewer.app.dependency_overrides[pages.read_wiring] = lambda: SimpleNamespace(overview=lambda *_: [line])
+    assert f'<section class="record {colour}">' in viewer.get("/").text
+
+
 PROTECTED = ["/", "/run/toy.train/manual__1", "/report/toy/validation/s1/report.html"]
 
 
