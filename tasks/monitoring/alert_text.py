@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from tasks.monitoring.alerts import GONE, OPENED, OVER, TOLD, Alert, Batch
+from tasks.monitoring.decision import once_answered
 
 _SHOWN = 20
 """Alerts written out in a message; of more, only pipeline and headline."""
@@ -91,14 +92,15 @@ def _lines(alert: Alert, phase: str) -> tuple[str, list[str], dict[str, str]]:
     """(title, lines below it, links)."""
     record = alert.record
     links = {str(name): str(url) for name, url in (record.get("links") or {}).items() if url}
-    body = [alert.headline]
+    over = phase in (OVER, GONE)
+    body = [once_answered(alert.headline) if over else alert.headline]
     if alert.resolved_at_utc:
         body.append(f"From {alert.since} to {alert.resolved_at_utc:%Y-%m-%d %H:%M} UTC.")
     elif alert.status == TOLD:
         body.append(f"At {alert.since}.")
     else:
         body.append(f"Since {alert.since}.")
-    if phase not in (OVER, GONE):
+    if not over:
         reasons = list(record.get("reasons") or ())
         body += [f"- {reason}" for reason in reasons[:_REASONS]]
         if len(reasons) > _REASONS:
@@ -107,22 +109,26 @@ def _lines(alert: Alert, phase: str) -> tuple[str, list[str], dict[str, str]]:
         body += (
             ["What to do:", *(f"{number}. {step}" for number, step in enumerate(steps, 1))] if steps else []
         )
-    if record.get("case"):
+    if record.get("case") and "case" not in links:
         body.append(f"Case: {record['case']}")
-    body += [f"{name.capitalize()}: {url}" for name, url in links.items()]
+    body += [f"{_label(name)}: {url}" for name, url in links.items()]
     return _title(alert, phase), body, links
 
 
 def _html(title: str, body: list[str], links: dict[str, str]) -> str:
-    shown = {f"{name.capitalize()}: {url}": (name, url) for name, url in links.items()}
+    shown = {f"{_label(name)}: {url}": (name, url) for name, url in links.items()}
     parts = [f"<h3>{escape(title)}</h3>"]
     for line in body:
         name, url = shown.get(line, ("", ""))
         if url.startswith(("http://", "https://")):
-            parts.append(f'<p><a href="{escape(url, quote=True)}">{escape(name.capitalize())}</a></p>')
+            parts.append(f'<p><a href="{escape(url, quote=True)}">{escape(_label(name))}</a></p>')
         else:
             parts.append(f"<p>{escape(line)}</p>")
     return "".join(parts)
+
+
+def _label(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _mrkdwn(text: str) -> str:

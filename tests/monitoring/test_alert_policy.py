@@ -14,7 +14,7 @@ from tasks.metadata import StoredDecision
 from tasks.monitoring.alert_rules import AlertRules, load_rules
 from tasks.monitoring.alert_sources import of_decision, of_verdict
 from tasks.monitoring.alert_text import write_message
-from tasks.monitoring.alerts import Alert, Batch, Delivery, Observation, batches, due, fold
+from tasks.monitoring.alerts import GONE, OVER, Alert, Batch, Delivery, Observation, batches, due, fold
 
 NOW = datetime(2024, 3, 8, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -185,6 +185,23 @@ def test_a_message_says_what_since_when_and_what_to_do_and_forges_nothing() -> N
     assert "<!channel>" not in message.slack and "<script>" not in message.html
     for part in ("Since 2024-03-05.", "1. Hold scoring.", "Case: C-7", "Report: http://a/r"):
         assert part in message.text
+
+
+def test_a_message_that_something_is_over_does_not_say_that_it_is_open_or_that_somebody_must_decide() -> None:
+    said = (
+        "On 2024-03-05 the model ranked worse than its own scores promise (still open). A person must decide."
+    )
+    links = {"case": "http://a/cases/p/C-7", "DAG run": "http://a/run"}
+    [alert] = folded(decision(0, "ask_person", "performance damage"))
+    alert = replace(alert, headline=said, record={"case": "C-7", "links": links})
+    delivery = due(RULES, [alert], [], NOW)[0]
+    assert said in write_message(Batch("team", ((alert, delivery),)), "m1").text
+    for phase in (OVER, GONE):
+        over = replace(alert, status="resolved", resolved_at_utc=NOW)
+        text = write_message(Batch("team", ((over, replace(delivery, phase=phase)),)), "m1").text
+        assert "ranked worse than its own scores promise." in text
+        assert "still open" not in text and "must decide" not in text
+        assert "Case: http://a/cases/p/C-7\n" in text and "DAG run: http://a/run" in text
 
 
 @pytest.mark.parametrize(
