@@ -201,11 +201,16 @@ def case_of(
     *,
     kind: str,
     model_version: int | None,
+    hold_id: str = "",
 ) -> tuple[CaseFile | None, tuple[date, ...], tuple[str, ...]]:
     """(the case that a window's days of one kind belong to or None, these days, their signals). Pure.
 
     Only the window's newest incident of the kind counts. A window that has no damaged day of its own is about the labelled
     day before it that asks.
+
+    Args:
+        hold_id: Of the hold that was placed for the window. One that no case has is of days that are at fault anew: whoever
+            answered before, or need not, is asked again.
     """
     affected = [day for day in decision.days if day.verdict == kind]
     days = tuple(day.day for day in affected if day.incident == affected[-1].incident)
@@ -219,6 +224,8 @@ def case_of(
         if kind == DAMAGE
         else tuple(sorted(name for name in names if name.startswith("drift:") == (kind == DRIFT)))
     )
+    if kind == FAULT and hold_id and not any(hold_id in file.case.holds for file in known):
+        known = [file for file in known if file.status == "open"]
     return _match(known, kind, days, spoken, model_version), days, spoken
 
 

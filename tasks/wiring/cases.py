@@ -397,7 +397,12 @@ def _kept(window: _Window, known: list[CaseFile], kind: str, *, acts: bool) -> C
     store = window.context.store
     while True:
         file, days, spoken = case_of(
-            window.decision, window.signals, known, kind=kind, model_version=window.version
+            window.decision,
+            window.signals,
+            known,
+            kind=kind,
+            model_version=window.version,
+            hold_id=str(window.mitigation.get("hold_id") or ""),
         )
         if not days or (file is None and not acts):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -11,7 +12,8 @@ from wiring_support import BROKEN, LABEL, LATER, PRICE, Chain, days_of, monitore
 from tasks import wiring
 from tasks.core import Settings
 from tasks.core.errors import ConfigError, NotFound, TerminalError
-from tasks.monitoring.mitigation import release_scoring
+from tasks.monitoring.cases import read_case, see_again
+from tasks.monitoring.mitigation import hold_scoring, release_scoring
 from tasks.wiring.context import open_context
 
 _FLIPPED = LABEL + "    bought = 1 - bought if day >= date(2024, 2, 9) else bought\n"
@@ -116,18 +118,37 @@ def test_a_case_that_was_an_incident_says_when_each_of_its_holds_is_over(
 
     again = measured(PRICE, BROKEN)
     assert again["outcome"] == "held" and again["hold_id"] != held["hold_id"]
+    assert again["case_id"] == f"{case_id}-2", "what is broken anew is asked about anew"
+    assert step(after_second, "mitigate_window", **window, as_of=LATER)["case_id"] == again["case_id"]
     assert measured(BROKEN, PRICE)["released"] == [again["hold_id"]]
-    assert step(after_second, "show_case", case_id=case_id)["done"] == [
-        over(held["hold_id"]),
-        over(again["hold_id"]),
-    ]
-
+    closed = step(after_second, "show_case", case_id=again["case_id"])
+    assert (closed["status"], closed["over"]) == ("over", "the hold of its days was released")
     third = measured(PRICE, BROKEN)
-    store = open_context(after_second, "toy").store
-    release_scoring(store, third["hold_id"], actor="monitor", reason="by a process that died here")
-    assert len(step(after_second, "show_case", case_id=case_id)["done"]) == 2
-    step(after_second, "mitigate_window", **window, as_of=LATER)
-    assert step(after_second, "show_case", case_id=case_id)["done"][2:] == [over(third["hold_id"])]
+    assert (third["outcome"], third["case_id"]) == ("held", f"{case_id}-3"), (
+        "also after one that closed itself"
+    )
+    assert step(after_second, "show_case", case_id=case_id)["done"] == [over(held["hold_id"])]
+
+
+def test_each_hold_that_an_answer_left_is_noted_when_it_is_over_also_after_a_crash(
+    after_second: Settings, second: Chain
+) -> None:
+    source(after_second, PRICE, BROKEN)
+    window = days_of(score(after_second))
+    held = monitored(after_second, window)
+    context = open_context(after_second, "toy")
+    other = hold_scoring(
+        context.store, [date(2024, 2, 9), date(2024, 2, 10)], reason="seen in a later window"
+    )
+    assert other is not None
+    file = read_case(context.store, held["case_id"])
+    see_again(context.store, file, replace(file.case, holds=(other.hold_id,)))
+    answer(after_second, held["case_id"], "incident")
+    for hold_id in (held["hold_id"], other.hold_id):
+        release_scoring(context.store, hold_id, actor="monitor", reason="by a process that died here")
+        assert hold_id not in " ".join(step(after_second, "show_case", case_id=held["case_id"])["done"])
+        step(after_second, "mitigate_window", **window, as_of=LATER)
+        assert hold_id in step(after_second, "show_case", case_id=held["case_id"])["done"][-1]
 
 
 def test_a_hold_that_a_person_releases_is_noted_in_its_case_at_once(
