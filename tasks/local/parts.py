@@ -334,7 +334,7 @@ def _for_the_owner(file: str, flags: int) -> int:
 
 def mlflow_server(local: Settings, *options: str) -> tuple[str, ...]:
     return (
-        *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"),
+        *(sys.executable, "-m", "tasks.local.mlflow_server", "--app-name", "basic-auth", "--workers", "1"),
         *("--host", LOOPBACK, "--port", str(load_ports(local)["mlflow"]), *options),
     )
 
@@ -346,7 +346,7 @@ def mlflow_service(
 
     Args:
         local: This installation.
-        options: Of the command `mlflow server`.
+        options: Of `mlflow server`.
         own_env: What it alone is given.
         admin: Its first user.
         password: Of the user of Penstock's programs.

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import services
 from children import killed
@@ -30,6 +31,20 @@ from tasks.registry import aliases, challengers
 from tasks.registry.mlflow_api import MlflowRegistry
 
 Train = Callable[[str], Trained]
+
+
+def test_the_server_is_one_process_which_answers_only_whom_it_is_there_for(mlflow_url: str) -> None:
+    port = mlflow_url.rpartition(":")[2]
+    (server,) = [found for found in psutil.Process().children(recursive=True) if port in found.cmdline()]
+    assert "tasks.local.mlflow_server" in server.cmdline() and not server.children()
+    for headers, refused in (
+        ({"Host": "elsewhere.example"}, "Invalid Host header"),
+        ({"Origin": "http://elsewhere.example"}, "Cross-origin request blocked"),
+    ):
+        answer = httpx.post(
+            f"{mlflow_url}/api/2.0/mlflow/experiments/create", json={"name": "theirs"}, headers=headers
+        )
+        assert answer.status_code == 403 and refused in answer.text
 
 
 def loads(model: ModelVersion) -> None:
