@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from tasks.core import PipelineSpec
 from tasks.evaluation.check_records import (
     Dependency,
     FolderTests,
@@ -18,30 +15,6 @@ from tasks.evaluation.check_records import (
 )
 
 COLUMNS = {"price": "double", "visits": "int64", "city": "string", "device": "string"}
-
-
-class LoadHere:
-    """The measurement of a model's process, made in this process: what is not about the process itself needs none."""
-
-    def __init__(self, folder: Path, digest: str, spec: PipelineSpec) -> None:
-        from tasks.evaluation.load_process import Load, imported_dependencies
-
-        self.load = Load(folder, digest, spec.inference.batch_rows)
-        found = imported_dependencies(["numpy", "torch"])
-        self.dependencies = {"dependencies": [item.to_json() for item in found]}
-
-    def hello(self) -> dict[str, Any]:
-        return self.load.loaded()
-
-    def ask(self, what: str) -> dict[str, Any]:
-        if what != "round":
-            return self.dependencies
-        # This process's peak is that of all tests before, and no property of the model.
-        return {**self.load.round(), "peak_memory_mb": 300.0, "growth_mb": 1.0}
-
-
-def start_here(ends: ExitStack, folder: Path, digest: str, spec: PipelineSpec) -> LoadHere:
-    return LoadHere(folder, digest, spec)
 
 
 def sound_checks(**changes: Any) -> ModelChecks:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from checks_support import COLUMNS, sound_checks, start_here
+from checks_support import COLUMNS, sound_checks
+from model_load import start_here
 
 from tasks.core import Finding, PipelineSpec
 from tasks.core.clean_process import run_python

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from checks_support import start_here
+from model_load import start_here
 
 from tasks.core import PipelineSpec, Settings, Snapshot, open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition

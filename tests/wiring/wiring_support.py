@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model_load import measured_here
 from sqlalchemy import create_engine, text
 from toy_installation import install_toy
 
@@ -157,7 +158,8 @@ class Chain:
             "validation_first_day": snapshot["validation_first_day"],
         }
         trained = self("train_model", **split)
-        evaluated = self("evaluate_model", **split, bundle_digest=trained["bundle_digest"])
+        with measured_here():
+            evaluated = self("evaluate_model", **split, bundle_digest=trained["bundle_digest"])
         self("gate_model", evaluation_key=evaluated["evaluation_key"])
         registered = self(
             "register_model",
