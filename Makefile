@@ -27,6 +27,7 @@ challengers: $(RUN_READY) ## good and bad models on real flights through the rea
 
 test: ## every test, the end-to-end one included; folders side by side (JOBS=3)
 	@$(MAKE) --no-print-directory --jobs=2 lint $(S3_READY)
+	@$(BIN)/python -m compileall -q -j 0 tasks plugins # or each process of the tests would, all at once
 	@$(BIN)/pytest -n $(JOBS) --no-loadscope-reorder
 
 test-fast: $(DEV_READY) ## unit tests only: no services, no Ray, no S3
