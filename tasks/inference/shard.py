@@ -486,7 +486,7 @@ def _counted_rows(batches: Sequence[ScoredBatch]) -> CountedRows | None:
     return CountedRows(
         counted[0].one_of,
         np.concatenate([of_batch.places + start for of_batch, start in zip(counted, starts, strict=False)]),
-        pa.concat_tables([of_batch.features for of_batch in counted]),
+        pa.concat_tables([of_batch.features for of_batch in counted]).combine_chunks(),
     )
 
 
