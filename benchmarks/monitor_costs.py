@@ -322,5 +322,6 @@ def _profiling_timed(*, every: bool) -> Iterator[list[float]]:
         if every:
             patched.setattr(shard, "counted_among", lambda *_: None)
         patched.setattr(scoring._Scoring, "_counted", timed(scoring._Scoring._counted))
+        patched.setattr(shard, "_counted_rows", timed(shard._counted_rows))
         patched.setattr(BundleModel, "profile", timed(BundleModel.profile))
         yield spent

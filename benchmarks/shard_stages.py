@@ -55,7 +55,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "encode": [(BundleModel, "encode")],
     "network": [(BundleModel, "predict")],
     "explain": [(BundleModel, "explain")],
-    "profile": [(scoring._Scoring, "_counted"), (BundleModel, "profile")],
+    "profile": [(scoring._Scoring, "_counted"), (shard, "_counted_rows"), (BundleModel, "profile")],
     "order": [(ShardWorker, "_ordered")],
     "write": [(shard, "prediction_table"), (shard, "write_table_file")],
     "commit": [(shard, "read_shard_record"), (shard, "check_fence"), (shard, "commit_shard")],

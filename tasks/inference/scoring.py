@@ -43,6 +43,8 @@ _LETTER_COLUMNS = {
     "reason": pa.string(),
 }
 _LEAST_BUDGET = 1000
+_LEAST_TAKEN = 256
+"""Rows of a batch that are taken at once to be counted, while they are in a near cache; of fewer the calls would cost more than that saves."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -123,8 +125,10 @@ class ScoredBatch:
     """Shape (k, F): of the k explained rows."""
     residual: Floats
     base_value: float
-    counted: CountedRows | None = None
+    counted: CountedPlaces | None = None
     """Those of the rows that are counted for all; None: all are."""
+    counted_features: pa.Table | None = None
+    """Theirs, where they were taken already."""
 
 
 @dataclass
@@ -199,8 +203,9 @@ def score_rows(
         PipelineCodeError: The model returns something else than one score for each row.
         DataError: Too many rows fail.
     """
-    scoring = _Scoring(model, spec, dead, explain, first_row, counted)
     size = max(spec.inference.batch_rows, model.block_rows)
+    at_once = counted is not None and size // counted.one_of >= _LEAST_TAKEN
+    scoring = _Scoring(model, spec, dead, explain, first_row, counted, at_once)
     for start in range(0, rows.num_rows, size):
         scoring.bisect(rows.slice(start, size), first_row + start)
     return scoring.scored
@@ -249,6 +254,8 @@ class _Scoring:
     explain: bool
     first_row: int
     counted: CountedPlaces | None
+    at_once: bool
+    """Whether features of the rows that are counted are taken as soon as a batch has them."""
     scored: list[ScoredBatch] = field(default_factory=list)
 
     def bisect(self, rows: pa.Table, first_row: int) -> None:
@@ -278,7 +285,7 @@ class _Scoring:
             identity = rows.select(list(dict.fromkeys((self.spec.event_time, *self.spec.entity_key))))
         with _Stage("features"):
             features = self.model.features(rows)
-            counted = self._counted(features, first_row)
+            counted, taken = self._counted(features, first_row)
         with _Stage("encode"):
             encoded = self.model.encode(features)
         with _Stage("predict"):
@@ -296,7 +303,10 @@ class _Scoring:
                 part.take(pa.array(keep)) for part in (identity, entities, features)
             )
             encoded, scores, numbers, ids = encoded[keep], scores[keep], numbers[keep], ids.take(keep)
-            counted = counted and _without(counted, ~good)
+            if counted is not None:
+                left = good[counted.places]
+                taken = None if taken is None else taken.filter(pa.array(left))
+                counted = _among(counted, good)
         outputs = self._outputs(encoded)
         chosen = (
             explained_rows(self.spec, SampledRows(ids, entities, identity, features, scores))
@@ -317,16 +327,18 @@ class _Scoring:
             residual,
             base,
             counted,
+            taken,
         )
 
-    def _counted(self, features: pa.Table, first_row: int) -> CountedRows | None:
-        """Those of a batch: taken at once, while its columns are in a near cache, which later costs twice as much."""
+    def _counted(self, features: pa.Table, first_row: int) -> tuple[CountedPlaces | None, pa.Table | None]:
+        """(which rows of a batch are counted, their features where they are taken at once)."""
         if self.counted is None:
-            return None
+            return None, None
         start = first_row - self.first_row
         first, end = np.searchsorted(self.counted.places, (start, start + features.num_rows))
         places = self.counted.places[first:end] - start
-        return CountedRows(self.counted.one_of, places, features.take(pa.array(places)))
+        taken = features.take(pa.array(places)) if self.at_once else None
+        return CountedPlaces(self.counted.one_of, places), taken
 
     def _outputs(self, encoded: Floats) -> Floats:
         names = self.model.output_names
@@ -343,11 +355,10 @@ class _Scoring:
         return found
 
 
-def _without(counted: CountedRows, dropped: npt.NDArray[np.bool_]) -> CountedRows:
-    """Of those rows that are left."""
-    left = ~dropped[counted.places]
-    places = counted.places[left] - np.cumsum(dropped)[counted.places[left]]
-    return CountedRows(counted.one_of, places, counted.features.filter(pa.array(left)))
+def _among(counted: CountedPlaces, kept: npt.NDArray[np.bool_]) -> CountedPlaces:
+    """Of those rows that are kept, by their places among them."""
+    left = counted.places[kept[counted.places]]
+    return CountedPlaces(counted.one_of, (np.cumsum(kept) - 1)[left])
 
 
 def _check_shapes(n: int, features: pa.Table, encoded: Floats, scores: Floats) -> None:

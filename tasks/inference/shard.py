@@ -308,7 +308,7 @@ class ShardWorker:
             np.concatenate([batch.explained for batch in batches]),
             np.concatenate([batch.attributions for batch in batches]),
             _scored_rows(rows, task, batches),
-            _counted_rows(batches),
+            _counted_rows(batches, features),
         )
         if exposed is None:
             parts = [self._ordered(task, self.plan, batches, features if audited else features.slice(0, 0))]
@@ -477,17 +477,18 @@ def _scored_rows(rows: pa.Table, task: ShardPlan, batches: Sequence[ScoredBatch]
     return rows.take(pa.array(np.concatenate([batch.source_rows for batch in batches]) - task.row_start))
 
 
-def _counted_rows(batches: Sequence[ScoredBatch]) -> CountedRows | None:
-    """Of all batches, in their order; None: all of their rows."""
+def _counted_rows(batches: Sequence[ScoredBatch], features: pa.Table) -> CountedRows | None:
+    """Of all batches, whose features these are, in their order; None: all of their rows."""
     counted = [batch.counted for batch in batches if batch.counted is not None]
     if not counted:
         return None
     starts = np.cumsum([0, *(len(batch.scores) for batch in batches)])
-    return CountedRows(
-        counted[0].one_of,
-        np.concatenate([of_batch.places + start for of_batch, start in zip(counted, starts, strict=False)]),
-        pa.concat_tables([of_batch.features for of_batch in counted]).combine_chunks(),
+    places = np.concatenate(
+        [of_batch.places + start for of_batch, start in zip(counted, starts, strict=False)]
     )
+    taken = [batch.counted_features for batch in batches if batch.counted_features is not None]
+    found = pa.concat_tables(taken).combine_chunks() if taken else features.take(pa.array(places))
+    return CountedRows(counted[0].one_of, places, found)
 
 
 def _refuse_duplicates(ordered: PredictionIds, which: str) -> None:

@@ -98,10 +98,12 @@ def test_how_many_rows_are_counted_as_one_follows_from_the_day_and_not_from_its_
     assert {profile["one_of"] for profile in profiles} == {4}
 
 
+@pytest.mark.parametrize("least_taken", [1, 1_000])
 @pytest.mark.parametrize("batch_rows", [7, 1_000])
 def test_rows_are_counted_by_their_place_in_the_shard_whatever_fails_and_however_batches_are_cut(
-    settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+    settings: Settings, toy: PipelineSpec, monkeypatch: pytest.MonkeyPatch, batch_rows: int, least_taken: int
 ) -> None:
+    monkeypatch.setattr("tasks.inference.scoring._LEAST_TAKEN", least_taken)
     monkeypatch.setattr("tasks.core.sampling.LEAST_COUNTED", 25)
     monkeypatch.setattr("tasks.core.sampling._LEAST_COUNTED_AMONG", 5)
     fields = {"shard_rows": 120, "batch_rows": batch_rows, "max_dead_letter_share": 0.1}
