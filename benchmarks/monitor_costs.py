@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from monitor_world import HOME, MONITORED, REFERENCE, ROOT, World, days_between, make_world
 from scipy import stats
+from shard_stages import as_other_flights
 
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.partitions import save_snapshot, write_partition
@@ -287,17 +288,7 @@ def _known(world: World) -> list[str]:
 
 
 def _large_day(world: World, rows: int) -> pa.Table:
-    """A day's rows again and again, as other flights; at least so many."""
-    day = world.rows[DAY].drop_columns(_known(world))
-    copies = [
-        day.set_column(
-            day.column_names.index("flight"),
-            day.schema.field("flight"),
-            pa.array(day["flight"].to_numpy() + 10_000 * copy),
-        )
-        for copy in range(-(-rows // day.num_rows))
-    ]
-    return pa.concat_tables(copies)
+    return as_other_flights(world.rows[DAY].drop_columns(_known(world)), rows)
 
 
 @contextmanager

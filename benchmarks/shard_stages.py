@@ -130,12 +130,7 @@ def large_day(spec: PipelineSpec, file: Path, rows: int, *, jitter: bool) -> pa.
     """At least so many rows, without outcomes."""
     day = pq.read_table(file)
     day = day.drop_columns([name for name in day.column_names if name in spec.label.known_afterwards])
-    at, flights = day.column_names.index("flight"), day["flight"].to_numpy()
-    copies = [
-        day.set_column(at, day.schema.field(at), pa.array(flights + 10_000 * copy))
-        for copy in range(-(-rows // day.num_rows))
-    ]
-    table = pa.concat_tables(copies).combine_chunks()
+    table = as_other_flights(day, rows).combine_chunks()
     if not jitter:
         return table
     rng = np.random.default_rng(0)
@@ -145,6 +140,16 @@ def large_day(spec: PipelineSpec, file: Path, rows: int, *, jitter: bool) -> pa.
             moved = values * (1 + 1e-3 * rng.standard_normal(len(values)))
             table = table.set_column(index, column, pa.array(moved, column.type, from_pandas=True))
     return table
+
+
+def as_other_flights(day: pa.Table, rows: int) -> pa.Table:
+    """A day's rows again and again, each time as other flights; at least so many."""
+    at, flights = day.column_names.index("flight"), day["flight"].to_numpy()
+    copies = [
+        day.set_column(at, day.schema.field(at), pa.array(flights + 10_000 * copy))
+        for copy in range(-(-rows // day.num_rows))
+    ]
+    return pa.concat_tables(copies)
 
 
 def measured(asked: argparse.Namespace, hidden: tuple[int, ...], rows: int, shard_rows: int) -> str:

@@ -45,16 +45,8 @@ def start_mlflow(tmp: Path, *, port: int | None = None) -> tuple[str, subprocess
     process = subprocess.Popen(
         [
             sys.executable,
-            *(
-                "-m",
-                "tasks.local.mlflow_server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ),
+            *("-m", "tasks.local.mlflow_server"),
+            *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{tmp / 'mlflow.db'}"),
             *("--artifacts-destination", str(tmp / "artifacts")),
         ],

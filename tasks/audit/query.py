@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from tasks.core.day_span import every_day
 from tasks.core.errors import TerminalError
 from tasks.core.ids import digest_json, event_millis, is_prediction_id, prediction_event_time
 from tasks.core.records import JsonRecord
@@ -71,7 +72,7 @@ class Window:
         """The UTC dates that the rest of the window touches."""
         first = self.start if self.after is None else prediction_event_time(self.after)
         last = (self.end - timedelta(microseconds=1)).date()
-        return tuple(first.date() + timedelta(days=i) for i in range((last - first.date()).days + 1))
+        return tuple(every_day(first.date(), last))
 
     def cursor(self, after: str) -> str:
         """What continues this query after a prediction id."""

@@ -51,16 +51,13 @@ class CountedPlaces:
 
     one_of: int
     places: IntArray
-    """Ascending, shape (k,)."""
+    """Where they are among all, ascending, shape (k,)."""
 
 
 @dataclass(frozen=True, eq=False)
-class CountedRows:
-    """A sample of n rows that are profiled: those that are counted, each for `one_of`."""
+class CountedRows(CountedPlaces):
+    """A sample of rows that are profiled."""
 
-    one_of: int
-    places: IntArray
-    """Where they are among the n, ascending, shape (k,)."""
     features: pa.Table
     """Theirs alone, shape (k, F)."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.core.clock import Clock, iso_utc, utc_now
+from tasks.core.day_span import every_day
 from tasks.core.errors import NoRows
 from tasks.core.object_store import open_store
 from tasks.core.partitions import save_snapshot, table_schema, write_partition
@@ -144,10 +145,7 @@ def _checked_days(raw: pa.Table, spec: PipelineSpec, kind: str, window: Window) 
             which=f"{spec.name} source {spec.source.uri}",
             fix="ask for days that the source has, or find out why nothing was delivered",
         )
-    absent = sorted(
-        {window.first_day + timedelta(days=i) for i in range((window.last_day - window.first_day).days + 1)}
-        - set(by_day)
-    )
+    absent = [day for day in every_day(window.first_day, window.last_day) if day not in by_day]
     if absent:
         log.warning(
             "%s: no rows on %d of the days asked for: %s%s",

@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 
 from tasks.core.clock import Clock, utc_now
+from tasks.core.day_span import every_day
 from tasks.core.errors import ConfigError, DataError, PipelineCodeError, StoreUnavailable
 from tasks.core.ids import digest_file
 from tasks.core.rows import local_days
@@ -104,7 +105,7 @@ class PythonSource:
             )
         first = self._spec.split.train.first_day
         last = self._clock().astimezone(ZoneInfo(self._spec.source.time_zone)).date() - timedelta(days=1)
-        return [first + timedelta(days=i) for i in range((last - first).days + 1)]
+        return every_day(first, last)
 
     def load(self, first_day: date, last_day: date) -> pa.Table:
         function: Callable[[date, date], Any] | None = getattr(self._module, "load", None)

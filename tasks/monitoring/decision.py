@@ -375,7 +375,8 @@ def _headline(
     affected = [day.day for day in days if day.verdict == verdict] or [fallback]
     when = _dates(affected)
     hurt = [day.day for day in days if day.verdict == DAMAGE]
-    both = [day for day in affected if day in {gap.day for gap in gaps if gap.alarm}]
+    worse = {gap.day for gap in gaps if gap.alarm}
+    both = [day for day in affected if day in worse]
     known = set(affected) <= quiet
     state = "answered" if known else STILL_OPEN if is_open else "over by the end of the window"
     measured = sum(p.state == "measured" for day, p in performances.items() if days[0].day <= day)

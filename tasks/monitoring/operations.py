@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import numpy as np
 
+from tasks.core.day_span import every_day
 from tasks.core.records import JsonRecord
 from tasks.core.spec import PipelineSpec
 from tasks.monitoring.performance import UNREAD
@@ -186,11 +187,10 @@ def days_absent(published: Collection[date], *, first: date, last: date) -> Oper
     known = set(published)
     before = max((day for day in known if day < first), default=first - timedelta(days=1))
     start = max(before + timedelta(days=1), first - timedelta(days=RECENT_DAYS))
-    every = (start + timedelta(days=n) for n in range((last - start).days + 1))
     young = last - min(known, default=last) < timedelta(days=RECENT_DAYS)
     absent = [
         day
-        for day in every
+        for day in every_day(start, last)
         if day not in known and (young or any(day - timedelta(weeks=n) in known for n in range(1, 5)))
     ]
     if not absent:

@@ -505,7 +505,12 @@ def _close_ended(context: Context, decision: Decision, files: list[CaseFile], *,
 
 def _waits(file: CaseFile) -> bool:
     """Whether an answer is missing, or the end of a hold."""
-    return file.status == "open" or (file.status == "answered" and len(file.done) < len(file.case.holds))
+    return file.status == "open" or (file.status == "answered" and _misses_release(file))
+
+
+def _misses_release(file: CaseFile) -> bool:
+    """Whether its log does not say yet of each hold that it is over."""
+    return len(file.done) < len(file.case.holds)
 
 
 def _event_words(event: CaseEvent) -> str:
@@ -537,9 +542,7 @@ def _note_missed_releases(context: Context, files: Sequence[CaseFile]) -> None:
     left = [
         file
         for file in files
-        if file.answer is not None
-        and file.answer.answer == INCIDENT
-        and len(file.done) < len(file.case.holds)
+        if file.answer is not None and file.answer.answer == INCIDENT and _misses_release(file)
     ]
     if left:
         over = {hold.hold_id: hold for hold in scoring_holds(context.store) if not hold.open}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from tasks.core import (
     open_store,
     pipeline_names,
 )
+from tasks.core.day_span import every_day
 from tasks.core.errors import ConfigError, NotFound, PenstockError
 from tasks.core.partitions import load_snapshot
 from tasks.core.records import Snapshot
@@ -132,9 +133,8 @@ def days_without_rows(first: date, last: date, present: Sequence[date], before: 
 
     `before` are days of earlier windows that it gave no row of either. A source may leave days out by nature, as weekends; one that was not delivered looks the same, so it is said.
     """
-    every = (first + timedelta(days=n) for n in range((last - first).days + 1))
     there = set(present)
-    return listed_days([*before, *(day for day in every if day not in there)])
+    return listed_days([*before, *(day for day in every_day(first, last) if day not in there)])
 
 
 def listed_days(days: Sequence[date]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.core import Settings
 from tasks.core.clock import iso_utc
+from tasks.core.day_span import every_day
 from tasks.core.errors import DataError, NoRows, ServiceUnavailable, TerminalError
 from tasks.wiring.admission import admission
 from tasks.wiring.audit_online import fold_for_upkeep
@@ -54,7 +55,7 @@ def snapshot_scoring(
         try:
             snapshot = take_snapshot(settings, context.spec, kind="scoring", window=chosen)
         except NoRows:
-            empty += _days_of(chosen)
+            empty += every_day(chosen.first_day, chosen.last_day)
             # That nothing new came has to be known; a hole among days that are published must not keep newer ones from being scored.
             if asked or (chosen is windows[-1] and empty[-1] > max(_published(context), default=date.min)):
                 raise
@@ -481,8 +482,3 @@ def _unpublished_windows(context: Context) -> list[Window]:
 
 def _published(context: Context) -> dict[date, str]:
     return context.metadata.published_days(context.spec)
-
-
-def _days_of(chosen: Window) -> list[date]:
-    count = (chosen.last_day - chosen.first_day).days + 1
-    return [chosen.first_day + timedelta(days=n) for n in range(count)]
