@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from typing import Any
 
 from inference_support import AUDIT
@@ -24,26 +23,28 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pool._NODE_NEWS_S = 2.0  # no node comes back here, so it need not be waited for as long
     settings = Settings.from_environment()
-    spec = load_pipeline(settings, "toy")
-    inference = spec.inference.model_copy(
-        update={"min_workers": 2, "max_workers": 2, "shard_attempts": 1, "placement_timeout_s": 8.0}
-    )
-    spec = spec.model_copy(update={"inference": inference})
+    toy = load_pipeline(settings, "toy")
     head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
-    store = open_store(settings, prefix=spec.prefix)
+    store = open_store(settings, prefix=toy.prefix)
 
     def losing(node: Any, run_id: str) -> dict[str, Any]:
         """The run's report, or its error, and how many shards it had when the node went."""
+        inference = toy.inference.model_copy(update={"min_workers": 2, "max_workers": 2, "shard_attempts": 1})
+        spec = toy.model_copy(update={"inference": inference})
         taken: list[int] = []
+        over = threading.Event()
 
         def take_it_away() -> None:
             while len(committed_shards(store, run_id)) < 2:
-                time.sleep(0.02)
+                if over.wait(0.02):
+                    return
             cluster.remove_node(node, allow_graceful=False)
             taken.append(len(committed_shards(store, run_id)))
+            # The first workers may take their time on a busy machine; after the last node none comes. The model is frozen.
+            inference.__dict__["placement_timeout_s"] = 5.0
 
         thread = threading.Thread(target=take_it_away)
         thread.start()
@@ -54,6 +55,7 @@ def main() -> None:
         except PenstockError as error:
             return error.as_record()
         finally:
+            over.set()
             thread.join()
         publish(settings, spec, run_id)
         return {**report.to_json(), "taken_at": taken[0]}

@@ -93,13 +93,12 @@ def driver(settings: Settings, script: str, *arguments: str, **more: str) -> tup
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     env.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), *arguments],
-        env={**env, **more},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = [sys.executable, str(HERE / script), *arguments]
+    try:
+        done = subprocess.run(command, env={**env, **more}, capture_output=True, text=True, timeout=240)
+    except subprocess.TimeoutExpired as late:
+        said = (late.stdout or b"") + (late.stderr or b"")  # bytes, whatever was asked for
+        pytest.fail(f"{script} was not over after 240 s:\n{said.decode()}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout + done.stderr
     return [json.loads(line.removeprefix("RESULT ")) for line in lines], done.stdout + done.stderr
