@@ -24,6 +24,7 @@ def model_card(spec: PipelineSpec) -> str:
             "",
             "- `champion` scores production; only Penstock's deployment log moves it",
             "- `challenger` passed its gate and waits for the canary or for approval",
+            "- a version with the tag `penstock.barred` was rolled back or refused, whatever its gate said; the tag says when and why",
             "",
             "An alias moved by hand is put back. Promote with "
             f"`penstock registry promote {spec.name} VERSION`, undo with `penstock registry rollback {spec.name} --leaving VERSION`.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -35,22 +35,47 @@ class MlflowRegistry(MlflowRest):
 
     def versions_with_tag(self, name: str, key: str, value: str) -> list[int]:
         """Versions that carry a tag, lowest first."""
-        found: list[int] = []
+        return sorted(int(item["version"]) for item in self._versions(name, f"tags.`{key}` = '{value}'"))
+
+    def tagged(self, name: str, key: str) -> dict[int, str]:
+        """Version -> the tag's value, of those that carry it."""
+        return {
+            int(item["version"]): next(tag.get("value", "") for tag in item["tags"] if tag["key"] == key)
+            for item in self._versions(name, f"tags.`{key}` LIKE '%'")
+        }
+
+    def _versions(self, name: str, condition: str) -> Iterator[dict[str, Any]]:
         page = ""
         while True:
             answer = self.call(
                 "GET",
                 "model-versions/search",
                 params={
-                    "filter": f"name = '{name}' AND tags.`{key}` = '{value}'",
+                    "filter": f"name = '{name}' AND {condition}",
                     "max_results": _SEARCH_PAGE,
                     **({"page_token": page} if page else {}),
                 },
             )
-            found.extend(int(item["version"]) for item in answer.get("model_versions", []))
+            yield from answer.get("model_versions", [])
             page = answer.get("next_page_token", "")
             if not page:
-                return sorted(found)
+                return
+
+    def set_tag(self, name: str, version: int, key: str, value: str) -> None:
+        """Raises `NotFound` when the version is gone."""
+        content = {"name": name, "version": str(version), "key": key, "value": value}
+        self.call("POST", "model-versions/set-tag", json=content)
+
+    def delete_tag(self, name: str, version: int, key: str) -> None:
+        """Remove a tag; nothing happens when it is not there."""
+        try:
+            self.call(
+                "DELETE",
+                "model-versions/delete-tag",
+                json={"name": name, "version": str(version), "key": key},
+            )
+        except NotFound:
+            return
 
     def create_version(
         self,

@@ -367,7 +367,13 @@ def _next_steps(context: Context, plans: Iterable[Plan], in_mlflow: FoundInMlflo
                 f"the deployment log is empty, and the newest run was planned with version {newest[-1]}: "
                 f"penstock registry promote {name} {newest[-1]}"
             )
-        yield "versions that were barred are not known any more: bar them again before anybody promotes"
+        for version, said in sorted(in_mlflow.barred.items() if in_mlflow else ()):
+            yield (
+                f"MLflow's tag says that version {version} was barred ({said}): "
+                f"penstock registry bar {name} {version} --reason ..."
+            )
+        if in_mlflow is None:
+            yield "versions that were barred are not known without MLflow: bar them again before anybody promotes"
     days = sorted(context.metadata.published_days(context.spec))
     measured = {one.day for one in context.metadata.signals(context.spec)} if days else set()
     if missing := [day for day in days if day not in measured]:

@@ -201,6 +201,39 @@ def test_promotion_moves_both_aliases(two: Settings, spec: PipelineSpec, mlflow:
     assert registry.reconcile(two, spec) == []
 
 
+def barred(mlflow: MlflowRegistry, spec: PipelineSpec) -> dict[int, str]:
+    return mlflow.tagged(spec.model_name, "penstock.barred")
+
+
+def test_a_version_that_is_barred_says_so_in_mlflow_until_it_is_not(
+    two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
+) -> None:
+    promote(two, spec, 2, 1)
+    registry.rollback(two, spec, expected=2, actor="ada", reason="worse on Mondays", check=loads)
+    (bar,) = MetadataStore.open(two).history(spec, kinds=("bar",))
+    said = f"{bar.at_utc:%Y-%m-%d %H:%M} UTC by ada: worse on Mondays"
+    assert barred(mlflow, spec) == {2: said}
+    mlflow.set_tag(spec.model_name, 2, "penstock.barred", "no")  # by hand
+    assert registry.reconcile(two, spec) == ["version 2: tag penstock.barred set"]
+    assert barred(mlflow, spec) == {2: said} and registry.reconcile(two, spec) == []
+    registry.unbar(two, spec, 2, actor="ada", reason="it was the feed")
+    assert barred(mlflow, spec) == {}
+
+
+def test_a_version_that_is_barred_while_mlflow_is_away_is_tagged_by_the_next_reconcile(
+    two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
+) -> None:
+    down = dataclasses.replace(two, mlflow_url=f"http://127.0.0.1:{services.free_port()}")
+    registry.bar(down, spec, 2, actor="ada", reason="a leak")
+    assert barred(mlflow, spec) == {}
+    assert "version 2: tag penstock.barred set" in registry.reconcile(two, spec)
+    registry.unbar(down, spec, 2, actor="ada", reason="no leak")
+    assert registry.reconcile(two, spec)[-1] == "version 2: tag penstock.barred removed"
+    registry.bar(down, spec, 2, actor="ada", reason="a leak after all")
+    mlflow.delete_version(spec.model_name, 2)
+    assert not any("tag" in line for line in registry.reconcile(two, spec))
+
+
 def test_a_process_killed_between_event_and_alias_is_reconciled(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

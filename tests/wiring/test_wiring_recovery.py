@@ -165,18 +165,26 @@ def test_without_mlflow_what_scored_is_found_by_the_runs_and_the_rest_is_named(
     settings = replace(after_second, mlflow_url=f"http://127.0.0.1:{services.free_port()}")
     spec = load_pipeline(settings, "toy")
     versions = MetadataStore.open(settings).model_versions(spec)
+    step(after_second, "bar_model", version=finished.version, actor="ada", reason="a leak")
     (settings.home / "metadata.db").unlink()
     (found,) = rebuild_metadata(settings)
     assert [one.version for one in MetadataStore.open(settings).model_versions(spec)] == [finished.version]
     assert len(versions) == 2
     assert "versions that never scored were not found" in found["problems"][0]
     assert f"registry promote toy {finished.version}" in found["next_steps"][0]
+    assert "bar them again" in found["next_steps"][1]
     settings = replace(settings, mlflow_url=after_second.mlflow_url)
     (found,) = rebuild_metadata(settings)
     assert found["versions"] == 1
     assert [one.version for one in MetadataStore.open(settings).model_versions(spec)] == [
         one.version for one in versions
     ]
+    (advice,) = [said for said in found["next_steps"] if f"registry bar toy {finished.version} " in said]
+    assert "by ada: a leak" in advice
+    step(settings, "reconcile_registry")  # before anybody has followed it: the tag is all that is known
+    assert advice in rebuild_metadata(settings)[0]["next_steps"]
+    step(settings, "bar_model", version=finished.version, actor="ada", reason="a leak")
+    step(settings, "unbar_model", version=finished.version, actor="tests", reason="others share this MLflow")
 
 
 def test_an_older_backup_of_the_database_beside_a_newer_store_catches_up(
