@@ -229,6 +229,11 @@ def case_of(
     return _match(known, kind, days, spoken, model_version), days, spoken
 
 
+def report_key(first_day: date, last_day: date, kind: str = "") -> str:
+    """Key of a window's newest report; with `kind`, of the newest one in which an incident of that kind was seen."""
+    return f"monitoring/{first_day}_{last_day}/report{f'-{_SLUGS[kind]}' if kind else ''}.html"
+
+
 def kinds_of(decision: Decision) -> list[str]:
     """The kinds of incident in a window."""
     found = [kind for kind in _SLUGS if any(day.verdict == kind for day in decision.days)]

@@ -200,7 +200,7 @@ def _observations(
     settings: Settings, spec: PipelineSpec, metadata: MetadataStore, rules: AlertRules, now: datetime
 ) -> list[Observation]:
     from tasks.monitoring.alert_sources import of_decision, of_event, of_freshness, of_verdict
-    from tasks.monitoring.cases import read_cases
+    from tasks.monitoring.cases import read_cases, report_key
 
     since = now - _LOOKBACK
     decisions = {
@@ -216,7 +216,8 @@ def _observations(
     }
     seen: list[Observation | None] = []
     for found in decisions.values():
-        report = f"monitoring/{found.first_day}_{found.last_day}/report.html"
+        first, last = found.first_day, found.last_day
+        report = report_key(first, last) if first and last else ""
         case_id = cases.get((found.verdict, found.first_day, found.last_day), "")
         links = _links(settings, spec.name, dag_run=found.dag_run, report=report, case_id=case_id)
         seen += of_decision(found, links, case=case_id)

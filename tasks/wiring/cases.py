@@ -157,7 +157,7 @@ def show_case(
         "because": case.because,
         "options": [{"answer": name, "does": _does(context, case, name)} for name in case.options],
         "holds": list(case.holds),
-        "report_url": context.report_url(case.report_key),
+        "report_url": context.report_url(_report_key(context, case)),
         "page_url": case_url(settings, pipeline, case_id),
         "monitor_run": case.dag_run or "",
         "log": [
@@ -418,7 +418,7 @@ def _kept(window: _Window, known: list[CaseFile], kind: str, *, acts: bool) -> C
 
 
 def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str, ...]) -> Case:
-    from tasks.monitoring.cases import Case, options_of
+    from tasks.monitoring.cases import Case, options_of, report_key
 
     decision, mitigation = window.decision, window.mitigation
     suggestion, because = _suggested(kind, decision, days, mitigation)
@@ -443,9 +443,17 @@ def _case(window: _Window, kind: str, days: tuple[date, ...], spoken: tuple[str,
         model_version=window.version,
         outcome=str(mitigation["outcome"]),
         holds=(str(mitigation["hold_id"]),) if mitigation.get("hold_id") else (),
-        report_key=f"monitoring/{decision.first_day}_{decision.last_day}/report.html",
+        report_key=report_key(decision.first_day, decision.last_day, kind),
         dag_run=window.dag_run,
     )
+
+
+def _report_key(context: Context, case: Case) -> str:
+    """Of the report that shows the incident; of the newest one while that is not drawn, and for cases of older releases."""
+    from tasks.monitoring.cases import report_key
+
+    there = context.store.exists(case.report_key)
+    return case.report_key if there else report_key(case.first_day, case.last_day)
 
 
 def _suggested(

@@ -197,8 +197,12 @@ def decide_window(
 def report_window(
     settings: Settings, pipeline: str, *, first_day: str, last_day: str, dag_run: str | None = None
 ) -> dict[str, Any]:
-    """One static page for a window: verdict first, then the charts it stands on."""
+    """One static page for a window: verdict first, then the charts it stands on.
+
+    Kept once more for each kind of incident that is seen: a case leads to it also when its days have come again, mended.
+    """
     from tasks.monitoring import Monitor, render_report
+    from tasks.monitoring.cases import kinds_of, report_key
 
     context = open_context(settings, pipeline)
     first, last = _window(context, first_day, last_day)
@@ -222,7 +226,9 @@ def report_window(
         changes=found.changes,
         decided=decided_on(context, first, last),
     )
-    key = f"monitoring/{first}_{last}/report.html"
+    for kind in kinds_of(decision):
+        context.store.put(report_key(first, last, kind), html.encode())
+    key = report_key(first, last)
     context.store.put(key, html.encode())
     result = {"report_key": key, "report_url": context.report_url(key)}
     context.evidence(dag_run, "report", result)

@@ -48,6 +48,8 @@ def test_a_fault_opens_one_case_with_its_evidence_and_the_cured_days_close_it(
     assert case["suggestion"] == "incident" and case["next_steps"]
     assert [option["answer"] for option in case["options"]] == ["incident", "accept", "new_normal", "mute"]
     assert case["log"][0]["kind"] == "opened" and len(case["log"]) == 1
+    assert case["report_url"].endswith("/report.html"), "the report is drawn beside the case"
+    step(after_second, "report_window", **days_of(run))
 
     source(after_second, BROKEN, PRICE)
     cured = monitored(
@@ -56,6 +58,15 @@ def test_a_fault_opens_one_case_with_its_evidence_and_the_cured_days_close_it(
     assert cured["case_id"] == ""
     (closed,) = cases(after_second)
     assert (closed["status"], closed["over"]) == ("over", "the hold of its days was released")
+    newest = step(after_second, "report_window", **days_of(run))["report_key"]
+    url: str = step(after_second, "show_case", case_id=closed["case_id"])["report_url"]
+    verdicts = [
+        wiring.read_report(after_second, "toy", key)
+        .partition(b'<div class="verdict ')[2]
+        .partition(b"</div>")[0]
+        for key in (url.partition("/report/toy/")[2], newest)
+    ]
+    assert [b"breaks the training contract" in verdict for verdict in verdicts] == [True, False]
     with pytest.raises(TerminalError, match="is over"):
         answer(after_second, closed["case_id"], "accept")
 
