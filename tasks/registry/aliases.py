@@ -1,4 +1,4 @@
-"""MLflow's `champion` and `challenger` aliases, and the tag of barred versions, as a projection of the deployment log (I6).
+"""MLflow's `champion` and `challenger` aliases, and the marks of barred versions, as a projection of the deployment log (I6).
 
 What Penstock last set is kept beside the log. So an alias that is behind (a crash, MLflow was down) is told
 from one that somebody moved by hand: only the second differs from what was last set.
@@ -19,6 +19,7 @@ from tasks.core.spec import PipelineSpec
 from tasks.metadata.deployments import LogHead, NewEvent
 from tasks.metadata.records import POINTER_KINDS, ModelVersion, Projection
 from tasks.metadata.store import MetadataStore
+from tasks.registry import cards
 from tasks.registry.mlflow_api import MlflowRegistry
 
 CHAMPION = "champion"
@@ -52,7 +53,7 @@ def wanted_aliases(head: LogHead, newest: ModelVersion | None, *, newest_was_liv
 
 
 def project(store: MetadataStore, mlflow: MlflowRegistry, spec: PipelineSpec) -> list[str]:
-    """Make both aliases, and the tag of barred versions, say what the log says; the lines tell what was changed.
+    """Make both aliases, and the marks of barred versions, say what the log says; the lines tell what was changed.
 
     The log is read again afterwards: when another process moved it meanwhile, the newer state is set too, so the
     last of several concurrent writers leaves the right alias.
@@ -66,7 +67,7 @@ def project(store: MetadataStore, mlflow: MlflowRegistry, spec: PipelineSpec) ->
         present = _present(mlflow, spec)
         for alias, version in wanted.aliases.items():
             lines += _set(store, mlflow, spec, alias, version, present.get(alias), wanted.event_id)
-        lines += _tag_barred(store, mlflow, spec)
+        lines += _mark_barred(store, mlflow, spec)
         if _wanted(store, spec) == wanted:
             return lines
 
@@ -304,24 +305,28 @@ def _set(
     return lines
 
 
-def _tag_barred(store: MetadataStore, mlflow: MlflowRegistry, spec: PipelineSpec) -> list[str]:
-    """A tag stays where the log says nothing of its version: after a lost database it is all that is known."""
+def _mark_barred(store: MetadataStore, mlflow: MlflowRegistry, spec: PipelineSpec) -> list[str]:
+    """A tag, and the first line of the description. A tag stays where the log says nothing of its version: after a lost database
+    it is all that is known.
+    """
     last = {event.version: event for event in reversed(store.history(spec, kinds=("bar", "unbar")))}
     tagged = mlflow.tagged(spec.model_name, BARRED_TAG) if last else {}
     lines: list[str] = []
     for version, event in sorted(last.items()):
-        if event.kind == "unbar":
-            if version in tagged:
-                mlflow.delete_tag(spec.model_name, version, BARRED_TAG)
-                lines.append(f"version {version}: tag {BARRED_TAG} removed")
+        wanted = cards.barred_tag(event) if event.kind == "bar" else None
+        if tagged.get(version) == wanted:
             continue
-        said = f"{event.at_utc:%Y-%m-%d %H:%M} UTC by {event.actor}: {event.reason}"
-        if tagged.get(version) != said:
-            try:
-                mlflow.set_tag(spec.model_name, version, BARRED_TAG, said)
-            except NotFound:
-                continue  # deleted in MLflow
-            lines.append(f"version {version}: tag {BARRED_TAG} set")
+        try:
+            # The tag last: it tells that all is done.
+            card = cards.barred_card(mlflow.description(spec.model_name, version), wanted)
+            mlflow.describe(spec.model_name, version, card)
+            if wanted is None:
+                mlflow.delete_tag(spec.model_name, version, BARRED_TAG)
+            else:
+                mlflow.set_tag(spec.model_name, version, BARRED_TAG, wanted)
+        except NotFound:
+            continue  # deleted in MLflow
+        lines.append(f"version {version}: {'no longer ' if wanted is None else ''}shown as barred")
     return lines
 
 

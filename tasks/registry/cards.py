@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tasks.core.records import Verdict
 from tasks.core.spec import PipelineSpec
+from tasks.metadata.records import DeploymentEvent
 
 _MARKS = {"pass": "✓", "warn": "⚠", "fail": "✗"}
 _ORDER = {"fail": 0, "warn": 1, "pass": 2}
+_MOST = 5_000
+"""Characters of a description or of a tag's value, of which MLflow on PostgreSQL takes no more."""
+_MOST_WORDS = 300
+"""Characters of a finding's detail, or of when and why a version was barred."""
+_BARRED = "**BARRED**"
+_MORE = "- and {} more, in the report"
 
 
 def model_card(spec: PipelineSpec) -> str:
@@ -24,7 +32,7 @@ def model_card(spec: PipelineSpec) -> str:
             "",
             "- `champion` scores production; only Penstock's deployment log moves it",
             "- `challenger` passed its gate and waits for the canary or for approval",
-            "- a version with the tag `penstock.barred` was rolled back or refused, whatever its gate said; the tag says when and why",
+            "- a version whose description begins with **BARRED** was rolled back or refused, whatever its gate said",
             "",
             "An alias moved by hand is put back. Promote with "
             f"`penstock registry promote {spec.name} VERSION`, undo with `penstock registry rollback {spec.name} --leaving VERSION`.",
@@ -41,7 +49,8 @@ def model_tags(spec: PipelineSpec) -> dict[str, str]:
 def version_card(trained: Mapping[str, Any], verdict: Verdict, links: Mapping[str, str]) -> str:
     """A version's description: how good it is, where to look, why the gate let it pass, what it was made of.
 
-    Lists, no tables: MLflow draws tables without any spacing.
+    Lists, no tables: MLflow draws tables without any spacing. Of more findings than MLflow has room for, those that passed last
+    are counted only.
     """
     lines = [
         f"**Gate `{verdict.gate}`: {verdict.outcome.upper()}** on {_text(_when(verdict.decided_at_utc))}",
@@ -59,10 +68,7 @@ def version_card(trained: Mapping[str, Any], verdict: Verdict, links: Mapping[st
     if verdict.findings:
         passed = sum(item.status == "pass" for item in verdict.findings)
         lines += ["", f"#### Why: {passed} of {len(verdict.findings)} checks passed", ""]
-        for item in sorted(verdict.findings, key=lambda finding: _ORDER.get(finding.status, 3)):
-            mark = _MARKS.get(item.status, item.status)
-            lines.append(f"- {mark} **{_text(item.name.replace('_', ' '))}**: {_text(item.shown)}")
-    lines += [
+    made_of = [
         "",
         "#### Made of",
         "",
@@ -71,7 +77,42 @@ def version_card(trained: Mapping[str, Any], verdict: Verdict, links: Mapping[st
         f"- training `{trained['training_id']}`" + _epochs(trained),
         f"- bundle `{trained['bundle_digest']}`",
     ]
-    return "\n".join(lines)
+    # Room is left for a line at the top, should the version be barred one day.
+    room = _MOST - _MOST_WORDS - len("\n".join([*lines, "", *made_of])) - len(_BARRED)
+    return "\n".join([*lines, *_findings(verdict, room), *made_of])
+
+
+def _findings(verdict: Verdict, room: int) -> list[str]:
+    """A line for each, the worst first, and one that counts those for which there is no room."""
+    found = sorted(verdict.findings, key=lambda finding: _ORDER.get(finding.status, 3))
+    lines: list[str] = []
+    for item in found:
+        mark = _MARKS.get(item.status, item.status)
+        line = f"- {mark} **{_text(item.name.replace('_', ' '))}**: {_text(replace(item, detail=_cut(item.detail)).shown)}"
+        room -= len(line) + 1
+        if room < len(_MORE):
+            return [*lines, _MORE.format(len(found) - len(lines))]
+        lines.append(line)
+    return lines
+
+
+def barred_card(description: str, said: str | None) -> str:
+    """A version's description that begins with when, by whom and why it was barred; None: without such a beginning."""
+    if description.startswith(_BARRED):
+        description = description.partition("\n\n")[2]
+    room = _MOST - len(f"{_BARRED} \n\n{description}")
+    if said is None or room < 0:  # written by hand, to the brim: the tag says it
+        return description
+    return f"{_BARRED} {_text(_cut(said))[:room]}\n\n{description}"
+
+
+def barred_tag(event: DeploymentEvent) -> str:
+    """When, by whom and why a version was barred."""
+    return f"{event.at_utc:%Y-%m-%d %H:%M} UTC by {event.actor}: {event.reason}"[:_MOST]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_WORDS else text[: _MOST_WORDS - 1] + "…"
 
 
 def _metric_lines(metrics: dict[str, Any]) -> list[str]:

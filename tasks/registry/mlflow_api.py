@@ -61,6 +61,16 @@ class MlflowRegistry(MlflowRest):
             if not page:
                 return
 
+    def description(self, name: str, version: int) -> str:
+        """Raises `NotFound` when the version is gone."""
+        answer = self.call("GET", "model-versions/get", params={"name": name, "version": str(version)})
+        return str(answer["model_version"].get("description", ""))
+
+    def describe(self, name: str, version: int, description: str) -> None:
+        """Raises `NotFound` when the version is gone."""
+        content = {"name": name, "version": str(version), "description": description}
+        self.call("PATCH", "model-versions/update", json=content)
+
     def set_tag(self, name: str, version: int, key: str, value: str) -> None:
         """Raises `NotFound` when the version is gone."""
         content = {"name": name, "version": str(version), "key": key, "value": value}

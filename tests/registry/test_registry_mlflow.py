@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,9 @@ from tasks.core.errors import (
     TerminalError,
 )
 from tasks.core.mlflow_users import MlflowUsers
+from tasks.core.records import Finding, Verdict
 from tasks.metadata import MetadataStore, ModelVersion
-from tasks.registry import aliases, challengers
+from tasks.registry import aliases, cards, challengers
 from tasks.registry.mlflow_api import MlflowRegistry
 
 Train = Callable[[str], Trained]
@@ -208,30 +210,70 @@ def barred(mlflow: MlflowRegistry, spec: PipelineSpec) -> dict[int, str]:
 def test_a_version_that_is_barred_says_so_in_mlflow_until_it_is_not(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
 ) -> None:
+    card = mlflow.description(spec.model_name, 2)
     promote(two, spec, 2, 1)
-    registry.rollback(two, spec, expected=2, actor="ada", reason="worse on Mondays", check=loads)
+    registry.rollback(two, spec, expected=2, actor="ada", reason="worse on *Mondays*", check=loads)
     (bar,) = MetadataStore.open(two).history(spec, kinds=("bar",))
-    said = f"{bar.at_utc:%Y-%m-%d %H:%M} UTC by ada: worse on Mondays"
-    assert barred(mlflow, spec) == {2: said}
+    said = f"{bar.at_utc:%Y-%m-%d %H:%M} UTC by ada: worse on"
+    assert barred(mlflow, spec) == {2: f"{said} *Mondays*"}
+    shown = f"**BARRED** {said} \\*Mondays\\*\n\n{card}"
+    assert mlflow.description(spec.model_name, 2) == shown
     mlflow.set_tag(spec.model_name, 2, "penstock.barred", "no")  # by hand
-    assert registry.reconcile(two, spec) == ["version 2: tag penstock.barred set"]
-    assert barred(mlflow, spec) == {2: said} and registry.reconcile(two, spec) == []
+    assert registry.reconcile(two, spec) == ["version 2: shown as barred"]
+    assert barred(mlflow, spec) == {2: f"{said} *Mondays*"} and registry.reconcile(two, spec) == []
+    assert mlflow.description(spec.model_name, 2) == shown
     registry.unbar(two, spec, 2, actor="ada", reason="it was the feed")
-    assert barred(mlflow, spec) == {}
+    assert barred(mlflow, spec) == {} and mlflow.description(spec.model_name, 2) == card
 
 
-def test_a_version_that_is_barred_while_mlflow_is_away_is_tagged_by_the_next_reconcile(
+def test_a_version_that_is_barred_while_mlflow_is_away_is_marked_by_the_next_reconcile(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
 ) -> None:
     down = dataclasses.replace(two, mlflow_url=f"http://127.0.0.1:{services.free_port()}")
     registry.bar(down, spec, 2, actor="ada", reason="a leak")
     assert barred(mlflow, spec) == {}
-    assert "version 2: tag penstock.barred set" in registry.reconcile(two, spec)
+    assert "version 2: shown as barred" in registry.reconcile(two, spec)
     registry.unbar(down, spec, 2, actor="ada", reason="no leak")
-    assert registry.reconcile(two, spec)[-1] == "version 2: tag penstock.barred removed"
+    assert registry.reconcile(two, spec)[-1] == "version 2: no longer shown as barred"
     registry.bar(down, spec, 2, actor="ada", reason="a leak after all")
     mlflow.delete_version(spec.model_name, 2)
-    assert not any("tag" in line for line in registry.reconcile(two, spec))
+    assert not any("barred" in line for line in registry.reconcile(two, spec))
+
+
+def test_a_kill_while_a_version_is_marked_leaves_what_the_next_reconcile_completes(
+    two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
+) -> None:
+    card = mlflow.description(spec.model_name, 2)
+    killed(lambda: registry.bar(two, spec, 2, actor="ada", reason="a leak"), MlflowRegistry, "set_tag")
+    shown = mlflow.description(spec.model_name, 2)
+    assert shown.endswith(f"by ada: a leak\n\n{card}") and barred(mlflow, spec) == {}
+    assert "version 2: shown as barred" in registry.reconcile(two, spec)
+    assert mlflow.description(spec.model_name, 2) == shown and list(barred(mlflow, spec)) == [2]
+
+
+def test_a_card_fits_into_what_mlflow_keeps_of_it() -> None:
+    """5,000 characters: PostgreSQL refuses a longer one, and no version could be registered."""
+    trained = {
+        "snapshot_id": "s" * 16,
+        "feature_version": "1+f",
+        "training_id": "t" * 16,
+        "bundle_digest": "b" * 64,
+    }
+    findings = (
+        *(Finding(f"good {n}", "pass", "is well within what was asked of it " * 4) for n in range(60)),
+        Finding("long", "fail", "carrier * was [far] worse; " * 400),
+    )
+    verdict = Verdict("evaluation", "toy", "b" * 64, "pass", findings, "2024-02-06T12:00:01.123Z")
+    card = cards.version_card(trained, verdict, {"Airflow run": "http://airflow/" + "x" * 200})
+    assert len(card) < 4_700 and card.endswith(f"- bundle `{'b' * 64}`")
+    lines = card.splitlines()
+    assert next(line for line in lines if line.startswith("- ✗")).endswith("…")
+    left = re.fullmatch(r"- and (\d+) more, in the report", lines[lines.index("#### Made of") - 2])
+    assert left and int(left[1]) == 61 - sum(line.startswith(("- ✗", "- ✓")) for line in lines)
+    marked = cards.barred_card(card, "2026-11-27 07:20 UTC by ada: " + "a long story " * 500)
+    assert len(marked) <= 5_000 and marked.startswith("**BARRED** 2026-11-27 07:20 UTC by ada: a long story")
+    assert cards.barred_card(marked, None) == card
+    assert cards.barred_card("x" * 5_000, "today") == "x" * 5_000
 
 
 def test_a_process_killed_between_event_and_alias_is_reconciled(
