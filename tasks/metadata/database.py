@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _WRITE = "penstock_write"
 _SECRET_QUERY = ("password", "sslpassword", "passfile")
 _READ_ONLY = "25006"  # a standby, or a server that was made read-only
 _NOT_ALLOWED = "42501"
+_ENGINES = 16
 _ANSWER_FACTOR = 10  # a statement may take so many times the patience for a lock
 _KNOWN_REASONS = (
     (
@@ -191,16 +193,25 @@ class Database:
                 which=str(folder),
                 fix="make it writable, or set PENSTOCK_HOME to a folder that is",
             ) from error
-        engine = create_engine(self.url, poolclass=NullPool, connect_args={"timeout": self.patience_s})
-        event.listen(engine, "connect", self._prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
+        return _sqlite_engine(self.url, self.patience_s)
 
-    def _prepare_sqlite(self, connection: Any, _record: object) -> None:
+    def _postgres(self) -> Engine:
+        if self.url.get_backend_name() != "postgresql":
+            raise NoSuchModuleError(f"{self.url.get_backend_name()} is not supported")
+        return _postgres_engine(self.url, self.patience_s)
+
+
+# An engine has no connection of its own here. It keeps the compiled SQL, and what it has asked the server about itself: kept for
+# the process, a store that is opened anew has both.
+
+
+@lru_cache(maxsize=_ENGINES)
+def _sqlite_engine(url: URL, patience_s: float) -> Engine:
+    def prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = (
             None  # sqlite3 would open transactions late and as readers; `begin` says how
         )
-        deadline = time.monotonic() + self.patience_s
+        deadline = time.monotonic() + patience_s
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             while True:  # the change needs the file for itself and does not wait for it by itself
                 try:
@@ -215,39 +226,39 @@ class Database:
         # without it INSERT OR REPLACE deletes a row of history past the trigger that refuses deletes
         connection.execute("PRAGMA recursive_triggers=ON")
 
-    def _postgres(self) -> Engine:
-        if self.url.get_backend_name() != "postgresql":
-            raise NoSuchModuleError(f"{self.url.get_backend_name()} is not supported")
-        wait_s = max(1, min(10, round(self.patience_s)))
-        engine = create_engine(
-            self.url,
-            poolclass=NullPool,
-            connect_args={
-                "connect_timeout": wait_s,
-                "application_name": "penstock",
-                "client_encoding": "utf8",
-                "keepalives_idle": 30,
-                "tcp_user_timeout": 30_000,
-                **UNPREPARED,
-            },
-        )
-        event.listen(engine, "begin", self._begin_postgres)
-        from tasks.metadata.answers import connector
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": patience_s})
+    event.listen(engine, "connect", prepare)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
-        # PostgreSQL ends a slow statement by itself; the client's own deadline is for a server that is stopped
-        event.listen(engine, "do_connect", connector(self._answer_s + min(5.0, self._answer_s)))
-        return engine
 
-    @property
-    def _answer_s(self) -> float:
-        return _ANSWER_FACTOR * self.patience_s
+@lru_cache(maxsize=_ENGINES)
+def _postgres_engine(url: URL, patience_s: float) -> Engine:
+    from tasks.metadata.answers import connector
 
-    def _begin_postgres(self, connection: Connection) -> None:
+    answer_s = _ANSWER_FACTOR * patience_s
+    limits = f"SET LOCAL lock_timeout = {round(patience_s * 1000)}; SET LOCAL statement_timeout = {round(answer_s * 1000)}"
+
+    def begin(connection: Connection) -> None:
         """Readers too: a table that is being altered would hold them for ever."""
-        lock_ms, statement_ms = round(self.patience_s * 1000), round(self._answer_s * 1000)
-        connection.exec_driver_sql(
-            f"SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = {statement_ms}"
-        )
+        connection.exec_driver_sql(limits)
+
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        connect_args={
+            "connect_timeout": max(1, min(10, round(patience_s))),
+            "application_name": "penstock",
+            "client_encoding": "utf8",
+            "keepalives_idle": 30,
+            "tcp_user_timeout": 30_000,
+            **UNPREPARED,
+        },
+    )
+    event.listen(engine, "begin", begin)
+    # PostgreSQL ends a slow statement by itself; the client's own deadline is for a server that is stopped
+    event.listen(engine, "do_connect", connector(answer_s + min(5.0, answer_s)))
+    return engine
 
 
 def _begin_sqlite(connection: Connection) -> None:
