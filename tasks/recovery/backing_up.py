@@ -11,6 +11,7 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -26,11 +27,12 @@ from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.recovery.cut import cut
 from tasks.recovery.manifest import METADATA, KeptObject, Manifest
-from tasks.recovery.place import BackupPlace
+from tasks.recovery.place import LEFT_BEHIND, BackupPlace
 from tasks.recovery.tables import table_problems
 
 WORKERS = 8
 """Objects that are copied at once."""
+_SCRATCH = "recovery-"
 _SEGMENT = ".db"
 _ONLINE = (_SEGMENT, ".retries", ".damaged")
 """Online rows, which of them were folded, and segments that were set aside; locks and passing files are left out."""
@@ -65,7 +67,8 @@ def back_up(settings: Settings, to: str, *, clock: Clock = utc_now) -> BackupRep
     Raises:
         NotFound: There is no metadata database yet.
         ConfigError: The place lies in the store.
-        TransientError: Upkeep deleted files of a table while they were being copied: run it again.
+        TransientError: Upkeep deleted files of a table while they were being copied, or a backup is
+            being removed at the place: run it again.
         ServiceUnavailable, StoreUnavailable, AccessDenied, DiskFull: Something does not answer or has no space.
     """
     begun_at = clock()
@@ -73,17 +76,18 @@ def back_up(settings: Settings, to: str, *, clock: Clock = utc_now) -> BackupRep
     begun = place.begin(begun_at)
     try:
         with scratch_folder(settings) as scratch:
-            return _backed_up(settings, place, scratch, begun_at, clock)
+            return _backed_up(settings, place, scratch, begun, begun_at, clock)
     finally:
         place.end(begun)
 
 
 @contextmanager
 def scratch_folder(settings: Settings) -> Iterator[Path]:
-    """A folder for copies in passing; it goes away."""
+    """A folder for copies in passing; it goes away, and so does what calls that were killed have left."""
     try:
         settings.cache_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="recovery-", dir=settings.cache_dir))
+        _sweep(settings.cache_dir)
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=settings.cache_dir))
     except OSError as error:
         raise disk_error(error, str(settings.cache_dir)) from error
     try:
@@ -92,8 +96,18 @@ def scratch_folder(settings: Settings) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{_SCRATCH}*"):
+        try:
+            age_s = time.time() - left.stat().st_mtime
+        except FileNotFoundError:  # its call has ended
+            continue
+        if age_s > LEFT_BEHIND.total_seconds():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _backed_up(
-    settings: Settings, place: BackupPlace, scratch: Path, begun_at: datetime, clock: Clock
+    settings: Settings, place: BackupPlace, scratch: Path, begun: str, begun_at: datetime, clock: Clock
 ) -> BackupReport:
     from tasks.metadata.database import Database
     from tasks.metadata.snapshot import snapshot_metadata
@@ -127,7 +141,7 @@ def _backed_up(
             which=source.url(),
             fix="run it again: what was copied is found. If it comes back, `penstock inference verify` the runs",
         )
-    backup_id = place.finish(manifest)
+    backup_id = place.finish(manifest, begun)
     return BackupReport(
         backup_id=backup_id,
         place=place.url,
