@@ -67,9 +67,9 @@ def _copy_pages(source: Path, target: Path, *, which: str, patience_s: float) ->
             said = writing.execute("PRAGMA integrity_check(1)").fetchone()[0]
     except sqlite3.Error as error:
         raise ServiceUnavailable(
-            f"the metadata database cannot be copied: {error}",
+            f"the metadata database cannot be copied to {target.parent}: {error}",
             which=which,
-            fix="free disk space, or wait for the program that holds it; then run again",
+            fix="free space there, or wait for the program that holds the database; then run again",
         ) from error
     if said != "ok":
         raise DigestMismatch(

@@ -6,6 +6,7 @@ online row leaves its segment after it is in a table, so the tables that are cop
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import shutil
@@ -20,15 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.core.clock import Clock, iso_utc, utc_now
-from tasks.core.errors import NotFound, StoreUnavailable, TransientError, disk_error
+from tasks.core.errors import ConfigError, NotFound, StoreUnavailable, TransientError, disk_error
 from tasks.core.ids import digest_file
 from tasks.core.object_store import ObjectInfo, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
-from tasks.recovery.cut import cut
+from tasks.recovery.cut import RESTORING, cut
 from tasks.recovery.manifest import METADATA, KeptObject, Manifest
 from tasks.recovery.place import LEFT_BEHIND, BackupPlace
 from tasks.recovery.tables import table_problems
+from tasks.recovery.vanished import vanished_problems
 
 WORKERS = 8
 """Objects that are copied at once."""
@@ -66,8 +68,8 @@ def back_up(settings: Settings, to: str, *, clock: Clock = utc_now) -> BackupRep
 
     Raises:
         NotFound: There is no metadata database yet.
-        ConfigError: The place lies in the store.
-        TransientError: Upkeep deleted files of a table while they were being copied, or a backup is
+        ConfigError: The place lies in the store, or a restore into the store has not ended.
+        TransientError: Upkeep deleted files of a table or of the archive while they were being copied, or a backup is
             being removed at the place: run it again.
         ServiceUnavailable, StoreUnavailable, AccessDenied, DiskFull: Something does not answer or has no space.
     """
@@ -106,6 +108,19 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _refuse_half(source: ObjectStore) -> None:
+    """Refuse a store that a restore has not filled yet: what is still to come would be missing, and nobody would know."""
+    try:
+        other = json.loads(source.get(RESTORING))["backup_id"]
+    except NotFound:
+        return
+    raise ConfigError(
+        f"holds an unfinished restore of backup {other}: a backup would lack what is not there yet",
+        which=source.url(),
+        fix="run that `penstock backup restore` again, which ends it; then make the backup",
+    )
+
+
 def _backed_up(
     settings: Settings, place: BackupPlace, scratch: Path, begun: str, begun_at: datetime, clock: Clock
 ) -> BackupReport:
@@ -113,6 +128,7 @@ def _backed_up(
     from tasks.metadata.snapshot import snapshot_metadata
 
     source = open_store(settings)
+    _refuse_half(source)
     copier = _Copier(place, scratch)
     file = scratch / METADATA
     schema = snapshot_metadata(settings.metadata_url, file)
@@ -135,9 +151,13 @@ def _backed_up(
         tables=now.tables,
         vanished=tuple(info.key for info, kept in zip(now.objects, copied, strict=True) if kept is None),
     )
-    if problems := list(table_problems(place, manifest, scratch)):
+    problems = [
+        *table_problems(place, manifest, scratch),
+        *vanished_problems(place, manifest, scratch),
+    ]
+    if problems:
         raise TransientError(
-            "tables were changed by upkeep while they were copied:\n  " + "\n  ".join(problems),
+            "what upkeep changed while it was copied is not whole:\n  " + "\n  ".join(problems),
             which=source.url(),
             fix="run it again: what was copied is found. If it comes back, `penstock inference verify` the runs",
         )
@@ -214,6 +234,8 @@ class _Copier:
                     shutil.copyfile(path, file)
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                raise disk_error(error, f"{path} or {file}") from error
             yield self.keep_file(path.relative_to(folder).as_posix(), file, modified)
             file.unlink()
 
@@ -233,7 +255,7 @@ def _copy_segment(path: Path, file: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(path) from error
         raise StoreUnavailable(
-            f"online rows cannot be copied: {error}",
+            f"online rows cannot be copied to {file.parent}: {error}",
             which=str(path),
-            fix="fold them first (`penstock audit fold`)",
+            fix="free space there, or fold them first (`penstock audit fold`)",
         ) from error

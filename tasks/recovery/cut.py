@@ -26,7 +26,9 @@ LOG_ENTRY = re.compile(
 )
 _LOG = "/_delta_log/"
 _TICK_S = 0.05
-_NOT_KEPT = ("_probe/", "_restoring.json")
+RESTORING = "_restoring.json"
+"""Object of a store that says: a restore has begun here and has not ended."""
+_NOT_KEPT = ("_probe/", RESTORING)
 
 
 @dataclass(frozen=True)

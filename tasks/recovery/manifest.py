@@ -42,7 +42,7 @@ class Manifest(JsonRecord):
     tables: dict[str, int]
     """Folder of each Delta table and its version."""
     vanished: tuple[str, ...] = ()
-    """Keys that upkeep deleted while they were being copied; no table needs them."""
+    """Keys that upkeep deleted while they were being copied; nothing else of the backup needs them."""
     protocol: int = 1
 
     @property

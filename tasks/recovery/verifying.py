@@ -17,6 +17,7 @@ from tasks.recovery.backing_up import WORKERS, scratch_folder
 from tasks.recovery.manifest import METADATA, KeptObject, Manifest
 from tasks.recovery.place import BackupPlace
 from tasks.recovery.tables import table_problems
+from tasks.recovery.vanished import vanished_problems
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def _problems(place: BackupPlace, manifest: Manifest, scratch: Path) -> Iterator
     if damaged:
         return  # what is opened below would only say the same again
     yield from table_problems(place, manifest, scratch)
+    yield from vanished_problems(place, manifest, scratch)
     yield from _database_problems(place, manifest, scratch)
 
 

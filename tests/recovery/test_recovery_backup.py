@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,19 @@ from inference_support import (
 )
 from metadata_support import held
 from recovery_support import fill, killed_in_a_child, objects, seen
+from small_disk import SmallDisk, small_disk
 
+from tasks.audit import by_prediction, erase, retain
 from tasks.core import PipelineSpec, Settings, open_store
-from tasks.core.errors import ConfigError, DigestMismatch, NotFound, TransientError
+from tasks.core.errors import ConfigError, DigestMismatch, NotFound, ServiceUnavailable, TransientError
 from tasks.core.object_store import LocalStore, ObjectInfo, ObjectStore
 from tasks.inference import publish, verify
 from tasks.metadata import MetadataStore
 from tasks.recovery import BackupPlace, back_up, backing_up, restore, verify_backup
 from tasks.recovery.cut import Cut, cut, cut_at
+from tasks.wiring.audit_upkeep import ErasingTables
+
+__all__ = ["small_disk"]
 
 T = datetime(2024, 3, 1, 12, tzinfo=UTC)
 DIE_AT_THE_NTH_COPY = """
@@ -279,6 +286,111 @@ def test_upkeep_that_takes_a_file_of_a_table_meanwhile_makes_the_backup_fail_and
     with pytest.raises(TransientError, match="is not in the backup"):
         back_up(settings, str(tmp_path / "fresh"))
     assert BackupPlace(settings, str(tmp_path / "fresh")).ids() == []
+
+
+def test_a_store_that_is_half_restored_is_not_backed_up(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path
+) -> None:
+    """Its tables have no log yet: the backup would look whole."""
+    fill(settings, toy)
+    place = str(tmp_path / "backups")
+    made = back_up(settings, place)
+    other = Settings.at_home(tmp_path / "other", project=settings.project)
+    restore(other, place, parts=("metadata",))
+    open_store(other).put("_restoring.json", json.dumps({"backup_id": made.backup_id}).encode())
+    with pytest.raises(ConfigError, match=f"unfinished restore of backup {made.backup_id}"):
+        back_up(other, str(tmp_path / "later"))
+    assert BackupPlace(other, str(tmp_path / "later")).ids() == []
+    restore(other, place, parts=("store",))
+    back_up(other, str(tmp_path / "later"))
+    assert objects(other) == objects(settings)
+
+
+def test_a_date_of_the_archive_that_moves_on_meanwhile_makes_the_backup_fail(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its newer record is too young for the backup, and the file of the older one is gone."""
+    fill(settings, toy)
+    row = table_rows(settings, toy, "audit")[0]
+    retain(settings, toy, as_of=date(2024, 3, 10), warm_days=1, expire_days=9999)
+    assert by_prediction(settings, toy, row["prediction_id"]).tier == "cold"
+    tables = ErasingTables(open_store(settings, prefix=toy.prefix))
+    real = backing_up.cut
+
+    def erased_meanwhile(source: ObjectStore) -> Cut:
+        found = real(source)
+        erase(settings, toy, tables, entity=row["entity_id"], actor="ada", reason="case 12")
+        return found
+
+    monkeypatch.setattr(backing_up, "cut", erased_meanwhile)
+    place = str(tmp_path / "backups")
+    with pytest.raises(TransientError, match="its date's record names it"):
+        back_up(settings, place)
+    assert BackupPlace(settings, place).ids() == []
+    monkeypatch.setattr(backing_up, "cut", real)
+    back_up(settings, place)
+    assert verify_backup(settings, place).problems == ()
+    other = Settings.at_home(tmp_path / "other", project=settings.project)
+    restore(other, place)
+    assert by_prediction(other, toy, row["prediction_id"]).erasure_id
+    assert seen(other, toy) == seen(settings, toy)
+
+
+def test_a_date_that_moved_on_before_may_lose_its_older_file_meanwhile(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(settings, toy)
+    retain(settings, toy, as_of=date(2024, 3, 10), warm_days=1, expire_days=9999)
+    store = open_store(settings, prefix=toy.prefix)
+    orphan = "archive/audit/2024-03-01/0123456789abcdef.parquet"
+    store.put(orphan, b"of a retention that another one overtook")
+    real = backing_up.cut
+
+    def swept_meanwhile(source: ObjectStore) -> Cut:
+        found = real(source)
+        store.delete(orphan)
+        return found
+
+    monkeypatch.setattr(backing_up, "cut", swept_meanwhile)
+    made = back_up(settings, str(tmp_path / "backups"))
+    assert made.vanished == 1 and verify_backup(settings, str(tmp_path / "backups")).problems == ()
+
+
+def test_evidence_of_a_gate_that_is_replaced_meanwhile_makes_the_backup_fail(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is moved: where it was it is gone, and where it will be the backup has not looked."""
+    fill(settings, toy)
+    store = open_store(settings)
+    key = "default/toy/validation/0123456789abcdef/evidence.json"
+    store.put(key, b"{}")
+    real = backing_up.cut
+
+    def moved_meanwhile(source: ObjectStore) -> Cut:
+        found = real(source)
+        store.put(key.replace("evidence", "history/1/evidence"), store.get(key))
+        store.delete(key)
+        return found
+
+    monkeypatch.setattr(backing_up, "cut", moved_meanwhile)
+    with pytest.raises(TransientError, match=f"{key} is not in the backup"):
+        back_up(settings, str(tmp_path / "backups"))
+    monkeypatch.setattr(backing_up, "cut", real)
+    back_up(settings, str(tmp_path / "backups"))
+
+
+def test_without_space_for_copies_in_passing_the_full_folder_is_named(
+    settings: Settings, toy: PipelineSpec, small_disk: SmallDisk
+) -> None:
+    fill(settings, toy)
+    shutil.rmtree(settings.cache_dir, ignore_errors=True)
+    settings.cache_dir.symlink_to(small_disk.path)
+    small_disk.fill(leave_kib=16)
+    with pytest.raises(ServiceUnavailable, match=f"copied to {settings.cache_dir}.*full") as caught:
+        back_up(settings, str(settings.home / "backups"))
+    assert "free space there" in caught.value.fix
+    small_disk.make_space()
+    back_up(settings, str(settings.home / "backups"))
 
 
 @pytest.mark.parametrize("inside", ["", "/default", "/.."])
