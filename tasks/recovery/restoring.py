@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.core.errors import ConfigError, NotFound
-from tasks.core.ids import canonical_json
+from tasks.core.ids import canonical_json, digest_file
 from tasks.core.object_store import AlreadyExists, LocalStore, ObjectStore, open_store, probe
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.recovery.backing_up import WORKERS, scratch_folder
-from tasks.recovery.cut import LOG_ENTRY, is_record
+from tasks.recovery.cut import LOG_ENTRY, RESTORING, is_record
 from tasks.recovery.manifest import METADATA, KeptObject, Manifest
 from tasks.recovery.place import BackupPlace
 
 PARTS = ("store", "online", "metadata")
 """What can be restored, in that order."""
-_MARKER = "_restoring.json"
 _DATA, _RECORD, _LOG = range(3)
+_NO_ROWS = (".writer", ".lock", ".retries", "-shm")
+"""Files beside segments that stay when all rows are folded."""
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +79,7 @@ def restore(
             found += _bring(place, hot, manifest.hot, scratch)
         rows = database.bring() if database else None
     if "store" in parts:
-        store.delete(_MARKER)
+        store.delete(RESTORING)
     brought = [
         kept
         for part, some in (
@@ -104,7 +105,7 @@ def restore(
 def _claim(store: ObjectStore, backup_id: str) -> None:
     """Refuse a store that is not empty, but for an unfinished restore of this backup."""
     try:
-        other = json.loads(store.get(_MARKER))["backup_id"]
+        other = json.loads(store.get(RESTORING))["backup_id"]
     except NotFound:
         first = next((info.key for info in store.list() if not info.key.startswith("_probe/")), None)
         if first is not None:
@@ -114,7 +115,7 @@ def _claim(store: ObjectStore, backup_id: str) -> None:
                 fix="point PENSTOCK_STORE at an empty folder or prefix; nothing is ever overwritten",
             ) from None
         try:
-            store.put_exclusive(_MARKER, canonical_json({"backup_id": backup_id}))
+            store.put_exclusive(RESTORING, canonical_json({"backup_id": backup_id}))
         except AlreadyExists:  # by another restore, this very moment
             _claim(store, backup_id)
         return
@@ -126,15 +127,20 @@ def _claim(store: ObjectStore, backup_id: str) -> None:
         )
 
 
-def _refuse_others(store: ObjectStore, expected: tuple[KeptObject, ...]) -> None:
-    ours = {kept.key for kept in expected}
-    other = next((info.key for info in store.list() if info.key not in ours), None)
-    if other is not None:
-        raise ConfigError(
-            f"holds online rows already: {other}",
-            which=store.url(),
-            fix="fold them first (`penstock audit fold`), or use another PENSTOCK_HOME",
-        )
+def _refuse_others(hot: LocalStore, expected: tuple[KeptObject, ...]) -> None:
+    """Refuse a folder with online rows that are not those of the backup: a segment of the same name may have more."""
+    digests = {kept.key: kept.sha256 for kept in expected}
+    for info in hot.list():
+        if info.key not in digests and (
+            info.key.endswith(_NO_ROWS) or (info.key.endswith("-wal") and not info.size_bytes)
+        ):
+            continue
+        if digests.get(info.key) != digest_file(Path(hot.url(info.key))):
+            raise ConfigError(
+                f"holds online rows already: {info.key}",
+                which=hot.url(),
+                fix="end what serves on this machine and fold them (`penstock audit fold`), or use another PENSTOCK_HOME",
+            )
 
 
 def _bring(place: BackupPlace, store: ObjectStore, objects: tuple[KeptObject, ...], scratch: Path) -> int:

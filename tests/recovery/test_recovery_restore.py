@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import services
-from hot_support import online_row
+from hot_support import everywhere, online_row
 from inference_support import table_rows
 from metadata_support import held, open_filled
 from recovery_support import fill, killed_in_a_child, objects, seen
@@ -106,6 +106,43 @@ def test_online_rows_of_this_machine_are_not_mixed_with_those_of_a_backup(
     mine.close()
     with pytest.raises(ConfigError, match="holds online rows already"):
         restore(other, backed_up, parts=("online",))
+
+
+def test_a_segment_with_more_rows_than_the_backups_is_not_overwritten(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path
+) -> None:
+    MetadataStore.open(settings)
+    log = HotLog(settings, toy, node="n1")
+    log.append([online_row(number) for number in range(3)])
+    place = str(tmp_path / "backups")
+    back_up(settings, place)
+    log.append([online_row(number) for number in range(3, 9)])
+    log.close()
+    before = everywhere(settings, toy)
+    assert len(before) == 9
+    with pytest.raises(ConfigError, match="holds online rows already"):
+        restore(settings, place, parts=("online",))
+    assert everywhere(settings, toy) == before
+
+
+def test_online_rows_are_restored_where_a_server_was_whose_rows_are_folded(
+    settings: Settings, toy: PipelineSpec, tmp_path: Path
+) -> None:
+    """Its locks stay. What was brought may be read, which leaves files beside it, and brought again."""
+    fill(settings, toy)
+    place = str(tmp_path / "backups")
+    back_up(settings, place)
+    other = Settings.at_home(tmp_path / "other", project=settings.project)
+    log = HotLog(other, toy, node="n2")
+    log.append([online_row(99)])
+    log.close()
+    fold(other, toy, seal=True)
+    assert any((other.home / "hot").rglob("*.writer"))
+    assert restore(other, place, parts=("online",)).found == 0
+    found = everywhere(other, toy)
+    assert len(found) == 8
+    assert restore(other, place, parts=("online",)).found == 1
+    assert everywhere(other, toy) == found
 
 
 def test_a_segment_that_was_folded_after_it_was_copied_is_not_folded_twice(
