@@ -16,6 +16,8 @@ from tasks.core.spec import PipelineSpec
 
 MAX_PAGE_ROWS = 10_000
 MAX_WINDOW_DAYS = 366
+_SHOWN = 80
+"""Characters of what is no id that the refusal repeats."""
 
 
 class InvalidQuery(TerminalError):
@@ -134,8 +136,13 @@ def _in_range(bound: datetime) -> datetime:
 def check_id(prediction_id: str) -> None:
     """Raises `InvalidQuery` for what is not a prediction id."""
     if not is_prediction_id(prediction_id):
+        too_long = len(prediction_id) > _SHOWN
         raise InvalidQuery(
-            "is not a prediction id", which=repr(prediction_id), fix="give a UUID of version 8 in lower case"
+            f"is not a prediction id, it has {len(prediction_id):,} characters"
+            if too_long
+            else "is not a prediction id",
+            which=f"{prediction_id[:_SHOWN]!r}..." if too_long else repr(prediction_id),
+            fix="give a UUID of version 8 in lower case, of an event before the year 10000",
         )
 
 

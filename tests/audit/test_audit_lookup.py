@@ -8,6 +8,7 @@ import pytest
 from audit_support import publish_days
 
 from tasks.audit import InvalidQuery, by_prediction, by_window
+from tasks.audit.query import check_id
 from tasks.audit.retention import retain
 from tasks.core import PipelineSpec, Settings, open_store
 from tasks.core.errors import DataError, NotFound
@@ -121,6 +122,14 @@ def test_archived_rows_answer_the_same(settings: Settings, toy: PipelineSpec) ->
 def test_a_malformed_id_is_an_invalid_query(settings: Settings, toy: PipelineSpec, identifier: str) -> None:
     with pytest.raises(InvalidQuery):
         by_prediction(settings, toy, identifier)
+
+
+def test_what_is_far_too_long_for_an_id_is_not_repeated_whole() -> None:
+    with pytest.raises(InvalidQuery, match="it has 20,000 characters") as caught:
+        check_id("a" * 20_000)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(InvalidQuery, match="before the year 10000"):
+        check_id("ffffffff-ffff-8fff-bfff-ffffffffffff")
 
 
 def test_an_unknown_id_says_which_date_was_searched(settings: Settings, toy: PipelineSpec) -> None:
