@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli.interrupts import one_interrupt
 from tasks.cli.options import Json
 from tasks.cli.output import show
 from tasks.cli.services import cli_settings
@@ -38,7 +39,8 @@ def backup_create(
     """
     from tasks import wiring
 
-    found = wiring.create_backup(cli_settings(), to=to)
+    with one_interrupt():  # its note and its copies in passing go away then
+        found = wiring.create_backup(cli_settings(), to=to)
     show(found, as_json=as_json, title=f"Backup {found['backup_id']}")
 
 
@@ -55,7 +57,8 @@ def backup_verify(place: Place, backup_id: BackupId = None, as_json: Json = Fals
     """Read a backup whole: every digest, the database, and that tables lack no file. Exit code 2 when it is damaged."""
     from tasks import wiring
 
-    found = wiring.verify_backup(cli_settings(), at=place, backup_id=backup_id)
+    with one_interrupt():
+        found = wiring.verify_backup(cli_settings(), at=place, backup_id=backup_id)
     show(found, as_json=as_json, title=f"Backup {found['backup_id']}")
     if found["problems"]:
         raise typer.Exit(2)
@@ -83,7 +86,8 @@ def backup_restore(
             "is not a part of a backup", which=f"--only {only}", fix=f"use one of: {', '.join(PARTS)}"
         )
     parts = (only,) if only else None
-    found = wiring.restore_backup(cli_settings(), at=place, backup_id=backup_id, parts=parts)
+    with one_interrupt():
+        found = wiring.restore_backup(cli_settings(), at=place, backup_id=backup_id, parts=parts)
     show(found, as_json=as_json, title=f"Restored {found['backup_id']}")
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from tasks.core.errors import TerminalError
+from tasks.core.errors import TerminalError, disk_error
 from tasks.core.ids import digest_bytes
 from tasks.core.mlflow_login import ADMIN_PASSWORD, PASSWORD, SERVICE_USER, USER, Login
 from tasks.core.settings import Settings
@@ -211,10 +211,13 @@ def prepare_all(preparations: Collection[Preparation], *, cwd: Path) -> None:
 
 def profile_of(settings: Settings) -> str:
     """The profile that was started last; `embedded` where none was."""
+    file = settings.home / "profile"
     try:
-        found = (settings.home / "profile").read_text().strip()
+        found = file.read_text().strip()
     except FileNotFoundError:
         return EMBEDDED
+    except OSError as error:
+        raise disk_error(error, str(file)) from error
     return found if found in PROFILES else EMBEDDED
 
 

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+from children import Script
 from cli_support import Penstock
 
 from tasks.core import Settings, open_store
 from tasks.metadata import MetadataStore, Scope
+
+TERMINATED_WHILE_IT_COPIES = """
+import os, signal, sys
+from tasks.recovery import BackupPlace
+real, number = BackupPlace.keep, getattr(signal, sys.argv[1])
+def keep(self, path, sha256):
+    os.kill(os.getpid(), number)
+    real(self, path, sha256)
+BackupPlace.keep = keep
+sys.argv[1:] = ["backup", "create", "--to", sys.argv[2]]
+from tasks.cli import main
+main()
+"""
 
 
 def used(settings: Settings) -> None:
@@ -58,3 +74,34 @@ def test_a_part_that_there_is_not_is_refused_with_those_there_are(
 ) -> None:
     ended = penstock("backup", "restore", str(tmp_path), "--only", "airflow")
     assert ended.code == 2 and "store, online, metadata" in ended.err
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_backup_that_is_told_to_end_leaves_nothing_that_keeps_others_from_being_removed(
+    penstock: Penstock, settings: Settings, tmp_path: Path, signal: str
+) -> None:
+    used(settings)
+    place = tmp_path / "backups"
+    made = penstock("backup", "create", "--to", str(place), "--json").json
+    open_store(settings).put("default/toy/data/2024-03-01/b.parquet", b"more")
+    script = tmp_path / "terminated.py"
+    script.write_text(TERMINATED_WHILE_IT_COPIES)
+    root = str(Path(__file__).parents[2])
+    code, said = Script(
+        script, signal, str(place), env={**os.environ, **settings.as_environment(), "PYTHONPATH": root}
+    ).ended()
+    assert code == 130, said
+    assert list((place / "begun").iterdir()) == []
+    assert not any(settings.cache_dir.glob("recovery-*"))
+    assert penstock("backup", "remove", str(place), made["backup_id"]).code == 0
+
+
+def test_a_home_that_is_a_file_is_refused_by_its_name(
+    penstock: Penstock, settings: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    ended = penstock(
+        "backup", "list", str(tmp_path / "backups"), at=Settings.at_home(file, project=settings.project)
+    )
+    assert ended.code == 2 and f"in the way: {file}" in ended.err
