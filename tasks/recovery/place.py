@@ -232,7 +232,7 @@ class BackupPlace:
                 raise TransientError(
                     f"a backup is being made here: {', '.join(begun)}",
                     which=self.url,
-                    fix="wait for it; when its process has died, `penstock backup remove` its name first",
+                    fix=f"wait for it; when its process has died, `penstock backup remove {self.url} NAME` takes its note away",
                 )
             needed = self._held_by_others(backup_id)
         except PenstockError:
