@@ -59,7 +59,7 @@ def test_rows_and_columns_are_packed_to_the_same_bytes() -> None:
     columns, keys = pack(columns_of(rows))
     assert columns == PackedRows.joined([packed for packed, _ in singly])
     assert keys == [key for _, (key,) in singly] == columns.identities()
-    assert keys == [row_key(row.prediction_id, row.request_id) for row in rows]
+    assert keys == [row_key(row.model, row.prediction_id, row.request_id) for row in rows]
     assert PackedRows.of_body(MODEL, columns.ids, columns.body, "it") == columns
 
 

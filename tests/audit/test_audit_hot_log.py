@@ -17,7 +17,7 @@ import pytest
 from hot_support import MODEL, MOMENT, everywhere, online_row, warm_rows
 
 from tasks.audit import by_prediction
-from tasks.audit.hot import HotLimits, HotLog, OnlineModel, fold, hot_rows, hot_status
+from tasks.audit.hot import Appended, HotLimits, HotLog, OnlineModel, fold, hot_rows, hot_status
 from tasks.audit.hot.group_commit import HotLogBusy, HotLogClosed, Waiting
 from tasks.audit.hot.log import HotLogInUse
 from tasks.audit.rows import AUDIT_SCHEMA, audit_table, rounded
@@ -171,6 +171,33 @@ def test_a_retry_adds_no_second_row(settings: Settings, toy: PipelineSpec, momen
     rows = {row["source_key"]: row for row in warm_rows(settings, toy)}
     assert len(warm_rows(settings, toy)) == 2
     assert rows["request-1"]["prediction"] == np.float32(row.prediction)
+
+
+@pytest.mark.parametrize("moment", ["at once", "sealed", "folded", "restarted", "folded and restarted"])
+def test_a_retry_that_another_version_answers_is_kept_beside_the_first_answer_and_once(
+    settings: Settings, toy: PipelineSpec, moment: str
+) -> None:
+    first = online_row(1)
+    later = first.scored_at + timedelta(seconds=1)
+    second = replace(
+        first, model=replace(MODEL, model_version=4, bundle_digest="e" * 64), prediction=0.9, scored_at=later
+    )
+    log = HotLog(settings, toy, node="a")
+    log.append([first])
+    assert log.append([second]).added == 1
+    if moment == "sealed":
+        log.seal()
+    if "folded" in moment:
+        log.fold(seal=True)
+    if "restarted" in moment:
+        log.close()
+        log = HotLog(settings, toy, node="a")
+    assert log.append([first, second]) == Appended(0, 2)
+    log.fold(seal=True)
+    log.close()
+    kept = {row["model_version"]: row["prediction"] for row in warm_rows(settings, toy)}
+    assert len(warm_rows(settings, toy)) == 2
+    assert kept == {3: np.float32(first.prediction), 4: np.float32(0.9)}
 
 
 def test_a_retry_is_recognised_for_the_retry_window_and_no_longer(

@@ -54,7 +54,8 @@ def hot_rows(settings: Settings, spec: PipelineSpec, low: str, high: str) -> pa.
     """This machine's online rows that are not folded yet, with low <= prediction_id <= high as texts.
 
     Ask here first and open the audit table after: a row that is folded in between is then in both answers, and the
-    other way round it would be in neither. Copies of one row agree in `prediction_id`, `run_id` and `source_key`.
+    other way round it would be in neither. Copies of one row agree in `prediction_id`, `run_id`,
+    `source_key` and `model_version`.
 
     Returns:
         `AUDIT_SCHEMA`, in order of prediction id.

@@ -137,9 +137,10 @@ class HotLog:
     def append(self, rows: Sequence[OnlineRow | OnlineRows]) -> Appended:
         """Keep these predictions, single ones or columns of many; all of them are on the disk when this returns, or none is on an error.
 
-        A row whose `(prediction_id, request_id)` is there already, or was folded a short while ago
+        A row whose model version, `prediction_id` and `request_id` are there already, or were folded a short while ago
         (`HotLimits.retry_window_s`), is not added again: after any error, and when an answer was lost, the
-        client retries with the same request id. From any number of threads.
+        client retries with the same request id. When another version answers the retry, that answer is added.
+        From any number of threads.
 
         Raises:
             DataError: A row is incomplete, or of another pipeline; nothing of this append was kept.

@@ -119,7 +119,7 @@ class OnlineModel(JsonRecord):
 class OnlineRow:
     """One prediction that was made online.
 
-    `(prediction_id, request_id)` is its identity: handed in again, it is not added again.
+    Model version, `prediction_id` and `request_id` are its identity: handed in again, it is not added again.
     """
 
     model: OnlineModel
@@ -284,7 +284,7 @@ class PackedRows:
     def identities(self) -> list[bytes]:
         """16 bytes for each row's identity."""
         requests = json.loads(b"[" + b",".join(self.texts.split(b"\n")[:: self.model.texts_of_row]) + b"]")
-        return row_keys(self.prediction_ids, requests)
+        return row_keys(self.model, self.prediction_ids, requests)
 
 
 def lines(texts: Sequence[str | None]) -> bytes:
@@ -297,16 +297,24 @@ def ids_of(ids: bytes) -> PredictionIds:
     return PredictionIds(np.frombuffer(ids, ">u8").reshape(-1, 2).astype(np.uint64))
 
 
-def row_key(identifier: str, request_id: str) -> bytes:
+def row_key(model: OnlineModel, identifier: str, request_id: str) -> bytes:
     """16 bytes for the identity of a row."""
-    return hashlib.blake2b(f"{identifier}{request_id}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{_key_prefix(model)}{identifier}{request_id}".encode(), digest_size=16).digest()
 
 
-def row_keys(identifiers: PredictionIds, request_ids: Iterable[str | None]) -> list[bytes]:
+def row_keys(
+    model: OnlineModel, identifiers: PredictionIds, request_ids: Iterable[str | None]
+) -> list[bytes]:
     """`row_key` of each row."""
-    joined = pc.binary_join_element_wise(identifiers.texts(), pa.array(request_ids, pa.string()), "")
+    requests = pa.array(request_ids, pa.string())
+    joined = pc.binary_join_element_wise(_key_prefix(model), identifiers.texts(), requests, "")
     blake2b = hashlib.blake2b
     return [blake2b(text, digest_size=16).digest() for text in joined.cast(pa.binary()).to_pylist()]
+
+
+def _key_prefix(model: OnlineModel) -> str:
+    """A retry that another version answers is another answer; it has to be kept as well."""
+    return f"{model.model_version}:"
 
 
 def pack(rows: OnlineRow | OnlineRows) -> tuple[PackedRows, list[bytes]]:
@@ -358,7 +366,7 @@ def _pack_row(row: OnlineRow) -> tuple[PackedRows, list[bytes]]:
             shifts,
             lines(texts),
         )
-        return packed, [row_key(identifier, row.request_id)]
+        return packed, [row_key(model, identifier, row.request_id)]
     except KeyError as error:
         raise _unfit(model, row.request_id, f"feature {error} is missing") from error
     except (TypeError, ValueError, OverflowError, struct.error) as error:
@@ -407,7 +415,7 @@ def _pack_columns(rows: OnlineRows) -> tuple[PackedRows, list[bytes]]:
             np.ascontiguousarray(rows.attributions, "<f4").tobytes(),
             lines(texts),
         )
-        return packed, row_keys(rows.prediction_ids, rows.request_ids)
+        return packed, row_keys(model, rows.prediction_ids, rows.request_ids)
     except KeyError as error:
         raise _unfit(model, first, f"feature {error} is missing") from error
     except (TypeError, ValueError, OverflowError) as error:  # ArrowInvalid and UnicodeError among them

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.audit.hot import earlier
-from tasks.audit.hot.rows import ID_BYTES, OnlineModel, PackedRows, millis_between, row_key, within
+from tasks.audit.hot.rows import ID_BYTES, OnlineModel, PackedRows, millis_between, within
 from tasks.core.crash_points import reached
 from tasks.core.errors import (
     AccessDenied,
@@ -253,10 +253,6 @@ class Segment:
 
     def keys(self) -> frozenset[bytes]:
         """The identities of its rows."""
-        if self._is_earlier():
-            with _typed(self.path):
-                found = self._connection.execute("SELECT prediction_id, request_id FROM rows").fetchall()
-            return frozenset(row_key(*one) for one in found)
         return frozenset(key for rows in self.rows() for key in rows.identities())
 
     def count(self) -> int:
