@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tasks.core.errors import PenstockError
 from tasks.serving.bounded_queue import BoundedQueue
+from tasks.serving.complaints import Complaints
 from tasks.serving.entities import FoundRow
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
@@ -32,6 +33,7 @@ class Ticket:
     __slots__ = (
         "answers",
         "champion",
+        "champion_rows",
         "deadline",
         "enqueued",
         "error",
@@ -53,8 +55,12 @@ class Ticket:
         deadline: float,
         request_id: str,
         future: Future[None],
+        champion_rows: Mapping[int, Row] | None = None,
     ) -> None:
         self.rows = rows
+        """Each in the columns of the model that answers it."""
+        self.champion_rows = champion_rows or {}
+        """By place, in the champion's columns, those that an exposed challenger reads in its own."""
         self.models = models
         """By row: whoever was live for its entity when it was admitted."""
         self.champion = champion
@@ -103,6 +109,7 @@ class MicroBatcher:
         self._metrics = metrics
         self._record = record
         self._shadow = shadow
+        self._complaints = Complaints()
         self._queue: BoundedQueue[Ticket] = BoundedQueue(limits.queue_requests)
         self._loop: AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
@@ -258,12 +265,22 @@ class MicroBatcher:
         groups: dict[ServedModel, list[Place]] = {}
         for model, places, _, scores in scored:
             failed = range(len(places)) if scores is None else sorted(scores.failures)
-            fallen = [places[row] for row in failed if places[row][0].champion is not model]
-            for ticket, index in fallen:
+            fallen = [row for row in failed if places[row][0].champion is not model]
+            for ticket, index in (places[row] for row in fallen):
                 ticket.models[index] = ticket.champion
+                ticket.rows[index] = ticket.champion_rows.get(index, ticket.rows[index])
                 groups.setdefault(ticket.champion, []).append((ticket, index))
-            if fallen:
-                self._metrics.of(model).fallbacks.inc(len(fallen))
+            if not fallen:
+                continue
+            self._metrics.of(model).fallbacks.inc(len(fallen))
+            since = self._complaints.due(model.deployed.version, len(fallen)) if scores else None
+            if since is not None:
+                failure = scores.failures[fallen[0]]
+                log.warning(
+                    "Version %d, exposed, could not score %d rows, the champion answered them: %s: %s: %s",
+                    *(model.deployed.version, since),
+                    *(failure.stage, failure.error_class, failure.reason),
+                )
         return groups
 
     def _groups(self, chunk: list[Ticket]) -> dict[ServedModel, list[Place]]:
@@ -320,7 +337,9 @@ class MicroBatcher:
 
     def _failed(self, model: ServedModel, places: Sequence[Place], error: Exception) -> None:
         version = model.deployed.version
-        log.error("Version %d failed on %d rows: %s", version, len(places), error, exc_info=error)
+        since = self._complaints.due(version, len(places))
+        if since is not None:
+            log.error("Version %d failed on %d rows: %s", version, since, error, exc_info=error)
         what = error.what if isinstance(error, PenstockError) else f"{type(error).__name__} in the model"
         for ticket, _ in places:
             if ticket.champion is not model:

@@ -49,6 +49,7 @@ class ModelMetrics:
         self.fallbacks = whole.fallbacks.labels(*labels)
         self.input_rows = whole.input_rows.labels(*labels)
         self.differences = whole.shadow_difference.labels(*labels)
+        self.shadow_failed = whole.shadow_failed.labels(*labels)
         self.recent = np.zeros((2, 0), np.int64)
         """Score histograms of the last window and of the one that is filling."""
 
@@ -146,6 +147,12 @@ class ServingMetrics:
             _MODEL,
             buckets=_DIFFERENCES,
         )
+        self.shadow_failed = make(
+            Counter,
+            "shadow_failed_rows",
+            "Rows that were answered and that a shadow challenger could not score.",
+            _MODEL,
+        )
         self.shadow_shed = make(
             Counter, "shadow_shed", "Copies that were not scored because of the load.", _OWNER
         ).labels(*self.owner)
@@ -199,7 +206,7 @@ class ServingMetrics:
                 self.trained_until.labels(*labels).set(model.trained_until.timestamp())
 
     def of(self, model: ServedModel) -> ModelMetrics:
-        """The series of a version, made at its first use; the one that was made first goes when there are too many."""
+        """The series of a version, made at its first use; when there are too many, the first made of those not loaded goes."""
         number = model.deployed.version
         found = self._models.get(number)
         if found is not None:
@@ -210,7 +217,7 @@ class ServingMetrics:
                 made.recent = np.zeros((2, len(model.reference_scores)), np.int64)
                 self._models[number] = made
                 while len(self._models) > KEPT_VERSIONS:
-                    self._forget(next(iter(self._models)))
+                    self._forget(next(version for version in self._models if version not in self._loaded))
             return self._models[number]
 
     def refused(self, cause: str, version: int = 0) -> None:
@@ -277,6 +284,7 @@ class ServingMetrics:
             ),
             self.input_rows,
             self.shadow_difference,
+            self.shadow_failed,
         ):
             metric.remove_by_labels(labels)
         for key in [key for key in self._causes if key[0] == version]:

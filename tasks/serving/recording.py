@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from tasks.core.errors import PenstockError, TerminalError
 from tasks.serving.bounded_queue import BoundedQueue
+from tasks.serving.complaints import Complaints
 from tasks.serving.limits import ServingLimits
 from tasks.serving.metrics import ServingMetrics
-from tasks.serving.models import Answered, Journal, ServedModel
+from tasks.serving.models import Answered, Journal, Scores, ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -182,13 +183,14 @@ class Shadow:
 
     def __init__(self, limits: ServingLimits, metrics: ServingMetrics) -> None:
         self._metrics = metrics
-        self._queue: BoundedQueue[tuple[ServedModel, pa.Table, Any]] = BoundedQueue(limits.shadow_requests)
+        self._complaints = Complaints()
+        self._queue: BoundedQueue[tuple[ServedModel, pa.Table, Scores]] = BoundedQueue(limits.shadow_requests)
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def offer(self, challenger: ServedModel, table: pa.Table, answered: Any) -> None:
+    def offer(self, challenger: ServedModel, table: pa.Table, answered: Scores) -> None:
         """Take copies of answered rows; counted and left when there are too many."""
         if not self._queue.enqueue((challenger, table, answered)):
             self._metrics.shadow_shed.inc(table.num_rows)
@@ -209,15 +211,30 @@ class Shadow:
                 return
             challenger, table, answered = copies
             try:
-                wanted = challenger.signature.schema
-                scores = challenger.score(table.select(wanted.names).cast(wanted))
-            except Exception as error:  # whatever it is, it is the challenger's
-                log.warning("Shadow version %d failed: %s", challenger.deployed.version, error)
-                self._metrics.refused("model_failed", challenger.deployed.version)
-                continue
-            both, mine, theirs = np.intersect1d(scores.rows, answered.rows, return_indices=True)
-            del both
-            seen = self._metrics.of(challenger)
-            for difference in np.abs(scores.scores[mine] - answered.scores[theirs]).tolist():
-                seen.differences.observe(difference)
+                self._compare(challenger, table, answered)
+            except (
+                Exception
+            ) as error:  # whatever it is, it is the challenger's, and the next one is to be scored
+                self._failed(challenger, len(answered.rows), f"{type(error).__name__}: {error}")
+
+    def _compare(self, challenger: ServedModel, table: pa.Table, answered: Scores) -> None:
+        wanted = challenger.signature.schema
+        scores = challenger.score(table.select(wanted.names).cast(wanted))
+        lost = sorted(scores.failures.keys() & set(answered.rows.tolist()))
+        if lost:
+            first = scores.failures[lost[0]]
+            self._failed(challenger, len(lost), f"{first.stage}: {first.error_class}: {first.reason}")
+        _, mine, theirs = np.intersect1d(scores.rows, answered.rows, return_indices=True)
+        seen = self._metrics.of(challenger)
+        for difference in np.abs(scores.scores[mine] - answered.scores[theirs]).tolist():
+            seen.differences.observe(difference)
+        if scores.batches:
             self._metrics.observe(challenger, challenger.profile(scores.batches), None)
+
+    def _failed(self, challenger: ServedModel, rows: int, reason: str) -> None:
+        """No request failed: this is no error of the server, and `errors_total` pages for those."""
+        version = challenger.deployed.version
+        self._metrics.of(challenger).shadow_failed.inc(rows)
+        since = self._complaints.due(version, rows)
+        if since is not None:
+            log.warning("Version %d, a shadow, could not score %d answered rows: %s", version, since, reason)

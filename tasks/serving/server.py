@@ -10,6 +10,7 @@ import uuid
 
 from tasks.core.clock import utc_now
 from tasks.serving.batching import MicroBatcher, Ticket
+from tasks.serving.complaints import Complaints
 from tasks.serving.entities import EntityFollower, FoundRow, Newest
 from tasks.serving.exposure import Exposure
 from tasks.serving.following import Follower, Live
@@ -58,6 +59,7 @@ class ModelServer:
         self.live: Live | None = None
         self.draining = False
         """Set on SIGTERM: not ready any more, and every answer closes its connection."""
+        self._complaints = Complaints()
         self._recorder = Recorder(journal, self.limits, self.metrics)
         self._shadow = Shadow(self.limits, self.metrics)
         self._batcher = MicroBatcher(
@@ -156,9 +158,17 @@ class ModelServer:
         deadline = arrived + (request.timeout_s or timeout_s or self.limits.default_timeout_s)
         self.refuse_late(deadline, len(request.rows))  # before its rows cost being checked
         rows, models, inputs = self._routed(live, request)
+        champion_rows = self._as_challenger_reads(live, request, rows, models, inputs)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
-            rows, models, live.champion, live.shadow, deadline, request.request_id or uuid.uuid4().hex, future
+            rows,
+            models,
+            live.champion,
+            live.shadow,
+            deadline,
+            request.request_id or uuid.uuid4().hex,
+            future,
+            champion_rows,
         )
         ticket.inputs = inputs
         if not self._batcher.admit(ticket):
@@ -197,15 +207,45 @@ class ModelServer:
             ]
         else:
             rows = [signature.read(raw, where(index)) for index, raw in enumerate(request.rows)]
-        models = [live.model_for(self.pipeline, row.entity) for row in rows]
-        for index, model in enumerate(models):
-            if model is not live.champion and model.signature.schema != signature.schema:
-                rows[index] = (
-                    model.signature.of_source(found[index].values, found[index].entity, where(index))
+        return rows, [live.model_for(self.pipeline, row.entity) for row in rows], found
+
+    def _as_challenger_reads(
+        self,
+        live: Live,
+        request: RawRequest,
+        rows: list[Row],
+        models: list[ServedModel],
+        found: list[FoundRow] | None,
+    ) -> dict[int, Row]:
+        """Put rows of an exposed challenger that reads other columns than the champion into its own; those of before, by place.
+
+        Requests have the champion's columns. Where one does not have what the challenger reads, the champion answers in its
+        place and `models` is changed: an exposure refuses nobody.
+        """
+        if live.challenger is None or live.challenger.signature.schema == live.champion.signature.schema:
+            return {}
+        signature, before = live.challenger.signature, {}
+        for index in [place for place, model in enumerate(models) if model is live.challenger]:
+            where = request.where(index)
+            try:
+                mine = (
+                    signature.of_source(found[index].values, found[index].entity, where)
                     if found
-                    else model.signature.read(request.rows[index], where(index))
+                    else signature.read_among(request.rows[index], where)
                 )
-        return rows, models, found
+            except Refused as refused:
+                models[index] = live.champion
+                self.metrics.of(live.challenger).fallbacks.inc()
+                version = live.challenger.deployed.version
+                since = self._complaints.due(version, 1)
+                if since is not None:
+                    log.warning(
+                        "Version %d, exposed, cannot read %d rows, the champion answers them: %s %s",
+                        *(version, since, refused.which, refused.what),
+                    )
+                continue
+            before[index], rows[index] = rows[index], mine
+        return before
 
     def _looked_up(self, signature: Signature, raw: object, where: str) -> FoundRow:
         """The newest published row of an entity."""

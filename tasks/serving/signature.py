@@ -89,6 +89,14 @@ class Signature:
             raise self._wrong_value(raw, where) from None
         return Row(values, entity_id([values[index] for index in self._key]))
 
+    def read_among(self, raw: dict[str, Any], where: str) -> Row:
+        """Check one row that may have other fields beside those of this signature.
+
+        Raises:
+            Refused: 422, naming the field that is missing or wrong.
+        """
+        return self.read({name: raw[name] for name in self.schema.names if name in raw}, where)
+
     def read_key(self, raw: Any, where: str) -> tuple[str, datetime | None]:
         """Check an entity key, and the event time if it is there; the entity and that time.
 

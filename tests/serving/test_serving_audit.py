@@ -259,3 +259,26 @@ def test_versions_that_came_and_went_leave_no_series_behind(
     assert len(set(sizes[KEPT_VERSIONS:])) == 1
     assert 'model_version="39"' in metrics.text().decode()
     assert 'model_version="3"' not in metrics.text().decode()
+
+
+def test_a_version_that_answers_keeps_what_was_counted_of_it_however_many_challengers_come_and_go(
+    installation: Settings, spec: PipelineSpec, bundles: dict[int, tuple[str, str]]
+) -> None:
+    from tasks.serving import Deployed
+    from tasks.serving.metrics import ServingMetrics
+
+    since = datetime(2024, 3, 1, tzinfo=UTC)
+    champion = ServedBundle(installation, spec, Deployed(1, *bundles[1], since))
+    challenger = ServedBundle(installation, spec, Deployed(2, *bundles[2], since))
+    metrics = ServingMetrics("default", "toy")
+    metrics.loaded([(champion, since)])
+    metrics.of(champion).predictions.inc(7)
+    for version in range(2, 12):
+        challenger.deployed = replace(challenger.deployed, version=version)
+        metrics.loaded([(champion, since), (challenger, since)])
+        metrics.of(challenger).predictions.inc()
+        metrics.of(champion).predictions.inc()
+    counted = metrics.registry.get_sample_value(
+        "penstock_serving_predictions_total", {"tenant": "default", "pipeline": "toy", "model_version": "1"}
+    )
+    assert counted == 17

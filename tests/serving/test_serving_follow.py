@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from serving_support import (
     deployed,
     expected_scores,
     json_rows,
+    make_bundle,
     metric,
     put_live,
     running,
@@ -33,7 +36,7 @@ from tasks.core import PipelineSpec, Settings
 from tasks.core.sampling import in_slice
 from tasks.metadata import MetadataStore
 from tasks.metadata.deployments import NewEvent
-from tasks.serving import Deployed, Exposure, ModelServer, goes_to_challenger
+from tasks.serving import Deployed, Exposure, ModelServer, Signature, goes_to_challenger
 from tasks.serving.following import accelerator_share
 from tasks.wiring.serving import DeploymentLog, ServedBundle
 
@@ -115,8 +118,6 @@ def test_metadata_and_store_may_be_gone_while_the_last_good_version_answers(
 def test_without_a_champion_it_waits_says_so_and_takes_the_first_one(
     settings: Settings, toy: PipelineSpec, made: Any
 ) -> None:
-    from serving_support import make_bundle
-
     with serving(settings, audit=False) as (_, client):
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").status_code == 503
@@ -137,12 +138,18 @@ class Split:
         return self.exposure
 
 
-def split_server(settings: Settings, spec: PipelineSpec, source: Split) -> ModelServer:
+def split_server(
+    settings: Settings,
+    spec: PipelineSpec,
+    source: Split,
+    *,
+    change: Callable[[ServedBundle], ServedBundle] = lambda model: model,
+) -> ModelServer:
     server = ModelServer(
         "toy",
         "default",
         source=source,
-        load=lambda one: ServedBundle(settings, spec, one),
+        load=lambda one: change(ServedBundle(settings, spec, one)),
         journal=None,
         quality=lambda version: {"auc": 0.5 + version / 10},
         limits=replace(QUICK, quality_every_s=0.1),
@@ -239,6 +246,66 @@ def test_a_challenger_that_cannot_be_loaded_leaves_all_traffic_to_the_champion(
         until(lambda: server.live.exposure.share == 1.0)
 
 
+def reading(model: ServedBundle, schema: pa.Schema) -> ServedBundle:
+    """The model as one that was trained on other columns of the source."""
+    model.signature = Signature(schema, model.spec)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change", ["the challenger reads one more", "the champion reads one more", "another order"]
+)
+def test_a_challenger_that_reads_other_columns_refuses_nobody(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles, change: str
+) -> None:
+    table = toy_rows(installation)
+    rows, plain = json_rows(table), table.schema
+    wider = plain.append(pa.field("weather", pa.string()))
+    schemas = {1: plain, 2: plain}
+    if change == "another order":
+        schemas[2] = pa.schema(list(plain)[::-1])
+    else:
+        schemas[1 if "champion" in change else 2] = wider
+    if schemas[1] == wider:
+        rows = [{**row, "weather": "fair"} for row in rows]
+    source = Split(Exposure(deployed(1, bundles), deployed(2, bundles), 0.5))
+    expected = expected_scores(installation, spec, bundles, (1, 2))
+    server = split_server(
+        installation, spec, source, change=lambda model: reading(model, schemas[model.deployed.version])
+    )
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        answers = ask_all(client, rows)
+        fallen = metric(client, "penstock_serving_fallback_rows_total", model_version="2")
+    customers = table["customer"].to_pylist()
+    mine = set(np.array(customers)[in_slice("toy", customers, 0.5)])
+    by_challenger = set() if schemas[2] == wider else mine
+    assert {name for name, one in answers.items() if one["model_version"] == 2} == by_challenger
+    assert fallen == len(mine) - len(by_challenger)
+    assert all(one["score"] == expected[name, one["model_version"]] for name, one in answers.items())
+
+
+def test_rows_that_a_challenger_of_other_columns_cannot_score_reach_the_champion_in_its_own_columns(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles
+) -> None:
+    table = toy_rows(installation)
+    schema = pa.schema(list(table.schema)[::-1])
+
+    def stumbling(model: ServedBundle) -> ServedBundle:
+        if model.deployed.version == 2:
+            reading(model, schema)
+            model.score = lambda _: 1 / 0  # type: ignore[method-assign]
+        return model
+
+    source = Split(Exposure(deployed(1, bundles), deployed(2, bundles), 0.5))
+    expected = expected_scores(installation, spec, bundles, (1,))
+    server = split_server(installation, spec, source, change=stumbling)
+    with running(server) as url, httpx.Client(base_url=url, timeout=60) as client:
+        answers = ask_all(client, json_rows(table))
+    assert {name: one["score"] for name, one in answers.items()} == {
+        name: score for (name, _), score in expected.items()
+    }
+
+
 def test_a_challenger_that_stays_broken_is_not_swapped_in_again_and_again(
     installation: Settings, spec: PipelineSpec, bundles: Bundles
 ) -> None:
@@ -253,12 +320,7 @@ def test_a_challenger_that_stays_broken_is_not_swapped_in_again_and_again(
 def test_a_shadow_scores_copies_answers_nothing_and_is_measured(
     installation: Settings, spec: PipelineSpec, bundles: Bundles
 ) -> None:
-    MetadataStore.open(installation).record_projection(spec, "challenger", 2, event_id=1)
-    from tasks.metadata.records import ModelVersion
-
-    MetadataStore.open(installation).record_model_version(
-        spec, ModelVersion(2, *bundles[2], "s", "t", "toy", None, None, "", MOMENT)
-    )
+    challenger_of(installation, spec, 2, bundles[2])
     rows = json_rows(toy_rows(installation))
     with serving(installation, audit=False, shadow=True) as (server, client):
         assert server.live.shadow is not None
@@ -268,6 +330,76 @@ def test_a_shadow_scores_copies_answers_nothing_and_is_measured(
         assert metric(client, "penstock_serving_predictions_total", model_version="2") == 0
     expected = expected_scores(installation, spec, bundles, (1,))
     assert all(answer["score"] == expected[name, 1] for name, answer in answers.items())
+
+
+REFUSES = """
+import pyarrow as pa
+
+FEATURE_VERSION = "1"
+
+
+def features(rows: pa.Table) -> pa.Table:
+    if {customer!r} in rows["customer"].to_pylist():
+        raise ValueError("no entry for it")
+    return rows.select(["price", "visits", "city", "device"])
+"""
+
+
+def challenger_of(settings: Settings, spec: PipelineSpec, version: int, bundle: tuple[str, str]) -> None:
+    """Register a version as the one that waits."""
+    from tasks.metadata.records import ModelVersion
+
+    store = MetadataStore.open(settings)
+    store.record_model_version(
+        spec, ModelVersion(version, *bundle, "s", f"t{version}", "toy", None, None, "", MOMENT)
+    )
+    store.record_projection(spec, "challenger", version, event_id=1)
+
+
+def test_a_row_that_a_shadow_cannot_score_is_counted_as_its_own_and_the_next_rows_are_scored(
+    installation: Settings, spec: PipelineSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    source = REFUSES.format(customer=rows[100]["customer"])
+    challenger_of(installation, spec, 9, make_bundle(installation, spec, seed=9, features=source))
+    with serving(installation, audit=False, shadow=True) as (server, client):
+        assert server.live.shadow is not None
+
+        def counted() -> tuple[float, float]:
+            return (
+                metric(client, "penstock_serving_shadow_failed_rows_total", model_version="9"),
+                metric(client, "penstock_serving_shadow_difference_count", model_version="9"),
+            )
+
+        ask_all(client, rows[100:101])
+        until(lambda: counted() == (1, 0))
+        ask_all(client, rows)
+        until(lambda: counted() == (2, 119))
+        assert metric(client, "penstock_serving_errors_total") == 0, "no request failed"
+        assert metric(client, "penstock_serving_input_rows_total", model_version="9") == 119
+    assert len([one for one in caplog.messages if "Version 9, a shadow, could not score 1 " in one]) == 1
+
+
+def test_a_shadow_that_fails_altogether_is_no_failed_request_and_fills_no_log(
+    installation: Settings, spec: PipelineSpec, bundles: Bundles, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = json_rows(toy_rows(installation))
+    challenger_of(installation, spec, 2, bundles[2])
+    with serving(installation, audit=False, shadow=True) as (server, client):
+        shadow = server.live.shadow
+
+        def broken(_: Any) -> Any:
+            raise RuntimeError("no entry")
+
+        object.__setattr__(shadow, "score", broken)
+        for row in rows[:20]:
+            ask_all(client, [row])
+        until(lambda: metric(client, "penstock_serving_shadow_failed_rows_total", model_version="2") == 20)
+        assert metric(client, "penstock_serving_errors_total") == 0
+        object.__delattr__(shadow, "score")
+        ask_all(client, rows[:5])
+        until(lambda: metric(client, "penstock_serving_shadow_difference_count", model_version="2") == 5)
+    assert len([one for one in caplog.messages if "Version 2, a shadow" in one]) == 1
 
 
 def test_the_log_without_exposures_gives_all_traffic_to_the_champion(
@@ -281,11 +413,8 @@ def test_the_log_without_exposures_gives_all_traffic_to_the_champion(
 def test_a_barred_challenger_is_no_shadow(
     installation: Settings, spec: PipelineSpec, bundles: Bundles
 ) -> None:
-    from tasks.metadata.records import ModelVersion
-
     store = MetadataStore.open(installation)
-    store.record_projection(spec, "challenger", 2, event_id=1)
-    store.record_model_version(spec, ModelVersion(2, *bundles[2], "s", "t", "toy", None, None, "", MOMENT))
+    challenger_of(installation, spec, 2, bundles[2])
     log = DeploymentLog(installation, spec, shadow=True)
     assert log.exposure().challenger.version == 2
     store.append_events(spec, lambda head: [NewEvent("bar", 2, *bundles[2], 1, "tests", "bad")])
