@@ -10,6 +10,7 @@ import typer
 
 from tasks.cli.output import show
 from tasks.cli.services import cli_settings
+from tasks.core.placed import refuse_blank
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Pipeline = Annotated[str, typer.Argument(help="Name of a folder under pipelines/.", show_default=False)]
@@ -36,8 +37,15 @@ ValidationFirstDay = Annotated[
     str, typer.Option(help="First day that is not trained on, YYYY-MM-DD.", show_default=False)
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-Actor = Annotated[str, typer.Option(help="Who decides; kept in the record.", envvar="USER")]
-Reason = Annotated[str, typer.Option(help="Why; kept in the record.", prompt=True)]
+
+
+def _said(option: typer.CallbackParam, text: str) -> str:
+    refuse_blank(text, f"--{option.name}", "say who decides, and why: the record is all that remains of it")
+    return text
+
+
+Actor = Annotated[str, typer.Option(help="Who decides; kept in the record.", envvar="USER", callback=_said)]
+Reason = Annotated[str, typer.Option(help="Why; kept in the record.", prompt=True, callback=_said)]
 
 
 def call(step: str, pipeline: str, **arguments: Any) -> dict[str, Any]:

@@ -60,8 +60,10 @@ def begin_ramp(
     another one is, `busy`: this one stays a challenger.
     """
     from tasks.registry import expose
+    from tasks.registry import version as registered
 
     context = open_context(settings, pipeline)
+    registered(settings, context.spec, version)
     head = context.metadata.head(context.spec)
     live = head.live.version if head.live else None
     now = Exposure.of(head)
@@ -74,9 +76,10 @@ def begin_ramp(
             "reasons": [f"version {now.version} is exposed: version {version} stays a challenger"],
         }
     elif not context.spec.canary.ramp or live is None or live == version:
-        why = (
-            "canary.ramp is empty" if live not in (None, version) else "there is no champion to stand beside"
-        )
+        if live is None:
+            why = "there is no champion to stand beside"
+        else:
+            why = f"version {version} is live already" if live == version else "canary.ramp is empty"
         result = {"outcome": "skipped", "version": version, "reasons": [why]}
     else:
         found = expose(

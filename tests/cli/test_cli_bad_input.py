@@ -193,6 +193,18 @@ CASES = [
         ("018d5e6f-0000-8000-8000-000000000000",),
         "NotFound",
     ),
+    Case(
+        "a decision without a reason",
+        "registry bar toy 1 --actor ada --reason=",
+        ("--reason: is empty", "say who decides, and why"),
+        "ConfigError",
+    ),
+    Case(
+        "a decision of nobody",
+        "registry promote toy 1 --actor= --reason better",
+        ("--actor: is empty", "say who decides, and why"),
+        "ConfigError",
+    ),
     Case("no prediction id", "audit show toy yesterday", ("yesterday",), "InvalidQuery"),
     Case("no prediction id to decode", "audit id yesterday", ("yesterday",), "InvalidQuery"),
     Case(

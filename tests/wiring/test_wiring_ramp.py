@@ -9,7 +9,7 @@ import pytest
 from wiring_support import LATER, Chain, edit, ids_by_version, pipeline_file, score, step
 
 from tasks.core import Settings, load_pipeline
-from tasks.core.errors import ConfigError, TerminalError
+from tasks.core.errors import ConfigError, NotFound, TerminalError
 from tasks.metadata import MetadataStore
 from tasks.registry import version as registered
 
@@ -46,6 +46,8 @@ def test_a_good_challenger_is_exposed_step_by_step_and_promoted_after_the_last(
     assert (begun["outcome"], begun["share"], begun["champion_version"]) == ("exposed", 0.1, champion)
     again = begin(settings, challenger)
     assert (again["outcome"], again["share"]) == ("exposed", 0.1), "a retry changes nothing"
+    with pytest.raises(NotFound, match="toy version 99: is not registered"):
+        begin(settings, 99)
     early = step(settings, "advance_ramp", as_of=LATER)
     assert early["outcome"] == "hold" and "0 of 1 days are published at 10 %" in early["reasons"][0]
 
@@ -185,7 +187,11 @@ def test_without_a_ramp_nothing_is_exposed_and_the_promotion_is_not_put_off(
     after_second: Settings, second: Chain
 ) -> None:
     challenger = second.done["promote_model"].first["previous_version"]
-    assert begin(after_second, challenger)["outcome"] == "skipped"
+    champion = second.done["promote_model"].first["version"]
+    skipped = begin(after_second, challenger)
+    assert (skipped["outcome"], skipped["reasons"]) == ("skipped", ["canary.ramp is empty"])
+    live = begin(after_second, champion)
+    assert (live["outcome"], live["reasons"]) == ("skipped", [f"version {champion} is live already"])
     with pytest.raises(ConfigError, match=r"toy: canary\.ramp: is empty"):
         step(after_second, "expose_model", version=challenger, actor="ada", reason="try")
     assert step(after_second, "ramp_status") == {"exposed": None, "ramp": [], "steps": []}
