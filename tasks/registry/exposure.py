@@ -19,7 +19,14 @@ from tasks.core.spec import PipelineSpec
 from tasks.metadata.deployments import LogHead, NewEvent
 from tasks.metadata.records import DeploymentEvent
 from tasks.metadata.store import MetadataStore
-from tasks.registry.promotion import Check, new_event, refuse_barred, registered, require_live
+from tasks.registry.promotion import (
+    Check,
+    aliases_pending,
+    new_event,
+    refuse_barred,
+    registered,
+    require_live,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -177,6 +184,8 @@ def withdraw(
     appended = store.append_events(spec, decide)
     if appended:
         _log.info("%s: version %d is exposed no more", spec.name, appended[0].version)
+    if any(event.kind == "bar" for event in appended):
+        aliases_pending(settings, store, spec)  # a barred version is no challenger in MLflow either
     return appended[-1] if appended else None
 
 

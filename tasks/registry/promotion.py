@@ -117,7 +117,7 @@ def promote(
             fix="read the history and decide again",
         )
     _log.info("%s: champion is version %d (was %s)", spec.name, event.version, event.previous_version)
-    return Deployment.of(event, alias_pending=_alias_pending(settings, store, spec))
+    return Deployment.of(event, alias_pending=aliases_pending(settings, store, spec))
 
 
 def rollback(
@@ -186,7 +186,7 @@ def rollback(
             "the champion moved meanwhile", which=spec.name, fix="read the history and decide again"
         )
     _log.info("%s: rolled back to version %d from %s", spec.name, event.version, event.previous_version)
-    return Deployment.of(event, alias_pending=_alias_pending(settings, store, spec))
+    return Deployment.of(event, alias_pending=aliases_pending(settings, store, spec))
 
 
 def rollback_targets(settings: Settings, spec: PipelineSpec) -> list[int]:
@@ -226,7 +226,7 @@ def bar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, rea
         return [new_event(kind, model, expected=None, actor=actor, reason=reason) for kind in kinds]
 
     if store.append_events(spec, decide):
-        _alias_pending(settings, store, spec)
+        aliases_pending(settings, store, spec)
 
 
 def unbar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, reason: str) -> None:
@@ -239,7 +239,7 @@ def unbar(settings: Settings, spec: PipelineSpec, version: int, *, actor: str, r
     model = registered(store, spec, version)
     event = new_event("unbar", model, expected=None, actor=actor, reason=reason)
     if store.append_events(spec, lambda head: [event] if version in head.barred else []):
-        _alias_pending(settings, store, spec)
+        aliases_pending(settings, store, spec)
 
 
 def reject(
@@ -362,7 +362,7 @@ def _who(live: DeploymentEvent | None) -> str:
     return f"version {live.version} is ({live.kind} by {live.actor} at {live.at_utc:%Y-%m-%d %H:%M:%S} UTC)"
 
 
-def _alias_pending(settings: Settings, store: MetadataStore, spec: PipelineSpec) -> bool:
+def aliases_pending(settings: Settings, store: MetadataStore, spec: PipelineSpec) -> bool:
     """Tell MLflow; True when that did not work. The log has moved already, so this is never an error."""
     try:
         with MlflowRegistry(settings.mlflow_url) as mlflow:

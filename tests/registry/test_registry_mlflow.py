@@ -385,6 +385,18 @@ def test_an_alias_moved_by_hand_may_be_adopted_after_its_check(
     assert registry.reconcile(two, spec, policy="adopt", check=loads) == []
 
 
+def test_a_challenger_that_is_withdrawn_and_barred_is_none_in_mlflow_either(
+    two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry
+) -> None:
+    registry.expose(two, spec, 2, share=0.1, expected=1, actor="tests", reason="try", check=loads)
+    assert mlflow.aliases(spec.model_name) == {"champion": 1, "challenger": 2}
+    registry.withdraw(two, spec, actor="tests", reason="not now")
+    assert mlflow.aliases(spec.model_name) == {"champion": 1, "challenger": 2}
+    registry.expose(two, spec, 2, share=0.1, expected=1, actor="tests", reason="again", check=loads)
+    registry.withdraw(two, spec, bar=True, actor="tests", reason="it does harm")
+    assert mlflow.aliases(spec.model_name) == {"champion": 1}
+
+
 def test_what_cannot_be_adopted_is_put_back(
     two: Settings, spec: PipelineSpec, mlflow: MlflowRegistry, train: Train
 ) -> None:
