@@ -212,9 +212,7 @@ class Shadow:
             challenger, table, answered = copies
             try:
                 self._compare(challenger, table, answered)
-            except (
-                Exception
-            ) as error:  # whatever it is, it is the challenger's, and the next one is to be scored
+            except Exception as error:  # of the challenger's; the next copies are to be scored
                 self._failed(challenger, len(answered.rows), f"{type(error).__name__}: {error}")
 
     def _compare(self, challenger: ServedModel, table: pa.Table, answered: Scores) -> None:
