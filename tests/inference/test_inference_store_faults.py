@@ -407,8 +407,8 @@ def test_a_slow_store_holds_the_worker_back_and_no_rows_pile_up(
     store = open_store(remote, prefix=many.prefix)
     sizes = [info.size_bytes for info in store.list("tables") if info.key.endswith(".parquet")]
     assert proxy.met("delay") == len(sizes) == 2 * len(planned.shards) == 36
-    # The probe lets eight threads race for one byte each before the first shard.
-    assert proxy.in_flight.most_bytes <= max(sizes) + 8
+    # An upload counts until after its answer, when the next one may be there; files that piled up would be 36.
+    assert proxy.in_flight.most_bytes <= 2 * max(sizes)
     # The next shard's rows are there or not yet; rows that piled up would be 18 shards' at the end and six shards' here.
     assert max(held[6:]) <= 2 * max(held[:6]), "the last shards hold no more than the first"
 
