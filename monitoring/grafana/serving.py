@@ -37,6 +37,12 @@ def _grown(counter: str, over: str) -> str:
     return f"{grown} or 0 * sum by ({OWNER}) (penstock_serving_queue_size_requests{ONE})"
 
 
+def _lost(failed: str, scored: str) -> str:
+    """The share of a version's rows that it could not score, where there is one."""
+    mine, others = (f"sum by ({_MODEL}) ({_rate(name)})" for name in (failed, scored))
+    return f"({mine} > 0) / on ({_MODEL}) ({mine} + on ({_MODEL}) {others})"
+
+
 PANELS = (
     stat(
         "Replicas",
@@ -232,6 +238,39 @@ PANELS = (
         unit="s",
         lowest=None,
         stays=False,
+    ),
+    row("A challenger beside the champion"),
+    lines(
+        "Exposed",
+        "Share of the entities that a challenger answers.",
+        (Asked(f"max by ({OWNER}) (penstock_serving_challenger_share_ratio{ONE})", "{{pipeline}}"),),
+        width=8,
+        unit="percentunit",
+        highest=1,
+        stays=False,
+    ),
+    lines(
+        "Rows that a challenger cannot score",
+        "Share of its rows: exposed, which the champion answers in its place, or as a shadow. Exposed it warns from 1 % on.",
+        (
+            Asked(_lost("fallback_rows_total", "predictions_total"), _WHO),
+            Asked(_lost("shadow_failed_rows_total", "shadow_difference_count"), f"{_WHO} shadow"),
+        ),
+        width=8,
+        unit="percentunit",
+        at_least=(0, 0.02),
+        limit=0.01,
+        stays=False,
+        when_none="each row is scored",
+    ),
+    lines(
+        "A shadow's difference, p99",
+        "Between its scores and the answers.",
+        (Asked(_quantile(0.99, "shadow_difference"), _WHO),),
+        width=8,
+        decimals=3,
+        stays=False,
+        when_none="no shadow scores",
     ),
     row("The record of what was answered"),
     lines(
