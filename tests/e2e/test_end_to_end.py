@@ -16,7 +16,7 @@ from tasks import wiring
 from tasks.core.errors import ConfigError
 from tasks.core.mlflow_users import MODEL, SERVICE_GRANTS, Grant, MlflowUsers
 from tasks.local import survey
-from tasks.local.parts import bearer, ray_folder
+from tasks.local.parts import bearer, log_of, ray_folder
 from tasks.local.services import _processes, mlflow_admin
 from tasks.registry.mlflow_api import MlflowRegistry
 from tasks.training.tracking import check_tracking
@@ -303,6 +303,11 @@ class TestACase:
             "the case's run",
         )
         installation.task_in(self.CASE, case_id, "ask", "deferred")
+        # An answer before the scheduler has seen the end of the process that asked, quicker than any person, makes it take that end
+        # for one of the task that the answer woke: it runs that once more, which asks again.
+        log = log_of(installation.settings, "airflow-scheduler")
+        ended = re.compile(rf"Received executor event .*'{self.CASE}', task_id='ask', run_id='{case_id}'")
+        until(lambda: ended.search(log.read_text()), "the scheduler to see that the question waits")
         return run_id, case_id
 
     def held(self, installation: Installation) -> bool:

@@ -110,11 +110,9 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell(
             nonlocal asked
             asked += 1
             answer = case.call()
-            # A deadline of a millisecond is well-formed, and passes.
-            late = answer.status_code == 504
-            case.validate_response(
-                answer, checks=[one for one in checks if not (late and one.__name__ == "not_a_server_error")]
-            )
+            # A deadline of a millisecond is well-formed, and passes. Schemathesis does not know 413 as a refusal of too many rows.
+            may_be = {504: "not_a_server_error", 413: "negative_data_rejection"}.get(answer.status_code)
+            case.validate_response(answer, checks=[one for one in checks if one.__name__ != may_be])
 
         ask()
     assert asked >= 20
