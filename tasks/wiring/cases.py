@@ -452,8 +452,9 @@ def _report_key(context: Context, case: Case) -> str:
     """Of the report that shows the incident; of the newest one while that is not drawn, and for cases of older releases."""
     from tasks.monitoring.cases import report_key
 
-    there = context.store.exists(case.report_key)
-    return case.report_key if there else report_key(case.first_day, case.last_day)
+    if case.report_key and context.store.exists(case.report_key):
+        return case.report_key
+    return report_key(case.first_day, case.last_day)
 
 
 def _suggested(
