@@ -6,7 +6,6 @@ online row leaves its segment after it is in a table, so the tables that are cop
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import shutil
@@ -26,7 +25,7 @@ from tasks.core.ids import digest_file
 from tasks.core.object_store import ObjectInfo, ObjectStore, open_store
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
-from tasks.recovery.cut import RESTORING, cut
+from tasks.recovery.cut import cut, unfinished_restore
 from tasks.recovery.manifest import METADATA, KeptObject, Manifest
 from tasks.recovery.place import LEFT_BEHIND, BackupPlace
 from tasks.recovery.tables import table_problems
@@ -110,15 +109,12 @@ def _sweep(folder: Path) -> None:
 
 def _refuse_half(source: ObjectStore) -> None:
     """Refuse a store that a restore has not filled yet: what is still to come would be missing, and nobody would know."""
-    try:
-        other = json.loads(source.get(RESTORING))["backup_id"]
-    except NotFound:
-        return
-    raise ConfigError(
-        f"holds an unfinished restore of backup {other}: a backup would lack what is not there yet",
-        which=source.url(),
-        fix="run that `penstock backup restore` again, which ends it; then make the backup",
-    )
+    if other := unfinished_restore(source):
+        raise ConfigError(
+            f"holds an unfinished restore of backup {other}: a backup would lack what is not there yet",
+            which=source.url(),
+            fix="run that `penstock backup restore` again, which ends it; then make the backup",
+        )
 
 
 def _backed_up(

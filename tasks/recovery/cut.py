@@ -7,6 +7,7 @@ records those are left out that are newer than the moment; of a table's log all 
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from tasks.core.errors import NotFound
 from tasks.core.object_store import ObjectInfo, ObjectStore, store_now
 
 _RECORDS = re.compile(
@@ -39,6 +41,14 @@ class Cut:
     objects: tuple[ObjectInfo, ...]
     tables: dict[str, int]
     """Folder of each Delta table and its newest version."""
+
+
+def unfinished_restore(store: ObjectStore) -> str | None:
+    """The backup that is being brought back into `store`; None when no restore has begun there, or all have ended."""
+    try:
+        return str(json.loads(store.get(RESTORING))["backup_id"])
+    except NotFound:
+        return None
 
 
 def cut(store: ObjectStore) -> Cut:

@@ -5,7 +5,6 @@ In that order a restore that dies has made nothing visible that is not whole; ca
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
@@ -14,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.core.errors import ConfigError, NotFound
+from tasks.core.errors import ConfigError
 from tasks.core.ids import canonical_json, digest_file
 from tasks.core.object_store import AlreadyExists, LocalStore, ObjectStore, open_store, probe
 from tasks.core.records import JsonRecord
 from tasks.core.settings import Settings
 from tasks.recovery.backing_up import WORKERS, scratch_folder
-from tasks.recovery.cut import LOG_ENTRY, RESTORING, is_record
+from tasks.recovery.cut import LOG_ENTRY, RESTORING, is_record, unfinished_restore
 from tasks.recovery.manifest import METADATA, KeptObject, Manifest
 from tasks.recovery.place import BackupPlace
 
@@ -104,16 +103,15 @@ def restore(
 
 def _claim(store: ObjectStore, backup_id: str) -> None:
     """Refuse a store that is not empty, but for an unfinished restore of this backup."""
-    try:
-        other = json.loads(store.get(RESTORING))["backup_id"]
-    except NotFound:
+    other = unfinished_restore(store)
+    if other is None:
         first = next((info.key for info in store.list() if not info.key.startswith("_probe/")), None)
         if first is not None:
             raise ConfigError(
                 f"is not empty: it holds {first}",
                 which=store.url(),
                 fix="point PENSTOCK_STORE at an empty folder or prefix; nothing is ever overwritten",
-            ) from None
+            )
         try:
             store.put_exclusive(RESTORING, canonical_json({"backup_id": backup_id}))
         except AlreadyExists:  # by another restore, this very moment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -28,10 +29,7 @@ class MlflowRegistry(MlflowRest):
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove `alias`; nothing happens when it is not there."""
-        try:
-            self.call("DELETE", "registered-models/alias", json={"name": name, "alias": alias})
-        except NotFound:
-            return
+        self._delete("registered-models/alias", name=name, alias=alias)
 
     def versions_with_tag(self, name: str, key: str, value: str) -> list[int]:
         """Versions that carry a tag, lowest first."""
@@ -78,14 +76,7 @@ class MlflowRegistry(MlflowRest):
 
     def delete_tag(self, name: str, version: int, key: str) -> None:
         """Remove a tag; nothing happens when it is not there."""
-        try:
-            self.call(
-                "DELETE",
-                "model-versions/delete-tag",
-                json={"name": name, "version": str(version), "key": key},
-            )
-        except NotFound:
-            return
+        self._delete("model-versions/delete-tag", name=name, version=str(version), key=key)
 
     def create_version(
         self,
@@ -111,10 +102,11 @@ class MlflowRegistry(MlflowRest):
 
     def delete_version(self, name: str, version: int) -> None:
         """Delete a version; nothing happens when it is gone."""
-        try:
-            self.call("DELETE", "model-versions/delete", json={"name": name, "version": str(version)})
-        except NotFound:
-            return
+        self._delete("model-versions/delete", name=name, version=str(version))
+
+    def _delete(self, path: str, **which: str) -> None:
+        with suppress(NotFound):
+            self.call("DELETE", path, json=which)
 
     def run_url(self, run_id: str) -> str:
         """Page of a run in the UI. Raises `NotFound` when there is no such run."""

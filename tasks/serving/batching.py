@@ -275,11 +275,9 @@ class MicroBatcher:
             self._metrics.of(model).fallbacks.inc(len(fallen))
             since = self._complaints.due(model.deployed.version, len(fallen)) if scores else None
             if since is not None:
-                failure = scores.failures[fallen[0]]
                 log.warning(
-                    "Version %d, exposed, could not score %d rows, the champion answered them: %s: %s: %s",
-                    *(model.deployed.version, since),
-                    *(failure.stage, failure.error_class, failure.reason),
+                    "Version %d, exposed, could not score %d rows, the champion answered them: %s",
+                    *(model.deployed.version, since, scores.failures[fallen[0]]),
                 )
         return groups
 
@@ -324,7 +322,7 @@ class MicroBatcher:
             ticket.error = Refused(
                 422,
                 "row_failed",
-                f"cannot be scored ({failure.stage}: {failure.error_class}: {failure.reason})",
+                f"cannot be scored ({failure})",
                 which=f"row {index}",
                 fix="correct the row; batch scoring would put it among its dead letters",
             )

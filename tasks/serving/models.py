@@ -28,6 +28,9 @@ class RowFailure:
     error_class: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.error_class}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Scores:

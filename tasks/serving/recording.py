@@ -220,8 +220,7 @@ class Shadow:
         scores = challenger.score(table.select(wanted.names).cast(wanted))
         lost = sorted(scores.failures.keys() & set(answered.rows.tolist()))
         if lost:
-            first = scores.failures[lost[0]]
-            self._failed(challenger, len(lost), f"{first.stage}: {first.error_class}: {first.reason}")
+            self._failed(challenger, len(lost), str(scores.failures[lost[0]]))
         _, mine, theirs = np.intersect1d(scores.rows, answered.rows, return_indices=True)
         seen = self._metrics.of(challenger)
         for difference in np.abs(scores.scores[mine] - answered.scores[theirs]).tolist():

@@ -211,7 +211,7 @@ def report_window(
     newest = max(scorers, key=lambda item: max([*item[1], *item[3]]))[0]
     decision = decision_of(context, first, last, history)
     found = explained(context, decision, history)
-    html = render_report(
+    page = render_report(
         context.spec,
         decision=decision,
         signals=signals_of(context, first, last),
@@ -225,11 +225,10 @@ def report_window(
         slices=found.slices,
         changes=found.changes,
         decided=decided_on(context, first, last),
-    )
-    for kind in kinds_of(decision):
-        context.store.put(report_key(first, last, kind), html.encode())
+    ).encode()
+    for kind in ("", *kinds_of(decision)):
+        context.store.put(report_key(first, last, kind), page)
     key = report_key(first, last)
-    context.store.put(key, html.encode())
     result = {"report_key": key, "report_url": context.report_url(key)}
     context.evidence(dag_run, "report", result)
     return result

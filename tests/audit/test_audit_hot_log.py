@@ -151,19 +151,30 @@ def test_appends_of_many_threads_share_commits_and_none_is_lost(
     assert set(found.values()) == {1}
 
 
-@pytest.mark.parametrize("moment", ["at once", "sealed", "folded", "restarted", "folded and restarted"])
+at_each_moment = pytest.mark.parametrize(
+    "moment", ["at once", "sealed", "folded", "restarted", "folded and restarted"]
+)
+
+
+def brought_to(moment: str, log: HotLog, settings: Settings, toy: PipelineSpec) -> HotLog:
+    """The log of node `a` after what the moment names; another one where that restarts."""
+    if moment == "sealed":
+        log.seal()
+    if "folded" in moment:
+        log.fold(seal=True)
+    if "restarted" not in moment:
+        return log
+    log.close()
+    return HotLog(settings, toy, node="a")
+
+
+@at_each_moment
 def test_a_retry_adds_no_second_row(settings: Settings, toy: PipelineSpec, moment: str) -> None:
     row = online_row(1)
     again = replace(row, scored_at=row.scored_at + timedelta(seconds=1), prediction=0.9)
     log = HotLog(settings, toy, node="a")
     assert log.append([row, row]).repeated == 1
-    if moment == "sealed":
-        log.seal()
-    if "folded" in moment:
-        log.fold(seal=True)
-    if "restarted" in moment:
-        log.close()
-        log = HotLog(settings, toy, node="a")
+    log = brought_to(moment, log, settings, toy)
     result = log.append([again, online_row(2)])
     assert (result.added, result.repeated) == (1, 1)
     log.fold(seal=True)
@@ -173,7 +184,7 @@ def test_a_retry_adds_no_second_row(settings: Settings, toy: PipelineSpec, momen
     assert rows["request-1"]["prediction"] == np.float32(row.prediction)
 
 
-@pytest.mark.parametrize("moment", ["at once", "sealed", "folded", "restarted", "folded and restarted"])
+@at_each_moment
 def test_a_retry_that_another_version_answers_is_kept_beside_the_first_answer_and_once(
     settings: Settings, toy: PipelineSpec, moment: str
 ) -> None:
@@ -185,13 +196,7 @@ def test_a_retry_that_another_version_answers_is_kept_beside_the_first_answer_an
     log = HotLog(settings, toy, node="a")
     log.append([first])
     assert log.append([second]).added == 1
-    if moment == "sealed":
-        log.seal()
-    if "folded" in moment:
-        log.fold(seal=True)
-    if "restarted" in moment:
-        log.close()
-        log = HotLog(settings, toy, node="a")
+    log = brought_to(moment, log, settings, toy)
     assert log.append([first, second]) == Appended(0, 2)
     log.fold(seal=True)
     log.close()

@@ -14,7 +14,7 @@ from recovery_support import objects
 from tasks.core import Settings, open_store
 from tasks.core.errors import ConfigError, DigestMismatch, TransientError
 from tasks.core.object_store import LocalStore
-from tasks.recovery import BackupPlace, back_up, verify_backup
+from tasks.recovery import BackupPlace, BackupReport, back_up, verify_backup
 
 
 class Died(BaseException):
@@ -25,6 +25,13 @@ def small_installation(settings: Settings) -> None:
     open_filled(settings)
     for number in range(4):
         open_store(settings).put(f"default/toy/data/2024-03-01/{number}.parquet", b"rows %d" % number)
+
+
+def place_with_one(settings: Settings, place: str) -> tuple[BackupPlace, BackupReport]:
+    """The place, and the backup of a small installation that it holds."""
+    small_installation(settings)
+    first = back_up(settings, place)
+    return BackupPlace(settings, place), first
 
 
 def once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, first: Callable[[], None]) -> None:
@@ -43,9 +50,7 @@ def test_a_backup_that_begins_while_one_is_removed_is_refused_and_loses_no_conte
     store_settings: Settings, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would count on contents that are about to go."""
-    small_installation(store_settings)
-    first = back_up(store_settings, place)
-    at = BackupPlace(store_settings, place)
+    at, first = place_with_one(store_settings, place)
     said: list[str] = []
 
     def begin() -> None:
@@ -64,9 +69,7 @@ def test_a_backup_that_begins_while_one_is_removed_is_refused_and_loses_no_conte
 def test_a_backup_is_not_removed_beside_one_that_has_begun(
     store_settings: Settings, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_installation(store_settings)
-    first = back_up(store_settings, place)
-    at = BackupPlace(store_settings, place)
+    at, first = place_with_one(store_settings, place)
 
     def remove() -> None:
         with pytest.raises(TransientError, match="a backup is being made here"):
@@ -82,9 +85,7 @@ def test_a_backup_is_not_removed_beside_one_that_has_begun(
 def test_a_backup_that_was_taken_for_dead_is_none_when_others_were_removed_meanwhile(
     store_settings: Settings, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_installation(store_settings)
-    first = back_up(store_settings, place)
-    at = BackupPlace(store_settings, place)
+    at, first = place_with_one(store_settings, place)
 
     def believe_it_dead() -> None:
         begun = at._names("begun")
@@ -103,10 +104,8 @@ def test_a_backup_that_was_taken_for_dead_is_none_when_others_were_removed_meanw
 def test_a_removal_that_dies_holds_backups_up_until_it_is_repeated(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
-    small_installation(settings)
     place = str(tmp_path / "backups")
-    first = back_up(settings, place)
-    at = BackupPlace(settings, place)
+    at, first = place_with_one(settings, place)
     deletes, real = 0, LocalStore.delete
 
     def delete(self: LocalStore, key: str) -> None:

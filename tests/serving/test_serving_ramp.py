@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from tasks.core.sampling import in_slice
 from tasks.metadata import MetadataStore
 from tasks.metadata.records import ModelVersion
 from tasks.registry import expose, promote, withdraw
+from tasks.serving import RowFailure
 from tasks.wiring.serving import DeploymentLog
 
 Bundles = dict[int, tuple[str, str]]
@@ -111,9 +111,7 @@ def test_a_row_that_the_exposed_challenger_cannot_score_is_answered_by_the_champ
             if stumbles == "on everything":
                 raise RuntimeError("no entry")
             found = score(table)
-            lost = {
-                row: SimpleNamespace(stage="features", error_class="KeyError", reason="x") for row in (0, 1)
-            }
+            lost = {row: RowFailure("features", "KeyError", "x") for row in (0, 1)}
             kept = [position for position, row in enumerate(found.rows.tolist()) if row not in lost]
             return replace(
                 found,
